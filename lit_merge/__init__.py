@@ -1,0 +1,63 @@
+"""lit_merge: merge fine-tuned models, adapt the merge on unlabelled data, ship it as a small task bank."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lit_merge.coefficients import Coefficients
+    from lit_merge.data import ImageFolders, Suite
+    from lit_merge.errors import MergeError, MergeWarning
+    from lit_merge.experts import Experts
+    from lit_merge.low_rank import LowRank
+    from lit_merge.merged_model import MergedModel, Stage
+    from lit_merge.methods import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
+    from lit_merge.task_bank import TaskBank
+
+# Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
+_HOMES = {
+    "CART": "methods",
+    "Coefficients": "coefficients",
+    "Experts": "experts",
+    "ImageFolders": "data",
+    "IsoC": "methods",
+    "LowRank": "low_rank",
+    "MergeError": "errors",
+    "MergeMethod": "methods",
+    "MergeWarning": "errors",
+    "MergedModel": "merged_model",
+    "Stage": "merged_model",
+    "Suite": "data",
+    "TSVM": "methods",
+    "TaskArithmetic": "methods",
+    "TaskBank": "task_bank",
+    "WeightAveraging": "methods",
+    "build_bank": "methods",
+}
+
+__all__ = [
+    "CART",
+    "TSVM",
+    "Coefficients",
+    "Experts",
+    "ImageFolders",
+    "IsoC",
+    "LowRank",
+    "MergeError",
+    "MergeMethod",
+    "MergeWarning",
+    "MergedModel",
+    "Stage",
+    "Suite",
+    "TaskArithmetic",
+    "TaskBank",
+    "WeightAveraging",
+    "build_bank",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

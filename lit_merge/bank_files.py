@@ -1,0 +1,55 @@
+"""The files of a task bank: a folder of `bank.safetensors` (tensors) and `bank.json` (what they are)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_merge.checkpoints import SafetensorsFile, replacing, write_safetensors
+from lit_merge.errors import MergeError
+
+FORMAT_VERSION = 1
+FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
+
+
+def write_bank_folder(path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], overwrite: bool) -> None:
+    """Writes both files, whole or not at all. See `TaskBank.save`."""
+    with replacing(path, overwrite) as beside:
+        beside.mkdir()
+        write_safetensors(beside / "bank.safetensors", tensors)
+        text = json.dumps({"format_version": FORMAT_VERSION} | dict(about), indent=1)
+        (beside / "bank.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_bank_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors, memory-mapped. See `TaskBank.load`."""
+    folder = Path(path)
+    about = _read_about(folder / "bank.json")
+    file = SafetensorsFile(folder / "bank.safetensors")
+    expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients"}
+    for name in about["layers"]:
+        expected |= {f"U/{name}", f"S/{name}", f"V/{name}"} if f"U/{name}" in file.shapes else {f"delta/{name}"}
+    if expected != set(file.shapes):
+        weight = min(expected ^ set(file.shapes))
+        raise MergeError(f"{file.path} and bank.json are of different banks: {weight} is in one of them only")
+    return about, {name: file.read(name) for name in file.shapes}
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MergeError(f"{path.parent} is no task bank: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise MergeError(f"{path} is damaged: {error}") from error
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if not isinstance(version, int):
+        raise MergeError(f"{path} is damaged: it has no format_version")
+    if version > FORMAT_VERSION:
+        raise MergeError(f"{path} has format version {version}; this lit_merge reads up to {FORMAT_VERSION}: update it")
+    for field, kind in FIELDS.items():
+        if not isinstance(about.get(field), kind):
+            raise MergeError(f"{path} is damaged: it has no {field}")
+    return about

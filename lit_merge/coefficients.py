@@ -1,0 +1,87 @@
+"""The learnable coefficients λ of a merge, at any granularity."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lit_merge.errors import MergeError
+
+Granularity = Literal["tied", "task", "block", "layer"]
+
+_BLOCK = re.compile(r"^.*?\.\d+\.")
+
+
+class Coefficients(nn.Module):
+    """λ[t, l] = anchor[t, l] + offset[group of (t, l)].
+
+    What is learnt is one offset per group; which entries share one is the granularity: `tied` (all of them), `task`,
+    `block` (a task's weights in one numbered block; those outside blocks together) or `layer` (every entry its own).
+    `offset` always has T·L entries, of which the first few are in use: so the granularity can change in mid-fit while
+    optimiser, checkpoint and distributed wrapper keep the parameter that they know. An offset rather than a factor,
+    so that Adam's steps mean the same whatever λ starts at.
+
+    Args:
+        start: (T or 1, L), λ before any step.
+        layers: names of the L weights.
+        granularity: the first one.
+        bounds: (lower, upper) for λ in the forward; the gradient is zero outside them, as in AdaMerging. Off by default.
+    """
+
+    offset: Tensor
+    anchor: Tensor
+    group: Tensor
+
+    def __init__(
+        self,
+        start: Float[Tensor, "rows L"],
+        layers: Sequence[str],
+        granularity: Granularity = "layer",
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise MergeError(f"bounds={list(bounds)}: the lower one must be below the upper one")
+        self.layers = tuple(layers)
+        self.bounds = bounds
+        self.granularity = granularity
+        self.offset = nn.Parameter(torch.zeros(start.numel()))
+        self.register_buffer("anchor", start.detach().clone().float())
+        self.register_buffer("group", self._groups(granularity))
+
+    def forward(self) -> Float[Tensor, "rows L"]:
+        """λ, differentiable in `offset`."""
+        values = self.anchor + self.offset[self.group]
+        return values if self.bounds is None else values.clamp(*self.bounds)
+
+    @torch.no_grad()
+    def set_granularity(self, granularity: Granularity) -> None:
+        """Goes on from the λ reached so far with other groups. The optimiser's state of `offset` is stale after it."""
+        self.anchor.copy_(self.anchor + self.offset[self.group])
+        self.offset.zero_()
+        self.group.copy_(self._groups(granularity))
+        self.granularity = granularity
+
+    def _groups(self, granularity: Granularity) -> Int[Tensor, "rows L"]:
+        rows, layers = self.anchor_shape
+        if granularity == "tied":
+            columns, per_row = torch.zeros(layers, dtype=torch.long), 0
+        elif granularity == "task":
+            columns, per_row = torch.zeros(layers, dtype=torch.long), 1
+        elif granularity == "layer":
+            columns, per_row = torch.arange(layers), layers
+        elif granularity == "block":
+            found = [match.group() if (match := _BLOCK.match(name)) else "" for name in self.layers]
+            names = sorted(set(found))
+            columns, per_row = torch.tensor([names.index(name) for name in found], dtype=torch.long), len(names)
+        else:
+            raise MergeError(f"granularity={granularity!r}: expected tied, task, block or layer")
+        return torch.arange(rows)[:, None] * per_row + columns
+
+    @property
+    def anchor_shape(self) -> tuple[int, int]:
+        """(T or 1, L)."""
+        return self.offset.numel() // max(1, len(self.layers)), len(self.layers)

@@ -1,0 +1,100 @@
+"""TaskData: a DataModule with one unlabelled stream per task to adapt on, and labelled images to evaluate on."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_merge.data.streams import ImageSource, LabelledImages, TaskBatchSampler, UnlabelledImages
+from lit_merge.errors import MergeError
+
+Labelled = tuple[ImageSource, Tensor | None]
+
+
+class TaskData(LightningDataModule):
+    """What every data set of lit_merge is.
+
+    Args:
+        batch_size: images of each task per adaptation step and process.
+        eval_batch_size: images per batch of validation, test and predict.
+        num_workers: processes that read images; 0 reads in the main process.
+        seed: of the order in which images are drawn.
+    """
+
+    def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise MergeError(f"batch_size={batch_size}, eval_batch_size={eval_batch_size}: expected at least 1")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.seed = num_workers, seed
+
+    @property
+    @abstractmethod
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """Which images are adapted and which tested on, in a sentence for reports."""
+
+    @abstractmethod
+    def unlabelled(self) -> Mapping[str, ImageSource]:
+        """task → images to adapt on. Must not open a file that holds labels."""
+
+    @abstractmethod
+    def labelled(self, split: str) -> Mapping[str, Labelled]:
+        """task → images and labels of `validation` or `test`."""
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        sources = self.unlabelled()
+        for task, source in sources.items():
+            if not len(source):
+                raise MergeError(f"task {task} has no image to adapt on", task=task)
+        rank, world_size = self._place()
+        sizes = {task: len(source) for task, source in sources.items()}
+        sampler = TaskBatchSampler(sizes, self.batch_size, self.seed, rank, world_size)
+        return self._loader(UnlabelledImages(sources), sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> DataLoader[dict[str, Any]]:
+        rank, world_size = self._place()
+        dataset = LabelledImages(self.labelled(split), self.eval_batch_size)
+        return self._loader(dataset, range(rank, len(dataset), world_size))
+
+    def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
+        # batch_size=None: the datasets answer with whole batches.
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:
+    """Raises MergeError where the data's tasks are not those of the merge."""
+    for task in data.tasks:
+        if task not in tasks:
+            raise MergeError(
+                f"the data has a task {task!r} that is not merged (merged: {', '.join(tasks)}): add its expert, "
+                "or choose tasks with --data.tasks",
+                task=task,
+            )
+    for task in tasks:
+        if task not in data.tasks:
+            raise MergeError(
+                f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add its images, "
+                "or leave out its expert",
+                task=task,
+            )

@@ -1,0 +1,115 @@
+"""ImageFolders: your own images, a folder per task."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from lit_merge.data.base import Labelled, TaskData
+from lit_merge.data.streams import ImageSource
+from lit_merge.errors import MergeError
+from lit_merge.locations import resolve
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class ImageFiles(ImageSource):
+    """Image files, decoded when read: shorter side resized to `image_size`, centre cropped, RGB."""
+
+    def __init__(self, paths: Sequence[Path], image_size: int) -> None:
+        self.paths = list(paths)
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.stack([self._decode(self.paths[i]) for i in indices])
+
+    def _decode(self, path: Path) -> UInt8[Tensor, "3 H W"]:
+        try:
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+            raise MergeError(f"{path} cannot be read as an image: {error}: mend or remove it") from error
+        square = ImageOps.fit(upright, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+class ImageFolders(TaskData):
+    """Unlabelled images per task to adapt on; labelled ones, in a folder per class, where accuracy is wanted.
+
+    Args:
+        adapt: task → folder of images, searched with its subfolders.
+        test: task → folder with one subfolder per class, whose sorted names are the rows of the task's head.
+        validation: the same, for `validate`.
+        image_size: side of the squares that the network takes.
+        batch_size: images of each task per adaptation step and process.
+        eval_batch_size: images per batch of validation and test.
+        num_workers: processes that decode images.
+        seed: of the order in which images are drawn.
+
+    Raises:
+        MergeError: a folder that is missing, unreadable or without images; an image that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        adapt: dict[str, str],
+        test: dict[str, str] | None = None,
+        validation: dict[str, str] | None = None,
+        image_size: int = 224,
+        batch_size: int = 16,
+        eval_batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        self.image_size = image_size
+        self._adapt = {task: find_images(task, folder) for task, folder in adapt.items()}
+        self._labelled = {"test": test, "validation": validation}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._adapt)
+
+    @property
+    def protocol(self) -> str:
+        return "adapted on the given folders, tested on " + ("others" if self._labelled["test"] else "none")
+
+    def unlabelled(self) -> Mapping[str, ImageSource]:
+        return {task: ImageFiles(paths, self.image_size) for task, paths in self._adapt.items()}
+
+    def labelled(self, split: str) -> Mapping[str, Labelled]:
+        folders = self._labelled[split]
+        if folders is None:
+            raise MergeError(f"no {split} images: pass --data.{split} with a folder of class folders per task")
+        return {task: self._by_class(task, folder) for task, folder in folders.items()}
+
+    def _by_class(self, task: str, folder: str) -> Labelled:
+        paths = find_images(task, folder)
+        root = resolve(folder)
+        classes = sorted({path.relative_to(root).parts[0] for path in paths})
+        if any(path.parent == root for path in paths):
+            raise MergeError(f"{root} (task {task}): expected one subfolder per class, found images beside them")
+        labels = torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
+        return ImageFiles(paths, self.image_size), labels
+
+
+def find_images(task: str, folder: str) -> list[Path]:
+    """All image files below a folder, sorted."""
+    root = resolve(folder)
+    if not root.is_dir():
+        raise MergeError(f"{root} (images of task {task}): no such folder", task=task)
+    try:
+        next(root.iterdir(), None)
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise MergeError(f"{root} (images of task {task}) cannot be read: {error.strerror}", task=task) from error
+    if not paths:
+        raise MergeError(f"{root} (images of task {task}) holds no image ({', '.join(sorted(SUFFIXES))})", task=task)
+    return paths

@@ -1,0 +1,111 @@
+"""The two streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+
+class ImageSource(ABC):
+    """Images without labels, read when asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
+        """uint8 images, (B, H, W) or (B, 3, H, W)."""
+
+
+class ImageTensor(ImageSource):
+    """Images that are in memory, or mapped from a file."""
+
+    def __init__(self, images: UInt8[Tensor, "N ..."]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
+        return self.images[list(indices)]
+
+
+class UnlabelledImages(Dataset[dict[str, Tensor]]):
+    """{task: images}, and nothing else: adaptation never sees a label. Indexed by what `TaskBatchSampler` yields."""
+
+    def __init__(self, sources: Mapping[str, ImageSource]) -> None:
+        self.sources = dict(sources)
+
+    def __getitem__(self, indices: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        return {task: self.sources[task].read(chosen) for task, chosen in indices.items()}
+
+
+class TaskBatchSampler(Sampler[dict[str, list[int]]]):
+    """One batch of every task per step, an epoch being one pass over the largest task.
+
+    Every task is an endless sequence of permutations of its images, seeded by (seed, task, pass). A step's batch is a
+    function of its number alone: nothing to store for a resume, and processes take turns without talking.
+
+    Args:
+        sizes: task → number of images.
+        batch_size: images of each task per step and process.
+        seed: of the permutations.
+        rank, world_size: this process among how many.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.sizes = dict(sizes)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-max(self.sizes.values()) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        for step in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
+            start = (step * self.world_size + self.rank) * self.batch_size
+            yield {task: self._draw(task, start) for task in self.sizes}
+
+    def _draw(self, task: str, start: int) -> list[int]:
+        size, drawn = self.sizes[task], []
+        while len(drawn) < self.batch_size:
+            turn, offset = divmod(start + len(drawn), size)
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{task}/{turn}".encode()))
+            order = torch.randperm(size, generator=generator)
+            drawn += order[offset : offset + self.batch_size - len(drawn)].tolist()
+        return drawn
+
+
+class LabelledImages(Dataset[dict[str, Any]]):
+    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn."""
+
+    def __init__(self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int) -> None:
+        self.sources = dict(sources)
+        self.batches = [
+            (task, range(start, min(start + batch_size, len(source))))
+            for task, (source, _) in self.sources.items()
+            for start in range(0, len(source), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        task, chosen = self.batches[index]
+        source, labels = self.sources[task]
+        indices = torch.tensor(chosen)
+        batch = {"task": task, "images": source.read(chosen), "indices": indices}
+        return batch if labels is None else batch | {"labels": labels[indices].long()}

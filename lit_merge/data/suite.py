@@ -1,0 +1,74 @@
+"""Suite: the images of a built-in zoo."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from lit_merge.checkpoints import SafetensorsFile
+from lit_merge.data.base import Labelled, TaskData
+from lit_merge.data.streams import ImageSource, ImageTensor
+from lit_merge.errors import MergeError
+from lit_merge.locations import resolve
+
+PROTOCOLS = {
+    "inductive": "inductive (adapted on other images, from other fonts, than tested on)",
+    "transductive": "transductive (adapted on the test images themselves, without their labels)",
+}
+
+
+class Suite(TaskData):
+    """Images of a folder that scripts/build_zoo.py made: uint8, 32 × 32.
+
+    Args:
+        path: `zoo:8` (shipped), `zoo:14`, `zoo:20` or a folder.
+        protocol: `inductive` adapts on the adaptation images and tests on the test images; `transductive` adapts on
+            the test images, whose labels it does not read.
+        tasks: some of the suite's tasks; all by default.
+        batch_size: images of each task per adaptation step and process.
+        eval_batch_size: images per batch of validation and test.
+        seed: of the order in which images are drawn.
+
+    Raises:
+        MergeError: no suite there, or a task that it has not.
+    """
+
+    def __init__(
+        self,
+        path: str = "zoo:8",
+        protocol: Literal["inductive", "transductive"] = "inductive",
+        tasks: list[str] | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        # Images come from memory: a reading process would only cost.
+        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
+        if protocol not in PROTOCOLS:
+            raise MergeError(f"protocol={protocol!r}: expected inductive or transductive")
+        self.path: Path = resolve(path)
+        self._protocol = protocol
+        self._images = SafetensorsFile(self.path / "images.safetensors")
+        all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
+        for task in tasks or ():
+            if task not in all_tasks:
+                raise MergeError(f"{path} has no task {task!r}; it has {', '.join(all_tasks)}", task=task)
+        self._tasks = tuple(tasks or all_tasks)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._tasks
+
+    @property
+    def protocol(self) -> str:
+        return PROTOCOLS[self._protocol]
+
+    def unlabelled(self) -> Mapping[str, ImageSource]:
+        split = "adaptation" if self._protocol == "inductive" else "test"
+        return {task: ImageTensor(self._images.read(f"{task}/{split}")) for task in self.tasks}
+
+    def labelled(self, split: str) -> Mapping[str, Labelled]:
+        labels = SafetensorsFile(self.path / "labels.safetensors")
+        return {
+            task: (ImageTensor(self._images.read(f"{task}/{split}")), labels.read(f"{task}/{split}"))
+            for task in self.tasks
+        }

@@ -1,0 +1,125 @@
+"""The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from lit_merge.checkpoints import Checkpoint, Source, open_checkpoint
+from lit_merge.errors import MergeError
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One weight of all experts, in float32 (float64 stays)."""
+
+    name: str
+    experts: Shaped[Tensor, "T ..."]
+    base: Shaped[Tensor, "..."] | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all experts, and the base where there is one, hold the same values: nothing to merge."""
+        first = self.experts[0]
+        return bool((self.experts == first).all()) and (self.base is None or torch.equal(self.base, first))
+
+    @property
+    def task_vectors(self) -> Shaped[Tensor, "T ..."]:
+        """τ_t = θ_t − θ₀."""
+        if self.base is None:
+            raise MergeError(f"task vectors of {self.name} need the pretrained checkpoint: pass base=…")
+        return self.experts - self.base
+
+
+class Experts:
+    """Opened checkpoints by task. Construction reads headers only.
+
+    Args:
+        sources: task → path or state dict, in the order of the tasks.
+        base: the pretrained checkpoint, where it is known.
+
+    Raises:
+        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], base: Source | None = None) -> None:
+        if not sources:
+            raise MergeError("no experts given, expected a mapping from task to checkpoint")
+        self.checkpoints: dict[str, Checkpoint] = {}
+        for task, source in sources.items():
+            try:
+                self.checkpoints[task] = open_checkpoint(source, f"expert {task}")
+            except MergeError as error:
+                raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
+        self.base = None if base is None else open_checkpoint(base, "base")
+        first, *others = self.checkpoints.items()
+        for task, checkpoint in others:
+            _check_same(first[1], checkpoint, task, dtypes=True)
+        if self.base is not None:
+            # The base may be stored in another precision: experts are often saved in half of it.
+            _check_same(first[1], self.base, "base", dtypes=False)
+        self.tasks = tuple(self.checkpoints)
+        self.shapes = first[1].shapes
+        self.dtypes = first[1].dtypes
+        self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+
+    def stream(self, with_base: bool) -> Iterator[Weight]:
+        """Every weight in turn; at any time only one weight of all experts is in memory.
+
+        Raises:
+            MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
+        """
+        for name in self.shapes:
+            read = {task: _finite(checkpoint, name, task) for task, checkpoint in self.checkpoints.items()}
+            experts = torch.stack(list(read.values()))
+            base = _finite(self.base, name, "base") if with_base and self.base is not None else None
+            if experts.is_floating_point():
+                dtype = torch.promote_types(experts.dtype, torch.float32)
+                yield Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
+            elif (experts == experts[0]).all():
+                yield Weight(name, experts, base)
+            else:
+                raise MergeError(
+                    f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point "
+                    "weights can be merged",
+                    weight=name,
+                )
+
+
+def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> None:
+    for name in first.shapes.keys() ^ other.shapes.keys():
+        has, lacks = (first, other) if name in first.shapes else (other, first)
+        raise MergeError(
+            f"{lacks.label} has no weight {name}, which {has.label} has: all must be fine-tuned from one checkpoint",
+            task=task,
+            weight=name,
+        )
+    for name, shape in first.shapes.items():
+        if shape != other.shapes[name]:
+            raise MergeError(
+                f"{name} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {other.label}",
+                task=task,
+                weight=name,
+            )
+        if dtypes and first.dtypes[name] != other.dtypes[name]:
+            raise MergeError(
+                f"{name} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {other.label}: "
+                "save all experts in one dtype",
+                task=task,
+                weight=name,
+            )
+
+
+def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
+    value = checkpoint.read(name)
+    if value.is_floating_point():
+        bad = value.numel() - int(value.isfinite().sum())
+        if bad:
+            raise MergeError(
+                f"{checkpoint.label}: {name} holds NaN or infinity in {bad:,} of {value.numel():,} places",
+                task=task,
+                weight=name,
+            )
+    return value

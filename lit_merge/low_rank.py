@@ -1,0 +1,91 @@
+"""Low-rank matrices of several tasks, and their weighted sum with an exact, small backward."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_merge.linalg import truncated_svd
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """T matrices U·diag(S)·Vᵀ of m × n, singular values sorted from the largest: cutting the rank is slicing."""
+
+    U: Float[Tensor, "T m r"]
+    S: Float[Tensor, "T r"]
+    V: Float[Tensor, "T n r"]
+
+    @classmethod
+    def from_dense(cls, matrices: Float[Tensor, "T m n"], rank: int) -> "LowRank":
+        """The best approximation of this rank, in the dtype of `matrices`.
+
+        >>> LowRank.from_dense(torch.eye(3)[None], rank=2).rank
+        2
+        """
+        return cls(*truncated_svd(matrices, rank))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, m, n)."""
+        return self.U.shape[0], self.U.shape[1], self.V.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return self.S.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.U.nbytes + self.S.nbytes + self.V.nbytes
+
+    def to_dense(self) -> Float[Tensor, "T m n"]:
+        u = self.U.to(self.S.dtype)
+        return (u * self.S[:, None, :]) @ self.V.to(self.S.dtype).mT
+
+    def to(self, dtype: torch.dtype) -> "LowRank":
+        """Singular vectors in another precision; singular values, a thousandth of the bytes, stay as they are."""
+        return LowRank(self.U.to(dtype), self.S, self.V.to(dtype))
+
+    def truncate(self, rank: int) -> "LowRank":
+        """Views of the leading `rank` directions."""
+        return LowRank(self.U[..., :rank], self.S[..., :rank], self.V[..., :rank])
+
+    def energy(self) -> Float[Tensor, "T r"]:
+        """Squared singular values: their sum is the squared Frobenius norm of each matrix."""
+        return self.S.square()
+
+    def weighted_sum(
+        self, origin: Float[Tensor, "m n"], coefficients: Float[Tensor, " T"]
+    ) -> Float[Tensor, "m n"]:
+        """origin + Σ_t coefficients[t] · U_t·diag(S_t)·V_tᵀ, differentiable in `coefficients`.
+
+        One matrix product over the ranks of all tasks together. The backward reads
+        ∂L/∂λ_t = Σ_r s_r·u_rᵀ G v_r off the factors and saves nothing but them.
+        """
+        return _WeightedSum.apply(coefficients, origin, self.U, self.S, self.V)
+
+
+def _side_by_side(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """(T, m, r) → (m, T·r): the directions of all tasks as columns of one matrix.
+
+    Always a fresh copy: a product's last bits depend on strides and on alignment, which differ between a tensor that
+    was computed and the same tensor mapped from a file.
+    """
+    return torch.cat(factor.to(dtype).unbind(), dim=1)
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, coefficients, origin, u, s, v):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(u, s, v)
+        ctx.dtype = coefficients.dtype
+        scaled = (s * coefficients[:, None]).to(origin.dtype).flatten()
+        return torch.addmm(origin, _side_by_side(u, origin.dtype) * scaled, _side_by_side(v, origin.dtype).T)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        u, s, v = ctx.saved_tensors
+        per_direction = (_side_by_side(u, gradient.dtype) * (gradient @ _side_by_side(v, gradient.dtype))).sum(0)
+        return (per_direction.view_as(s) * s).sum(1).to(ctx.dtype), None, None, None, None

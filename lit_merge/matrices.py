@@ -1,0 +1,48 @@
+"""Which weights of a model are decomposed: the one place that decides it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from lit_merge.errors import MergeError
+
+Matrices = str | list[str]
+
+# Weights inside a numbered block ("resblocks.3.", "layer.11.") that belong to its attention or its MLP, in the
+# names of open_clip, OpenAI, Hugging Face's CLIP, BERT, RoBERTa, Llama and GPT-2.
+_BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|intermediate|output|fc\d|c_fc|c_proj)")
+_NOT_BLOCK = re.compile(r"(ln_|norm|bias|embed)", re.IGNORECASE)
+_NOT_ALL = re.compile(r"(text_projection|token_embedding|word_embeddings|embed_tokens|wte|lm_head)")
+
+
+def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> frozenset[str]:
+    """The names of the 2-D weights that a method decomposes.
+
+    Args:
+        shapes: name → shape of every weight.
+        matrices: `block` (attention and MLP weights of the blocks), `all` (every 2-D weight but `text_projection`
+            and vocabulary-sized embeddings), or a list of shell patterns.
+
+    Raises:
+        MergeError: nothing is selected, or a pattern matches no matrix.
+    """
+    two_d = [name for name, shape in shapes.items() if len(shape) == 2]
+    if matrices == "block":
+        selected = {name for name in two_d if _BLOCK.search(name) and not _NOT_BLOCK.search(name)}
+    elif matrices == "all":
+        selected = {name for name in two_d if not _NOT_ALL.search(name)}
+    elif isinstance(matrices, str):
+        raise MergeError(f"matrices={matrices!r}: expected block, all or a list of name patterns")
+    else:
+        selected = set()
+        for pattern in matrices:
+            matched = {name for name in two_d if fnmatchcase(name, pattern)}
+            if not matched:
+                raise MergeError(f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts")
+            selected |= matched
+    if not selected:
+        example = ", ".join(two_d[:3]) or "none"
+        raise MergeError(
+            f"matrices={matrices!r} selects none of the experts' 2-D weights ({example}): pass a list of name patterns"
+        )
+    return frozenset(selected)

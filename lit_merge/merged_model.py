@@ -1,0 +1,194 @@
+"""MergedModel: a task bank with learnable coefficients, adapted on unlabelled data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_merge.coefficients import Coefficients, Granularity
+from lit_merge.errors import MergeError
+from lit_merge.evaluation import TaskMetrics, mean_accuracy
+from lit_merge.networks import Network
+from lit_merge.objectives import Entropy, Objective
+from lit_merge.task_bank import TaskBank, check_rank_ratio
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the fit: what is learnt, for how many steps, at which rate of Adam.
+
+    Args:
+        granularity: tied (one coefficient for the whole merge), task, block or layer.
+        steps: number of optimiser steps; the last stage goes on for as long as the trainer does.
+        lr: Adam's learning rate.
+    """
+
+    granularity: Granularity = "layer"
+    steps: int = 500
+    lr: float = 1e-3
+
+
+class MergedModel(LightningModule):
+    """The merged weights as a function of the coefficients λ[task, weight], which are all that is learnt.
+
+    A step takes one unlabelled batch of every task, builds the merged weights once, and minimises the mean over tasks
+    of the objective (AdaMerging, arXiv 2310.02575, for any bank).
+
+    Args:
+        bank: origin, deltas and the coefficients to start from.
+        network: encoder and heads.
+        objective: entropy by default.
+        stages: what is learnt when. First one coefficient for the whole merge and then one per task and weight is what
+            works from a coefficient that is far off: coefficients of different tasks compete and cannot travel far.
+        bounds: (lower, upper) for the coefficients; AdaMerging clamps to [0, 1]. Off by default: CART's are above 1.
+
+    Raises:
+        MergeError: a bank whose weights are not the network's, a task without a head, no stage.
+    """
+
+    def __init__(
+        self,
+        bank: TaskBank,
+        network: Network,
+        objective: Objective | None = None,
+        stages: Sequence[Stage] = (Stage(),),
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not stages or any(stage.steps < 1 or stage.lr <= 0 for stage in stages):
+            raise MergeError("stages: expected at least one, each with steps ≥ 1 and lr > 0")
+        network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
+        for task in bank.tasks:
+            network.heads.classes(task)
+        self._frame = bank
+        self._names, tensors = zip(*bank.tensors().items(), strict=True)
+        # Frozen parameters rather than buffers: DDP broadcasts buffers at every forward.
+        self.factors = nn.ParameterList(nn.Parameter(value, requires_grad=False) for value in tensors)
+        self.network = network
+        self.objective = objective or Entropy()
+        self.stages = tuple(stages)
+        self.coefficients = Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds)
+        self.metrics = TaskMetrics(bank.tasks)
+        self.rank_ratio = 1.0
+        self.stage_index = -1
+        # Checkpoints hold the coefficients only; the bank is a file of its own.
+        self.strict_loading = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._frame.tasks
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages: what to give the trainer as `max_steps`."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def bank(self) -> TaskBank:
+        """The bank on the module's device, at the active rank, with the coefficients it started from."""
+        bank = self._frame.with_tensors(dict(zip(self._names, self.factors, strict=True)))
+        return bank if self.rank_ratio == 1 else bank.truncate(self.rank_ratio)
+
+    def set_rank_ratio(self, rank_ratio: float) -> None:
+        """Uses at most this share of every matrix's directions from now on: factors are sliced, nothing is lost."""
+        self.rank_ratio = check_rank_ratio(rank_ratio)
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """name → merged weight, in float32 (float64 for float64 banks), differentiable in the coefficients."""
+        # Small differences on large weights: not in the precision of the forward.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.bank.merge(self.coefficients(), self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        widest = max((dtype for dtype in self._frame.dtypes.values() if dtype.is_floating_point), key=_bits)
+        return torch.promote_types(widest, torch.float32)
+
+    @torch.no_grad()
+    def to_bank(self) -> TaskBank:
+        """The bank at the active rank with the coefficients reached so far, on the CPU."""
+        tensors = {name: value.detach().cpu() for name, value in self.bank.tensors().items()}
+        return replace(
+            self._frame.with_tensors(tensors), coefficients=self.coefficients().detach().cpu().clone()
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits (B, C) of every task's inputs."""
+        return self.network(self.merged_weights(), inputs)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        losses = {task: self.objective(logits) for task, logits in self(batch).items()}
+        loss = torch.stack(list(losses.values())).mean()
+        self.log("loss", loss, prog_bar=True)
+        self.log("coefficient", self.coefficients().mean(), prog_bar=True)
+        self.log_dict({f"loss/{task}": value for task, value in losses.items()})
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.coefficients.offset], lr=self.stages[0].lr)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Enters the stage that this step belongs to."""
+        ends = torch.tensor([stage.steps for stage in self.stages]).cumsum(0)
+        index = min(int((ends <= self.global_step).sum()), len(self.stages) - 1)
+        if index != self.stage_index:
+            self.stage_index = index
+            self.coefficients.set_granularity(self.stages[index].granularity)
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
+                for group in optimizer.param_groups:
+                    group["lr"] = self.stages[index].lr
+
+    def _score(self, batch: dict[str, Any]) -> None:
+        if self._weights is None:
+            self._weights = self.merged_weights()
+        task = batch["task"]
+        self.metrics.update(task, self.network(self._weights, {task: batch["images"]})[task], batch["labels"])
+
+    _weights: dict[str, Tensor] | None = None
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._score(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        self._weights = None
+        self.scores = self.metrics.compute()
+        for task, score in self.scores.items():
+            self.log_dict({f"{split}/{task}/accuracy": score.accuracy, f"{split}/{task}/entropy": score.entropy})
+        if self.scores:
+            self.log(f"{split}/accuracy", mean_accuracy(self.scores))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A few kB: coefficients, active rank, stage, and which bank they belong to."""
+        kept = {name: v for name, v in checkpoint["state_dict"].items() if name.startswith("coefficients.")}
+        checkpoint["state_dict"] = kept
+        checkpoint["lit_merge"] = {
+            "fingerprint": self._frame.fingerprint,
+            "rank_ratio": self.rank_ratio,
+            "stage_index": self.stage_index,
+            "granularity": self.coefficients.granularity,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises MergeError for a checkpoint of another bank."""
+        about = checkpoint.get("lit_merge", {})
+        if about.get("fingerprint") != self._frame.fingerprint:
+            raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
+        self.rank_ratio, self.stage_index = about["rank_ratio"], about["stage_index"]
+        self.coefficients.granularity = about["granularity"]
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits

@@ -1,0 +1,7 @@
+"""Networks that run a forward with weights handed in, and their frozen heads."""
+
+from lit_merge.networks.base import Network
+from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.open_clip import OpenClipImageEncoder
+
+__all__ = ["CosineHeads", "Network", "OpenClipImageEncoder"]

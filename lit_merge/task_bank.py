@@ -1,0 +1,214 @@
+"""The task bank: what every merging method produces and everything else works on."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_merge.bank_files import read_bank_folder, write_bank_folder
+from lit_merge.errors import MergeError
+from lit_merge.low_rank import LowRank
+
+Delta = LowRank | Tensor
+Coefficient = float | Float[Tensor, "..."]
+
+
+def rank_of(ratio: float, m: int, n: int) -> int:
+    """k = max(1, ⌊ratio·min(m, n)⌋).
+
+    >>> rank_of(0.08, 768, 256)
+    20
+    """
+    # Rounding must not lose a direction where the product is whole: 0.07·100 is 7.000000000000001, 0.29·100 is 28.99….
+    return max(1, int(ratio * min(m, n) + 1e-9))
+
+
+def check_rank_ratio(ratio: float) -> float:
+    """Raises MergeError outside (0, 1]."""
+    if not 0 < ratio <= 1:
+        raise MergeError(f"rank_ratio={ratio} is outside (0, 1]: 0.08 keeps 8 % of the directions")
+    return ratio
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBank:
+    """W_l = origin_l + Σ_t coefficients[t, l] · Δ[t, l].
+
+    Attributes:
+        tasks: names of the T tasks.
+        origin: name → tensor, for every weight of the model.
+        deltas: name → `LowRank` or dense (T, …) for the L weights that differ between tasks; leading size 1 where
+            one delta is shared by all tasks (Iso-C).
+        coefficients: (T or 1, L), float32; what `merge` uses unless told otherwise.
+        dtypes: name → dtype of the experts' weights, in which `merge` answers.
+        method: the method's class and hyper-parameters, for people and for files.
+    """
+
+    tasks: tuple[str, ...]
+    origin: dict[str, Tensor]
+    deltas: dict[str, Delta]
+    coefficients: Float[Tensor, "rows L"]
+    dtypes: dict[str, torch.dtype]
+    method: dict[str, object]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the L weights that have deltas: the columns of `coefficients`."""
+        return tuple(self.deltas)
+
+    @property
+    def shared(self) -> bool:
+        """Whether one delta serves all tasks."""
+        return self.coefficients.shape[0] != len(self.tasks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of origin, deltas and coefficients."""
+        return sum(v.nbytes for v in (*self.origin.values(), *self.deltas.values(), self.coefficients))
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of every low-rank delta."""
+        return {name: delta.rank for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
+
+    def merge(self, coefficients: Coefficient | None = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The merged weights, differentiable in `coefficients`.
+
+        Args:
+            coefficients: a number, or a tensor that broadcasts to (T, L); None takes the bank's own.
+            dtype: of the floating-point results; None takes the experts'.
+
+        Raises:
+            MergeError: coefficients of another shape.
+        """
+        values = self._coefficients(self.coefficients if coefficients is None else coefficients)
+        columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
+        return {name: self._weight(name, columns.get(name), dtype) for name in self.origin}
+
+    def expert(self, task: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """origin + Δ of this task alone, with coefficient 1 (task indexing).
+
+        Raises:
+            MergeError: no such task, or one delta is shared by all tasks.
+        """
+        if task not in self.tasks:
+            raise MergeError(f"no task {task!r} in this bank, which has {', '.join(self.tasks)}", task=task)
+        if self.shared:
+            raise MergeError(
+                f"{self.method.get('class_path')} has one delta for all tasks: it has no single {task}", task=task
+            )
+        only = torch.zeros(len(self.tasks), len(self.deltas))
+        only[self.tasks.index(task)] = 1
+        return self.merge(only, dtype)
+
+    def truncate(self, rank_ratio: float) -> "TaskBank":
+        """The same bank with at most ⌊rank_ratio·min(m, n)⌋ directions a matrix; factors are views."""
+        check_rank_ratio(rank_ratio)
+        deltas = {
+            name: delta.truncate(rank_of(rank_ratio, *delta.shape[1:])) if isinstance(delta, LowRank) else delta
+            for name, delta in self.deltas.items()
+        }
+        return replace(self, deltas=deltas)
+
+    def to(self, dtype: torch.dtype) -> "TaskBank":
+        """The same bank stored in another precision; singular values and coefficients stay as they are."""
+
+        origin = {name: v.to(dtype) if v.is_floating_point() else v for name, v in self.origin.items()}
+        return replace(self, origin=origin, deltas={name: delta.to(dtype) for name, delta in self.deltas.items()})
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything but the coefficients: two banks with the same one are the same bank."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self.tasks, self.layers)).encode())
+        for name, value in self.tensors().items():
+            if name != "coefficients":
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
+        found: dict[str, Tensor] = {f"origin/{name}": value for name, value in self.origin.items()}
+        for name, delta in self.deltas.items():
+            if isinstance(delta, LowRank):
+                found |= {f"U/{name}": delta.U, f"S/{name}": delta.S, f"V/{name}": delta.V}
+            else:
+                found[f"delta/{name}"] = delta
+        return found | {"coefficients": self.coefficients}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
+        """The same bank around other tensors of the names of `tensors()`: moved, or read from a file."""
+        deltas: dict[str, Delta] = {
+            name: LowRank(tensors[f"U/{name}"], tensors[f"S/{name}"], tensors[f"V/{name}"])
+            if f"U/{name}" in tensors
+            else tensors[f"delta/{name}"]
+            for name in self.deltas
+        }
+        origin = {name: tensors[f"origin/{name}"] for name in self.origin}
+        return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes a folder of `bank.safetensors` and `bank.json`, whole or not at all.
+
+        Raises:
+            MergeError: the folder exists and `overwrite` is off, or cannot be written.
+        """
+        about = {
+            "method": self.method,
+            "tasks": self.tasks,
+            "layers": self.layers,
+            "ranks": self.ranks,
+            "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
+            "nbytes": self.nbytes,
+            "fingerprint": self.fingerprint,
+        }
+        write_bank_folder(path, about, self.tensors(), overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TaskBank":
+        """Opens a folder that `save` wrote; tensors stay on disk (memory-mapped) until they are used.
+
+        Raises:
+            MergeError: no bank there, a newer format, or a file that is damaged.
+        """
+        about, tensors = read_bank_folder(path)
+        frame = cls(
+            tasks=tuple(about["tasks"]),
+            origin=dict.fromkeys(about["dtypes"], torch.empty(0)),
+            deltas=dict.fromkeys(about["layers"], torch.empty(0)),
+            coefficients=tensors["coefficients"],
+            dtypes={name: getattr(torch, dtype) for name, dtype in about["dtypes"].items()},
+            method=about["method"],
+        )
+        return frame.with_tensors(tensors)
+
+    def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
+        tensor = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float32)
+        try:
+            return tensor.expand(self.coefficients.shape)
+        except RuntimeError as error:
+            raise MergeError(
+                f"coefficients of shape {list(tensor.shape)} do not fit {list(self.coefficients.shape)} "
+                "(tasks × weights with deltas)"
+            ) from error
+
+    def _weight(self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+        origin, kept = self.origin[name], self.dtypes[name]
+        if coefficients is not None:
+            # Sums of small differences on large weights: never in half precision.
+            origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
+            delta = self.deltas[name]
+            if isinstance(delta, LowRank):
+                origin = delta.weighted_sum(origin, coefficients)
+            else:
+                # Element by element rather than one product: the same bits wherever the tensors lie in memory, so
+                # that a bank read from a file predicts exactly what the bank that was saved did.
+                for one, coefficient in zip(delta.to(origin.dtype), coefficients.to(origin.dtype), strict=True):
+                    origin = torch.addcmul(origin, one, coefficient)
+        return origin.to(dtype or kept) if origin.is_floating_point() else origin
