@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_merge.coefficients import Coefficients, Granularity
 from lit_merge.errors import MergeError
-from lit_merge.evaluation import TaskMetrics, mean_accuracy
+from lit_merge.evaluation import TaskMetrics, TaskScore, mean_accuracy
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
 from lit_merge.task_bank import TaskBank, check_rank_ratio
@@ -74,6 +74,8 @@ class MergedModel(LightningModule):
         self.metrics = TaskMetrics(bank.tasks)
         self.rank_ratio = 1.0
         self.stage_index = -1
+        self.scores: dict[str, TaskScore] = {}
+        self._weights: dict[str, Tensor] | None = None
         # Checkpoints hold the coefficients only; the bank is a file of its own.
         self.strict_loading = False
 
@@ -142,19 +144,27 @@ class MergedModel(LightningModule):
                 for group in optimizer.param_groups:
                     group["lr"] = self.stages[index].lr
 
-    def _score(self, batch: dict[str, Any]) -> None:
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        """Logits of one labelled batch, with weights that are merged once per evaluation."""
         if self._weights is None:
             self._weights = self.merged_weights()
         task = batch["task"]
-        self.metrics.update(task, self.network(self._weights, {task: batch["images"]})[task], batch["labels"])
-
-    _weights: dict[str, Tensor] | None = None
+        return self.network(self._weights, {task: batch["images"]})[task]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._score(batch)
+        self.metrics.update(batch["task"], self._logits(batch), batch["labels"])
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._score(batch)
+        self.metrics.update(batch["task"], self._logits(batch), batch["labels"])
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The five most probable classes of every input, fewer where there are fewer."""
+        logits = self._logits(batch)
+        p, classes = logits.softmax(-1).topk(min(5, logits.shape[-1]))
+        return {"task": batch["task"], "indices": batch["indices"], "classes": classes, "probabilities": p}
+
+    def on_predict_epoch_end(self) -> None:
+        self._weights = None
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("validation")

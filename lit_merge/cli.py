@@ -1,0 +1,132 @@
+"""The verbs that need a model: LightningCLI over MergeRecipe, TaskData and our Trainer."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from lit_merge import callbacks, data, networks, objectives  # noqa: F401  short class names are found once imported
+from lit_merge.checkpoints import check_output, write_text
+from lit_merge.data import TaskData, check_tasks
+from lit_merge.errors import MergeError
+from lit_merge.parse_errors import explain
+from lit_merge.recipe import MergeRecipe
+from lit_merge.report import Report
+from lit_merge.runs import describe, predictions_csv, run_fit
+from lit_merge.trainer import Trainer
+
+OWN_VERBS = {"merge": {"model", "output", "overwrite"}, "export": {"model", "output", "overwrite"}}
+
+
+class MergeCLI(LightningCLI):
+    """One YAML serves every verb: `output` and `overwrite` say where a verb writes."""
+
+    model: MergeRecipe
+    datamodule: TaskData | None
+    trainer: Trainer
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return LightningCLI.subcommands() | OWN_VERBS
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--output", type=str | None, default=None, help="where to write: a run folder for fit")
+        parser.add_argument("--overwrite", type=bool, default=False, help="replace what stands at --output")
+
+    def option(self, name: str) -> Any:
+        """The value of an option of this verb."""
+        return self._get(self.config_init, name)
+
+    def before_instantiate_classes(self) -> None:
+        options = self.config[self.subcommand]
+        needs_output = self.subcommand in ("fit", "predict", "merge", "export")
+        if options.output is None and needs_output:
+            raise MergeError(f"{self.subcommand} needs --output, the place to write to")
+        if options.output is not None and needs_output:
+            check_output(options.output, options.overwrite)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        asked = self.option("trainer")
+        if asked["max_steps"] == -1 and asked["max_epochs"] is None and asked["max_time"] is None:
+            kwargs["max_steps"] = self.model.total_steps
+        if self.subcommand != "fit":
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        if self.datamodule is not None:
+            check_tasks(self.datamodule, self.model.tasks)
+        elif self.subcommand not in OWN_VERBS:
+            raise MergeError(f"{self.subcommand} needs --data: the class and options of the data, for example Suite")
+
+    def fit(self, **kwargs: Any) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        assert self.datamodule is not None
+        output, overwrite = self.option("output"), self.option("overwrite")
+        report = run_fit(self.trainer, self.model, self.datamodule, output, self.model.experts, config, overwrite)
+        Console().print(report)
+        Console().print(f"written to {output}: bank, coefficients, metrics, table, figure, config, versions")
+
+    def validate(self, **kwargs: Any) -> None:
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        self._evaluate(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        predictions = self.trainer.predict(**kwargs | {"return_predictions": True})
+        write_text(self.option("output"), predictions_csv(predictions or []), self.option("overwrite"))
+
+    def merge(self, **kwargs: Any) -> None:
+        self.trainer.merge(self.model, self.option("output"), self.option("overwrite"))
+
+    def export(self, **kwargs: Any) -> None:
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule")}
+        self.trainer.export(self.model, self.option("output"), overwrite=self.option("overwrite"), **kwargs)
+
+    def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        verb(**kwargs | {"verbose": False})
+        assert self.datamodule is not None
+        state = "adapted" if self.option("model.bank") else "static"
+        report = Report(describe(self.model.to_bank()), self.datamodule.protocol, {state: self.model.scores})
+        if self.trainer.is_global_zero:
+            Console().print(report)
+            if self.option("output"):
+                write_text(self.option("output"), report.to_json(), self.option("overwrite"))
+
+
+def run(arguments: list[str]) -> None:
+    """Parses and runs one verb.
+
+    Raises:
+        MergeError: anything that the user can mend.
+    """
+    set_parsing_settings(config_read_mode_urls_enabled=False)
+    quiet()
+    verb_kwargs = {verb: {"exit_on_error": False, "parser_mode": "omegaconf+"} for verb in MergeCLI.subcommands()}
+    try:
+        MergeCLI(
+            MergeRecipe,
+            TaskData,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            trainer_defaults={"num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 10},
+            save_config_callback=None,
+            parser_kwargs={"exit_on_error": False, "parser_mode": "omegaconf+", **verb_kwargs},
+            args=arguments,
+        )
+    except ArgumentError as error:
+        raise MergeError(explain(str(error))) from error
+
+
+def quiet() -> None:
+    """Leaves out what Lightning tells developers, not users."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")

@@ -1,0 +1,117 @@
+"""The result of a run: one table, and the same as JSON, CSV and text."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from lit_merge.evaluation import TaskScore, mean_accuracy
+
+# What a row of the table may be about, in the order of its columns.
+STATES = ("pretrained", "static", "adapted", "expert")
+
+
+@dataclass
+class Report:
+    """Scores by state and task, and sizes in bytes.
+
+    Args:
+        method: what was merged how, in words.
+        protocol: which images were adapted and tested on.
+        scores: state (`pretrained`, `static`, `adapted`, `expert`) → task → score; states not measured are left out.
+        sizes: `experts` and `bank`, in bytes.
+    """
+
+    method: str
+    protocol: str
+    scores: dict[str, Mapping[str, TaskScore]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def states(self) -> list[str]:
+        return [state for state in STATES if self.scores.get(state)]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(next(iter(self.scores.values()), {}))
+
+    def normalised(self, task: str) -> float | None:
+        """Accuracy of the adapted (or static) merge over the expert's."""
+        best = self.scores.get("adapted") or self.scores.get("static")
+        expert = self.scores.get("expert")
+        return None if not best or not expert else best[task].accuracy / expert[task].accuracy
+
+    def row(self, task: str) -> dict[str, float | int | None]:
+        """Everything about one task."""
+        found: dict[str, float | int | None] = {}
+        for state in self.states:
+            found[f"{state}_accuracy"] = self.scores[state][task].accuracy
+        for state in ("static", "adapted"):
+            if state in self.states:
+                found[f"{state}_entropy"] = self.scores[state][task].entropy
+        found["normalised_accuracy"] = self.normalised(task)
+        found["images"] = next(iter(self.scores.values()))[task].images
+        return found
+
+    def mean_row(self) -> dict[str, float | int | None]:
+        """Means over tasks, whatever their sizes; images are summed."""
+        rows = [self.row(task) for task in self.tasks]
+        mean: dict[str, float | int | None] = {}
+        for key in rows[0]:
+            values = [value for row in rows if (value := row[key]) is not None]
+            mean[key] = sum(values) if key == "images" else sum(values) / len(values) if values else None
+        return mean
+
+    def to_json(self) -> str:
+        content = {
+            "method": self.method,
+            "protocol": self.protocol,
+            "mean": {state: mean_accuracy(self.scores[state]) for state in self.states},
+            "tasks": {task: self.row(task) for task in self.tasks},
+            "bytes": self.sizes,
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def to_csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["task", *self.row(self.tasks[0])], lineterminator="\n")
+        writer.writeheader()
+        for task in self.tasks:
+            writer.writerow({"task": task} | self.row(task))
+        writer.writerow({"task": "mean"} | self.mean_row())
+        return text.getvalue()
+
+    def to_text(self, width: int = 110) -> str:
+        console = Console(file=io.StringIO(), width=width)
+        console.print(self)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    def __rich__(self) -> Group:
+        table = Table(title=self.method, caption=self.protocol, title_justify="left", caption_justify="left")
+        table.add_column("task")
+        keys = [key for key in self.row(self.tasks[0]) if key != "images"]
+        for key in keys:
+            table.add_column(key.removesuffix("_accuracy").replace("_", " "), justify="right")
+        rows = {task: self.row(task) for task in self.tasks}
+        for task, row in rows.items():
+            table.add_row(task, *(_cell(key, row[key]) for key in keys))
+        table.add_section()
+        table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
+        return Group(table, Text(self.size_line())) if self.sizes else Group(table)
+
+    def size_line(self) -> str:
+        """The sizes in words."""
+        experts, bank = self.sizes.get("experts"), self.sizes["bank"]
+        line = f"task bank {bank / 1e6:.1f} MB"
+        return line if not experts else f"experts {experts / 1e6:.1f} MB, {line}: {experts / bank:.1f} times smaller"
+
+
+def _cell(key: str, value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if key.endswith("entropy") else f"{100 * value:.1f} %"

@@ -1,0 +1,158 @@
+"""A whole run: evaluate, fit, evaluate again, and leave a folder that tells everything about it."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from lit_merge.checkpoints import replacing, write_text
+from lit_merge.data import TaskData
+from lit_merge.evaluation import Evaluator, TaskScore
+from lit_merge.experts import Experts
+from lit_merge.figures import accuracy_figure, save_figure
+from lit_merge.merged_model import MergedModel
+from lit_merge.report import Report
+from lit_merge.task_bank import TaskBank
+from lit_merge.trainer import Trainer
+
+PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
+
+
+def run_fit(
+    trainer: Trainer,
+    model: MergedModel,
+    data: TaskData,
+    output: str | Path,
+    experts: Experts | None = None,
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Adapts `model` and writes the folder `output`: bank, coefficients, metrics, table, figure, config, versions.
+
+    The folder appears when the run is whole; a run that fails leaves nothing.
+
+    Args:
+        trainer: with `max_steps`, usually `model.total_steps`.
+        model: what to adapt.
+        data: where the unlabelled and the test images come from.
+        output: the folder.
+        experts: for the columns `pretrained` (where they have a base) and `expert`.
+        config: what is written as config.yaml.
+        overwrite: replace what stands at `output`.
+
+    Raises:
+        MergeError: an output that exists or cannot be written, or anything wrong with the data.
+    """
+    with replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output)) as folder:
+        trainer.logger = CSVLogger(folder, name="log", version="")
+        start = model.to_bank()
+        scores = reference_scores(trainer, model, data, experts)
+        trainer.fit(model, datamodule=data)
+        bank = model.to_bank()
+        scores["adapted"] = score(trainer, model, data, lambda task: bank.merge(dtype=model.compute_dtype))
+        bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
+        sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
+        report = Report(describe(bank), data.protocol, scores, sizes)
+        if trainer.is_global_zero:
+            write_run(folder, report, start, bank, config)
+    return report
+
+
+def reference_scores(
+    trainer: Trainer, model: MergedModel, data: TaskData, experts: Experts | None
+) -> dict[str, Mapping[str, TaskScore]]:
+    """Scores of what the merge is measured against, as far as it is known."""
+    scores: dict[str, Mapping[str, TaskScore]] = {}
+    if experts is not None and experts.base is not None:
+        base = experts.base
+        pretrained = {name: _as(model, base.read(name)) for name in base.shapes}
+        scores["pretrained"] = score(trainer, model, data, lambda task: pretrained)
+    if experts is not None:
+        checkpoints = experts.checkpoints
+        scores["expert"] = score(
+            trainer, model, data, lambda task: {n: _as(model, checkpoints[task].read(n)) for n in experts.shapes}
+        )
+    merged = {name: value.detach() for name, value in model.merged_weights().items()}
+    scores["static"] = score(trainer, model, data, lambda task: merged)
+    return scores
+
+
+def score(
+    trainer: Trainer, model: MergedModel, data: TaskData, weights: Callable[[str], Mapping[str, Tensor]]
+) -> dict[str, TaskScore]:
+    """Test accuracy and entropy per task of weights that may depend on the task."""
+    evaluator = Evaluator(model.network, model.tasks, weights)
+    trainer.test(evaluator, datamodule=data, verbose=False)
+    return evaluator.scores
+
+
+def describe(bank: TaskBank) -> str:
+    """The method in words: CART(rank_ratio=0.16, …) of 8 experts."""
+    options = ", ".join(f"{k}={v}" for k, v in dict(bank.method.get("init_args") or {}).items())  # type: ignore[call-overload]
+    return f"{bank.method.get('class_path', 'bank')}({options}) of {len(bank.tasks)} experts"
+
+
+def write_run(
+    folder: Path, report: Report, start: TaskBank, adapted: TaskBank, config: Mapping[str, Any] | None
+) -> None:
+    """All files of a run but the bank and the training log."""
+    write_text(folder / "metrics.json", report.to_json())
+    write_text(folder / "metrics.csv", report.to_csv())
+    write_text(folder / "table.txt", report.to_text())
+    write_text(folder / "coefficients.csv", coefficients_csv(start, adapted))
+    write_text(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    if config is not None:
+        write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    save_figure(accuracy_figure(report), folder / "accuracy.png")
+
+
+def coefficients_csv(start: TaskBank, adapted: TaskBank) -> str:
+    """A line per task and weight: the coefficient before and after."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["task", "weight", "start", "adapted"])
+    rows = ("all",) if adapted.shared else adapted.tasks
+    for t, task in enumerate(rows):
+        for i, name in enumerate(adapted.layers):
+            before, after = start.coefficients[t, i].item(), adapted.coefficients[t, i].item()
+            writer.writerow([task, name, f"{before:.9g}", f"{after:.9g}"])
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def predictions_csv(predictions: list[dict[str, Any]]) -> str:
+    """A line per test input: task, position, and the most probable classes (numbers of the head's rows)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    width = max((batch["classes"].shape[1] for batch in predictions), default=0)
+    numbers = range(1, width + 1)
+    writer.writerow(["task", "index", *(f"class_{i}" for i in numbers), *(f"probability_{i}" for i in numbers)])
+    for batch in predictions:
+        fill = [""] * (width - batch["classes"].shape[1])
+        for index, classes, p in zip(batch["indices"], batch["classes"], batch["probabilities"], strict=True):
+            shown = [f"{value:.6f}" for value in p.tolist()]
+            writer.writerow([batch["task"], int(index), *classes.tolist(), *fill, *shown, *fill])
+    return text.getvalue()
+
+
+def _as(model: MergedModel, value: Tensor) -> Tensor:
+    return value.to(model.compute_dtype) if value.is_floating_point() else value
+
+
+def _save_bank(bank: TaskBank, folder: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    bank.save(folder / "bank")
+    return sum(file.stat().st_size for file in (folder / "bank").iterdir())
