@@ -28,7 +28,7 @@ def write_zoo(
     severity = severities(base_folder)
     (output / "experts").mkdir(parents=True, exist_ok=True)
     table = load_file(base_folder / "table.safetensors")["table"]
-    heads = {name: table[TASKS[name].rows].contiguous() for name in names}
+    heads = {name: table[TASKS[name].rows].clone() for name in names}
     images, labels = pictures(masters, names, severity)
     _save(heads, output / "heads.safetensors", {"logit_scale": str(LOGIT_SCALE)})
     _save(images, output / "images.safetensors")
