@@ -34,6 +34,10 @@ def read_bank_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor
     if expected != set(file.shapes):
         weight = min(expected ^ set(file.shapes))
         raise MergeError(f"{file.path} and bank.json are of different banks: {weight} is in one of them only")
+    rows, columns = file.shapes["coefficients"]
+    sizes = {file.shapes[name][0] for name in expected if not name.startswith("origin/")}
+    if rows not in (1, len(about["tasks"])) or columns != len(about["layers"]) or sizes != {rows}:
+        raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
     return about, {name: file.read(name) for name in file.shapes}
 
 

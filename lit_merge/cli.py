@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
@@ -20,6 +21,15 @@ from lit_merge.report import Report
 from lit_merge.runs import describe, predictions_csv, run_fit
 from lit_merge.trainer import Trainer
 
+# The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 10,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
 OWN_VERBS = {"merge": {"model", "output", "overwrite"}, "export": {"model", "output", "overwrite"}}
 
 
@@ -54,8 +64,12 @@ class MergeCLI(LightningCLI):
         asked = self.option("trainer")
         if asked["max_steps"] == -1 and asked["max_epochs"] is None and asked["max_time"] is None:
             kwargs["max_steps"] = self.model.total_steps
-        if self.subcommand != "fit":
-            kwargs |= {"logger": False, "enable_checkpointing": False}
+        if self.subcommand == "fit" and asked["limit_val_batches"] is None:
+            # Adaptation has no use for labels; `--trainer.limit_val_batches 1.0` watches them nevertheless.
+            kwargs["limit_val_batches"] = 0
+        listed = asked["callbacks"] or []
+        if asked["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in listed):
+            kwargs["callbacks"] = [*listed, callbacks.MergeProgress()]
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
@@ -115,7 +129,7 @@ def run(arguments: list[str]) -> None:
             TaskData,
             subclass_mode_data=True,
             trainer_class=Trainer,
-            trainer_defaults={"num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 10},
+            trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=None,
             parser_kwargs={"exit_on_error": False, "parser_mode": "omegaconf+", **verb_kwargs},
             args=arguments,
@@ -128,5 +142,12 @@ def quiet() -> None:
     """Leaves out what Lightning tells developers, not users."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    for text in (
+        "does not have many workers",
+        "args parameter is intended to run from within Python",
+        "module\\(s\\) in eval mode at the start of training",
+        "isinstance\\(treespec, LeafSpec\\)",
+        "tensorboardX",
+        "GPU available but not used",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")

@@ -66,7 +66,7 @@ class Coefficients(nn.Module):
         self.granularity = granularity
 
     def _groups(self, granularity: Granularity) -> Int[Tensor, "rows L"]:
-        rows, layers = self.anchor_shape
+        rows, layers = self.anchor.shape
         if granularity == "tied":
             columns, per_row = torch.zeros(layers, dtype=torch.long), 0
         elif granularity == "task":
@@ -80,8 +80,3 @@ class Coefficients(nn.Module):
         else:
             raise MergeError(f"granularity={granularity!r}: expected tied, task, block or layer")
         return torch.arange(rows)[:, None] * per_row + columns
-
-    @property
-    def anchor_shape(self) -> tuple[int, int]:
-        """(T or 1, L)."""
-        return self.offset.numel() // max(1, len(self.layers)), len(self.layers)

@@ -58,15 +58,21 @@ class Evaluator(LightningModule):
         network: encoder and heads.
         tasks: all tasks of the data.
         weights: task → weights by name. Called once per run of equal tasks, so that experts are read one by one.
+        label: what the progress bar calls them.
 
     After `trainer.test(evaluator, …)`, `scores` holds the result.
     """
 
     def __init__(
-        self, network: Network, tasks: Sequence[str], weights: Callable[[str], Mapping[str, Tensor]]
+        self,
+        network: Network,
+        tasks: Sequence[str],
+        weights: Callable[[str], Mapping[str, Tensor]],
+        label: str = "testing",
     ) -> None:
         super().__init__()
         self.network = network
+        self.label = label
         self.metrics = TaskMetrics(tasks)
         self.weights = weights
         self.scores: dict[str, TaskScore] = {}

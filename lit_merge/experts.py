@@ -79,7 +79,8 @@ class Experts:
                 dtype = torch.promote_types(experts.dtype, torch.float32)
                 yield Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
             elif (experts == experts[0]).all():
-                yield Weight(name, experts, base)
+                # Counters and indices: what the experts agree on holds, whatever the base had counted.
+                yield Weight(name, experts, None)
             else:
                 raise MergeError(
                     f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point "
@@ -89,7 +90,7 @@ class Experts:
 
 
 def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> None:
-    for name in first.shapes.keys() ^ other.shapes.keys():
+    for name in sorted(first.shapes.keys() ^ other.shapes.keys()):
         has, lacks = (first, other) if name in first.shapes else (other, first)
         raise MergeError(
             f"{lacks.label} has no weight {name}, which {has.label} has: all must be fine-tuned from one checkpoint",

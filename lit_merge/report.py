@@ -6,14 +6,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from lit_merge.evaluation import TaskScore, mean_accuracy
 
-# What a row of the table may be about, in the order of its columns.
+# What a row of the table may be about, in the order of columns and bars.
 STATES = ("pretrained", "static", "adapted", "expert")
+HEADINGS = {
+    "pretrained_accuracy": "pretrained",
+    "expert_accuracy": "expert",
+    "static_accuracy": "static\nmerge",
+    "adapted_accuracy": "adapted",
+    "static_entropy": "entropy\nstatic",
+    "adapted_entropy": "entropy\nadapted",
+    "normalised_accuracy": "normalised\naccuracy",
+}
 
 
 @dataclass
@@ -92,26 +102,28 @@ class Report:
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     def __rich__(self) -> Group:
-        table = Table(title=self.method, caption=self.protocol, title_justify="left", caption_justify="left")
-        table.add_column("task")
-        keys = [key for key in self.row(self.tasks[0]) if key != "images"]
+        keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("task", no_wrap=True)
         for key in keys:
-            table.add_column(key.removesuffix("_accuracy").replace("_", " "), justify="right")
-        rows = {task: self.row(task) for task in self.tasks}
-        for task, row in rows.items():
-            table.add_row(task, *(_cell(key, row[key]) for key in keys))
+            table.add_column(HEADINGS[key], justify="right", no_wrap=True)
+        for task in self.tasks:
+            table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()
         table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
-        return Group(table, Text(self.size_line())) if self.sizes else Group(table)
+        notes = [f"Accuracies on test data in %, entropies in nats. Protocol: {self.protocol}.", self.size_line()]
+        return Group(Text(self.method, style="bold"), table, Text("\n".join(filter(None, notes))))
 
     def size_line(self) -> str:
         """The sizes in words."""
-        experts, bank = self.sizes.get("experts"), self.sizes["bank"]
-        line = f"task bank {bank / 1e6:.1f} MB"
-        return line if not experts else f"experts {experts / 1e6:.1f} MB, {line}: {experts / bank:.1f} times smaller"
+        experts, bank = self.sizes.get("experts"), self.sizes.get("bank")
+        if not bank:
+            return ""
+        size = f"task bank {bank / 1e6:.1f} MB"
+        return f"Experts together {experts / 1e6:.1f} MB, {size}: {bank / experts:.0%} of that." if experts else f"A {size}."
 
 
 def _cell(key: str, value: float | int | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if key.endswith("entropy") else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if key.endswith("entropy") else f"{100 * value:.1f}"

@@ -53,12 +53,13 @@ def run_fit(
         MergeError: an output that exists or cannot be written, or anything wrong with the data.
     """
     with replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output)) as folder:
-        trainer.logger = CSVLogger(folder, name="log", version="")
+        if not trainer.loggers:
+            trainer.logger = CSVLogger(folder, name="log", version="")
         start = model.to_bank()
         scores = reference_scores(trainer, model, data, experts)
         trainer.fit(model, datamodule=data)
         bank = model.to_bank()
-        scores["adapted"] = score(trainer, model, data, lambda task: bank.merge(dtype=model.compute_dtype))
+        scores["adapted"] = score(trainer, model, data, "adapted", lambda task: bank.merge(dtype=model.compute_dtype))
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
         report = Report(describe(bank), data.protocol, scores, sizes)
@@ -75,22 +76,22 @@ def reference_scores(
     if experts is not None and experts.base is not None:
         base = experts.base
         pretrained = {name: _as(model, base.read(name)) for name in base.shapes}
-        scores["pretrained"] = score(trainer, model, data, lambda task: pretrained)
+        scores["pretrained"] = score(trainer, model, data, "pretrained", lambda task: pretrained)
     if experts is not None:
         checkpoints = experts.checkpoints
         scores["expert"] = score(
-            trainer, model, data, lambda task: {n: _as(model, checkpoints[task].read(n)) for n in experts.shapes}
+            trainer, model, data, "experts", lambda task: {n: _as(model, checkpoints[task].read(n)) for n in experts.shapes}
         )
     merged = {name: value.detach() for name, value in model.merged_weights().items()}
-    scores["static"] = score(trainer, model, data, lambda task: merged)
+    scores["static"] = score(trainer, model, data, "static merge", lambda task: merged)
     return scores
 
 
 def score(
-    trainer: Trainer, model: MergedModel, data: TaskData, weights: Callable[[str], Mapping[str, Tensor]]
+    trainer: Trainer, model: MergedModel, data: TaskData, label: str, weights: Callable[[str], Mapping[str, Tensor]]
 ) -> dict[str, TaskScore]:
-    """Test accuracy and entropy per task of weights that may depend on the task."""
-    evaluator = Evaluator(model.network, model.tasks, weights)
+    """Test accuracy and entropy per task of weights that may depend on the task; `label` names them in the bar."""
+    evaluator = Evaluator(model.network, model.tasks, weights, label)
     trainer.test(evaluator, datamodule=data, verbose=False)
     return evaluator.scores
 

@@ -44,7 +44,7 @@ class TaskBank:
         origin: name → tensor, for every weight of the model.
         deltas: name → `LowRank` or dense (T, …) for the L weights that differ between tasks; leading size 1 where
             one delta is shared by all tasks (Iso-C).
-        coefficients: (T or 1, L), float32; what `merge` uses unless told otherwise.
+        coefficients: (T or 1, L), float32 (float64 for float64 experts); what `merge` uses unless told otherwise.
         dtypes: name → dtype of the experts' weights, in which `merge` answers.
         method: the method's class and hyper-parameters, for people and for files.
     """
@@ -189,7 +189,7 @@ class TaskBank:
         return frame.with_tensors(tensors)
 
     def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
-        tensor = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float32)
+        tensor = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else self.coefficients.dtype)
         try:
             return tensor.expand(self.coefficients.shape)
         except RuntimeError as error:

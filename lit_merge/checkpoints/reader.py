@@ -27,6 +27,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Bytes; what safetensors allows. Other files name lengths beyond it in their first eight bytes.
+LONGEST_HEADER = 100_000_000
 
 
 class Checkpoint(ABC):
@@ -56,7 +58,8 @@ class StateDict(Checkpoint):
         self.nbytes = sum(value.nbytes for value in weights.values())
 
     def read(self, name: str) -> Tensor:
-        return self.weights[name].detach()
+        # A copy: a bank must not follow a model whose `state_dict()` it was built from.
+        return self.weights[name].detach().clone()
 
 
 class SafetensorsFile(Checkpoint):
@@ -66,6 +69,10 @@ class SafetensorsFile(Checkpoint):
         self.path = Path(path)
         self.label = str(path)
         header = read_header(self.path)
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise MergeError(f"{path} is damaged: {error}") from error
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         unknown = next((name for name, entry in header.items() if entry["dtype"] not in DTYPES), None)
         if unknown is not None:
@@ -73,7 +80,6 @@ class SafetensorsFile(Checkpoint):
         self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         self.dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
         self.nbytes = self.path.stat().st_size
-        self._file = safe_open(self.path, framework="pt")
 
     def read(self, name: str) -> Tensor:
         try:
@@ -104,17 +110,17 @@ def read_header(path: Path) -> dict[str, dict]:
                     "and write it with safetensors.torch.save_file"
                 )
             length = int.from_bytes(start, "little")
-            text = file.read(length) if length <= size else b""
+            text = file.read(length) if length <= LONGEST_HEADER else b""
     except FileNotFoundError as error:
         raise MergeError(f"{path}: no such file") from error
     except OSError as error:
         raise MergeError(f"{path} cannot be read: {error.strerror}") from error
-    if length > 8 and text[:1] == b"{" and len(text) < length:
+    if text[:1] == b"{" and len(text) < length:
         raise cut_short(path, 8 + length, size)
     try:
         header = json.loads(text)
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise MergeError(f"{path} is not a safetensors file, or its header is damaged") from error
     if size < 8 + length + end:
         raise cut_short(path, 8 + length + end, size)

@@ -51,18 +51,21 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
         workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise MergeError(f"{target} cannot be written: {error.strerror}") from error
+    new, old = workplace / target.name, workplace / f"{target.name}.old"
     try:
-        yield workplace / target.name
+        yield new
         if target.is_dir() and not target.is_symlink():
+            if not new.is_dir():
+                raise MergeError(f"{target} is a folder, which a file does not replace: choose another --output")
             # A folder cannot be renamed over a full one.
-            target.rename(workplace / "old")
-        os.replace(workplace / target.name, target)
+            target.rename(old)
+        os.replace(new, target)
     except (OSError, SafetensorError) as error:
-        if (workplace / "old").exists() and not target.exists():
-            (workplace / "old").rename(target)
         reason = getattr(error, "strerror", None) or str(error)
         raise MergeError(f"{target} could not be written: {reason}; nothing was changed") from error
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(workplace, ignore_errors=True)
 
 

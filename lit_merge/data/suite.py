@@ -11,7 +11,7 @@ from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
 PROTOCOLS = {
-    "inductive": "inductive (adapted on other images, from other fonts, than tested on)",
+    "inductive": "inductive (adapted on other images, of other fonts, than tested on)",
     "transductive": "transductive (adapted on the test images themselves, without their labels)",
 }
 

@@ -84,12 +84,14 @@ def build_bank(
         origins[weight.name] = origin.to(stored)
         if delta is not None:
             deltas[weight.name] = delta.to(stored)
+    # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
+    precision = torch.float64 if torch.float64 in experts.dtypes.values() else torch.float32
     rows = next((delta.shape[0] for delta in deltas.values()), len(experts.tasks))
     return TaskBank(
         tasks=experts.tasks,
         origin=origins,
         deltas=deltas,
-        coefficients=torch.full((rows, len(deltas)), float(method.start())),
+        coefficients=torch.full((rows, len(deltas)), float(method.start()), dtype=precision),
         dtypes=dict(experts.dtypes),
         method=method.describe(),
     )
