@@ -1,0 +1,164 @@
+"""Fixtures that all tests share: real files of a very small model, three experts of it, and their images."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_merge import CART, MergedModel, MergeMethod, Suite, build_bank
+from lit_merge.networks import OpenClipImageEncoder
+from lit_merge.trainer import Trainer
+
+# Small tensors: more threads than this only cost.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+NETWORK = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0},
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.3, 0.3, 0.3]},
+}
+CLASSES = {"alpha": 3, "beta": 4, "gamma": 5}
+# Unequal on purpose, and no multiple of any batch size in use.
+SIZES = {
+    "alpha": {"adaptation": 21, "validation": 9, "test": 23},
+    "beta": {"adaptation": 34, "validation": 7, "test": 17},
+    "gamma": {"adaptation": 13, "validation": 8, "test": 26},
+}
+# What Lightning tells developers; the command line leaves it out too (cli.quiet).
+LIGHTNING_SAYS = (
+    "does not have many workers",
+    "module\\(s\\) in eval mode at the start of training",
+    "isinstance\\(treespec, LeafSpec\\)",
+    "GPU available but not used",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for text in LIGHTNING_SAYS:
+        config.addinivalue_line("filterwarnings", f"ignore:.*{text}.*")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Paths of a zoo in the layout of `lit_merge/zoo/suite8`, and the same images as PNG files in folders."""
+
+    root: Path
+    tasks: tuple[str, ...]
+    base: str
+    experts: dict[str, str]
+    network: str
+    heads: str
+    suite: str
+    adapt_folders: dict[str, str]
+    """task → folder of unlabelled images."""
+    test_folders: dict[str, str]
+    """task → folder of class folders."""
+
+    def encoder(self) -> OpenClipImageEncoder:
+        return OpenClipImageEncoder(self.network, self.heads)
+
+    def data(self, **options: Any) -> Suite:
+        return Suite(self.suite, **{"batch_size": 4, "eval_batch_size": 10} | options)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Base, three experts, heads, network.json, images and labels: written once, never changed."""
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "experts").mkdir()
+    (root / "network.json").write_text(json.dumps(NETWORK))
+    save_file({task: torch.eye(n, NETWORK["embed_dim"]) for task, n in CLASSES.items()}, root / "heads.safetensors")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = OpenClipImageEncoder(str(root / "network.json"), str(root / "heads.safetensors"))
+        base = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+        save_file(base, root / "base.safetensors")
+        heads, images, labels = {}, {}, {}
+        for task, classes in CLASSES.items():
+            expert = {name: w + 0.4 * w.std().nan_to_num(0.1) * torch.randn_like(w) for name, w in base.items()}
+            save_file(expert, root / "experts" / f"{task}.safetensors")
+            patterns = torch.randint(60, 196, (classes, 16, 16))
+            pictures, targets = _draw(patterns, 30 * classes)
+            features = F.normalize(torch.func.functional_call(network.encoder, expert, (network.prepare(pictures),)))
+            means = torch.stack([features[targets == c].mean(0) for c in range(classes)])
+            heads[task] = F.normalize(means - means.mean(0)).detach()
+            for split, size in SIZES[task].items():
+                images[f"{task}/{split}"], targets = _draw(patterns, size)
+                if split != "adaptation":
+                    labels[f"{task}/{split}"] = targets.to(torch.uint8)
+    save_file(heads, root / "heads.safetensors", {"logit_scale": "16.0"})
+    save_file(images, root / "images.safetensors")
+    save_file(labels, root / "labels.safetensors")
+    for task in CLASSES:
+        _write_pngs(images[f"{task}/adaptation"], root / "folders" / task / "adapt")
+        _write_pngs(images[f"{task}/test"], root / "folders" / task / "test", labels[f"{task}/test"])
+    return Tiny(
+        root=root,
+        tasks=tuple(CLASSES),
+        base=str(root / "base.safetensors"),
+        experts={task: str(root / "experts" / f"{task}.safetensors") for task in CLASSES},
+        network=str(root / "network.json"),
+        heads=str(root / "heads.safetensors"),
+        suite=str(root),
+        adapt_folders={task: str(root / "folders" / task / "adapt") for task in CLASSES},
+        test_folders={task: str(root / "folders" / task / "test") for task in CLASSES},
+    )
+
+
+def _draw(patterns: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Noisy pictures (N, 16, 16) of class patterns, and their classes (N,)."""
+    targets = torch.randint(len(patterns), (size,))
+    noise = 45 * torch.randn(size, 16, 16)
+    return (patterns[targets] + noise).clamp(0, 255).to(torch.uint8), targets
+
+
+def _write_pngs(images: Tensor, folder: Path, labels: Tensor | None = None) -> None:
+    for i, image in enumerate(images):
+        place = folder if labels is None else folder / f"class{labels[i]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(place / f"{i:03d}.png")
+
+
+@pytest.fixture
+def make_model(tiny: Tiny) -> Callable[..., MergedModel]:
+    """make_model(method=…, dtype=…, **options of MergedModel): a merge of the three experts."""
+
+    def make(method: MergeMethod | None = None, dtype: torch.dtype | None = None, **options: Any) -> MergedModel:
+        method = method or CART(rank_ratio=0.5, scaling=1.0)
+        return MergedModel(build_bank(tiny.experts, tiny.base, method=method, dtype=dtype), tiny.encoder(), **options)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    """make_trainer(max_steps=…, …): a quiet trainer on the CPU."""
+
+    def make(**options: Any) -> Trainer:
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            "log_every_n_steps": 1,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**quiet | options)
+
+    return make
