@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -30,6 +31,8 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
 }
+# omegaconf+ resolves interpolations after command-line options have gone over the file; plain omegaconf before.
+PARSER = {"exit_on_error": False, "parser_mode": "omegaconf+", "allow_abbrev": False}
 OWN_VERBS = {"merge": {"model", "output", "overwrite"}, "export": {"model", "output", "overwrite"}}
 
 
@@ -47,6 +50,20 @@ class MergeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str | None, default=None, help="where to write: a run folder for fit")
         parser.add_argument("--overwrite", type=bool, default=False, help="replace what stands at --output")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
+            files = [after for before, after in pairwise(args) if before in ("--config", "-c")]
+            raise MergeError(explain(str(error), known, files)) from error
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _cause(error) from error
 
     def option(self, name: str) -> Any:
         """The value of an option of this verb."""
@@ -122,20 +139,24 @@ def run(arguments: list[str]) -> None:
     """
     set_parsing_settings(config_read_mode_urls_enabled=False)
     quiet()
-    verb_kwargs = {verb: {"exit_on_error": False, "parser_mode": "omegaconf+"} for verb in MergeCLI.subcommands()}
-    try:
-        MergeCLI(
-            MergeRecipe,
-            TaskData,
-            subclass_mode_data=True,
-            trainer_class=Trainer,
-            trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=None,
-            parser_kwargs={"exit_on_error": False, "parser_mode": "omegaconf+", **verb_kwargs},
-            args=arguments,
-        )
-    except ArgumentError as error:
-        raise MergeError(explain(str(error))) from error
+    MergeCLI(
+        MergeRecipe,
+        TaskData,
+        subclass_mode_data=True,
+        trainer_class=Trainer,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=None,
+        parser_kwargs=PARSER | dict.fromkeys(MergeCLI.subcommands(), PARSER),
+        args=arguments,
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The MergeError that jsonargparse has wrapped, or the error itself."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, MergeError):
+        found = found.__cause__ or found.__context__
+    return found or error
 
 
 def quiet() -> None:

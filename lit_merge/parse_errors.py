@@ -1,7 +1,110 @@
 """What jsonargparse says of a configuration, in one line and with the nearest name that exists."""
 
+import inspect
 import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+_OPTION = re.compile(r"Problem with given class_path '([\w.]+)': Option '([\w.]+)' is not accepted")
+_VALUE = re.compile(
+    r"(?:Problem with given class_path '(?P<owner>[\w.]+)': )?Parser key \"(?P<key>[\w.]+)\": "
+    r"Expected an? (?P<kind>.*?)\. Got value: (?P<value>.*?)(?= - |$)"
+)
+_CLASS = re.compile(r"<class '([\w.]+)'>.*Expected a dot import path string: ([\w.]+)")
+_PLACE = re.compile(r'^Parser key "([\w.]+)": ')
+_UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
+_REQUIRED = re.compile(r"the following arguments are required: (.*)")
 
 
-def explain(message: str) -> str:
-    return message
+def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = ()) -> str:
+    """One line for a user.
+
+    Args:
+        message: jsonargparse's.
+        options: names of all options of the verb, with dots.
+        configs: paths of the configuration files that were read.
+    """
+    message = " ".join(message.split())
+    place = match.group(1) if (match := _PLACE.search(message)) else ""
+    files = ", ".join(configs) or "the configuration"
+    if place == "config":
+        return f"{files}: no such configuration file"
+    if message.startswith("Problems parsing config:"):
+        problem = message.removeprefix("Problems parsing config: ").replace('in "<unicode string>", ', "at ")
+        return f"{files} is not valid YAML: {problem}"
+    if message.startswith("Unexpected config:"):
+        return f"{files} is no configuration: expected a YAML mapping of options"
+    if match := _OPTION.search(message):
+        owner, name = match.groups()
+        known = list(inspect.signature(_load(owner)).parameters)
+        return f"{place}: {_short(owner)} has no option {name!r}{_nearest(name, known)}; it has {', '.join(known)}"
+    if match := _VALUE.search(message):
+        key = match["key"] if match["owner"] is None else f"{place}.{match['key']}"
+        return f"{key}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
+    if match := _CLASS.search(message):
+        wanted, name = match.groups()
+        known = sorted(_subclasses(_load(wanted)))
+        return f"{place}: there is no {_short(wanted)} {name!r}{_nearest(name, known)}; there are {', '.join(known)}"
+    if match := _UNKNOWN.search(message):
+        return _unknown_option(match.group(1) or match.group(2), options)
+    if match := _REQUIRED.search(message):
+        missing = ", ".join("--" + name.partition(".")[2] for name in match.group(1).split(", "))
+        return f"missing {missing}: give a file with --config (configs/quickstart.yaml is an example), or the options"
+    if match := re.match(r"argument (--[\w./-]+): (.*)", message):
+        return f"{match.group(1)}: {match.group(2)}"
+    told = _PLACE.sub("", message).partition(" Given value type:")[0]
+    return f"{place}: {told}" if place else told
+
+
+def _unknown_option(name: str, options: Iterable[str]) -> str:
+    """The first part of a dotted name that nothing is called, and what stands beside it."""
+    parts = name.split(".")
+    known = [option.split(".") for option in options]
+    depth = next(
+        (i for i in range(len(parts)) if not any(one[: i + 1] == parts[: i + 1] for one in known)), len(parts) - 1
+    )
+    prefix = ".".join(parts[:depth])
+    beside = sorted({one[depth] for one in known if len(one) > depth and one[:depth] == parts[:depth]})
+    near = _nearest(parts[depth], beside, prefix and prefix + ".")
+    return f"no option {'.'.join(parts[: depth + 1])!r}{near}; `python -m lit_merge VERB --help` lists them"
+
+
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    found = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), found, n=1, cutoff=0.4)
+    return f"; the nearest is {prefix}{found[near[0]]}" if near else ""
+
+
+def _nearest_literal(match: re.Match[str]) -> str:
+    choices = re.findall(r"'([^']*)'", match["kind"]) if "Literal" in match["kind"] else []
+    return _nearest(match["value"], choices)
+
+
+def _kind(told: str) -> str:
+    if "Literal[" in told:
+        *first, last = re.findall(r"'([^']*)'", told)
+        return f"{', '.join(first)} or {last}" if first else last
+    return {"float": "a number", "int": "a whole number", "bool": "true or false"}.get(
+        match.group(1) if (match := re.search(r"<class '(\w+)'>", told)) else told, told
+    )
+
+
+def _short(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _subclasses(cls: type) -> set[str]:
+    """Names of the package's classes that may stand where a `cls` is expected."""
+    found, queue = set(), [cls]
+    while queue:
+        children = [child for child in queue.pop().__subclasses__() if child.__module__.startswith("lit_merge.")]
+        found |= {child.__name__ for child in children if not inspect.isabstract(child)}
+        queue += children
+    return found
