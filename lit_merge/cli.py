@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -37,7 +38,7 @@ OWN_VERBS = {"merge": {"model", "output", "overwrite"}, "export": {"model", "out
 
 
 class MergeCLI(LightningCLI):
-    """One YAML serves every verb: `output` and `overwrite` say where a verb writes."""
+    """One YAML serves every verb: `run` says where fit writes, `output` where the others do."""
 
     model: MergeRecipe
     datamodule: TaskData | None
@@ -48,8 +49,14 @@ class MergeCLI(LightningCLI):
         return LightningCLI.subcommands() | OWN_VERBS
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str | None, default=None, help="where to write: a run folder for fit")
-        parser.add_argument("--overwrite", type=bool, default=False, help="replace what stands at --output")
+        parser.add_argument("--run", type=str | None, default=None, help="fit: the folder that it leaves")
+        parser.add_argument("--output", type=str | None, default=None, help="the other verbs: what they write")
+        parser.add_argument("--overwrite", action="store_true", help="replace what stands there")
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Lightning takes data for optional where no class was named: only what runs a network needs any.
+        self.datamodule_class = None
+        super().add_core_arguments_to_parser(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -71,11 +78,13 @@ class MergeCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
-        needs_output = self.subcommand in ("fit", "predict", "merge", "export")
-        if options.output is None and needs_output:
-            raise MergeError(f"{self.subcommand} needs --output, the place to write to")
-        if options.output is not None and needs_output:
-            check_output(options.output, options.overwrite)
+        where = "run" if self.subcommand == "fit" else "output"
+        if options[where] is None and self.subcommand in ("fit", "predict", "merge", "export"):
+            raise MergeError(f"{self.subcommand} needs --{where}, the place to write to")
+        if self.subcommand == "fit" and options.output is not None:
+            raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
+        if options[where] is not None:
+            check_output(options[where], options.overwrite)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         asked = self.option("trainer")
@@ -98,10 +107,11 @@ class MergeCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         assert self.datamodule is not None
-        output, overwrite = self.option("output"), self.option("overwrite")
-        report = run_fit(self.trainer, self.model, self.datamodule, output, self.model.experts, config, overwrite)
-        Console().print(report)
-        Console().print(f"written to {output}: bank, coefficients, metrics, table, figure, config, versions")
+        run, overwrite = self.option("run"), self.option("overwrite")
+        report = run_fit(self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite)
+        if self.trainer.is_global_zero:
+            Console().print(report)
+            Console().print(f"Written to {run}: bank, coefficients, metrics, table, figure, config, versions", soft_wrap=True)
 
     def validate(self, **kwargs: Any) -> None:
         self._evaluate(self.trainer.validate, kwargs)
@@ -112,19 +122,29 @@ class MergeCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         predictions = self.trainer.predict(**kwargs | {"return_predictions": True})
         write_text(self.option("output"), predictions_csv(predictions or []), self.option("overwrite"))
+        self._say()
 
     def merge(self, **kwargs: Any) -> None:
         self.trainer.merge(self.model, self.option("output"), self.option("overwrite"))
+        self._say()
 
     def export(self, **kwargs: Any) -> None:
         kwargs = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule")}
         self.trainer.export(self.model, self.option("output"), overwrite=self.option("overwrite"), **kwargs)
+        self._say()
+
+    def _say(self) -> None:
+        path = Path(self.option("output"))
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        Console().print(f"Written to {path}: {size / 1e6:.1f} MB", soft_wrap=True)
 
     def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         verb(**kwargs | {"verbose": False})
         assert self.datamodule is not None
-        state = "adapted" if self.option("model.bank") else "static"
-        report = Report(describe(self.model.to_bank()), self.datamodule.protocol, {state: self.model.scores})
+        state = "adapted" if self.config[self.subcommand].model.bank else "static"
+        split = "test" if self.subcommand == "test" else "validation"
+        bank = self.model.to_bank()
+        report = Report(describe(bank), self.datamodule.protocol, {state: self.model.scores}, split=split)
         if self.trainer.is_global_zero:
             Console().print(report)
             if self.option("output"):

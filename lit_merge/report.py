@@ -35,12 +35,14 @@ class Report:
         protocol: which images were adapted and tested on.
         scores: state (`pretrained`, `static`, `adapted`, `expert`) → task → score; states not measured are left out.
         sizes: `experts` and `bank`, in bytes.
+        split: the images that the scores are of.
     """
 
     method: str
     protocol: str
     scores: dict[str, Mapping[str, TaskScore]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    split: str = "test"
 
     @property
     def states(self) -> list[str]:
@@ -64,7 +66,8 @@ class Report:
         for state in ("static", "adapted"):
             if state in self.states:
                 found[f"{state}_entropy"] = self.scores[state][task].entropy
-        found["normalised_accuracy"] = self.normalised(task)
+        if (normalised := self.normalised(task)) is not None:
+            found["normalised_accuracy"] = normalised
         found["images"] = next(iter(self.scores.values()))[task].images
         return found
 
@@ -81,6 +84,7 @@ class Report:
         content = {
             "method": self.method,
             "protocol": self.protocol,
+            "split": self.split,
             "mean": {state: mean_accuracy(self.scores[state]) for state in self.states},
             "tasks": {task: self.row(task) for task in self.tasks},
             "bytes": self.sizes,
@@ -111,7 +115,7 @@ class Report:
             table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()
         table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
-        notes = [f"Accuracies on test data in %, entropies in nats. Protocol: {self.protocol}.", self.size_line()]
+        notes = [f"Accuracies on {self.split} data in %, entropies in nats. Protocol: {self.protocol}.", self.size_line()]
         return Group(Text(self.method, style="bold"), table, Text("\n".join(filter(None, notes))))
 
     def size_line(self) -> str:

@@ -22,7 +22,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """
     target = Path(path)
     if (target.exists() or target.is_symlink()) and not overwrite:
-        raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another --output")
+        raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")
     # Walk up to the folder that exists, so that nothing is made for a run that fails later.
     parent = target.absolute().parent
     while not parent.exists():
@@ -56,7 +56,7 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
         yield new
         if target.is_dir() and not target.is_symlink():
             if not new.is_dir():
-                raise MergeError(f"{target} is a folder, which a file does not replace: choose another --output")
+                raise MergeError(f"{target} is a folder, which a file does not replace: choose another place")
             # A folder cannot be renamed over a full one.
             target.rename(old)
         os.replace(new, target)
@@ -79,7 +79,11 @@ def write_safetensors(
     with replacing(path, overwrite) as beside:
         # safetensors refuses tensors that share memory, as views of one merge may.
         whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        beside.touch()
+        mode = beside.stat().st_mode
         save_file(whole, beside, dict(metadata or {"format": "pt"}))
+        # safetensors makes files that only their owner may read.
+        beside.chmod(mode)
 
 
 def write_text(path: str | os.PathLike[str], text: str, overwrite: bool = False) -> None:

@@ -33,11 +33,29 @@ class ImageFiles(ImageSource):
     def _decode(self, path: Path) -> UInt8[Tensor, "3 H W"]:
         try:
             with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
+                upright = to_rgb(ImageOps.exif_transpose(image))
         except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            raise MergeError(f"{path} cannot be read as an image: {error}: mend or remove it") from error
+            raise UnreadableImage(f"{path} cannot be read as an image: {error}: mend or remove it") from error
         square = ImageOps.fit(upright, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+class UnreadableImage(MergeError):
+    """An image that cannot be decoded. Where a worker process of the DataLoader met it, torch writes the traceback
+    there before the message; only what follows is kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("UnreadableImage: ")[2])
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits of red, green and blue from any mode; transparency is left out."""
+    if image.mode.startswith("I"):
+        # 16 bits: `convert` would clip them at 255 rather than scale them.
+        return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 class ImageFolders(TaskData):
@@ -70,6 +88,11 @@ class ImageFolders(TaskData):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         self.image_size = image_size
+        if not adapt:
+            raise MergeError("no task: give --data.adapt, a folder of images for every task")
+        for task in (test or {}).keys() | (validation or {}).keys():
+            if task not in adapt:
+                raise MergeError(f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task)
         self._adapt = {task: find_images(task, folder) for task, folder in adapt.items()}
         self._labelled = {"test": test, "validation": validation}
 
@@ -93,9 +116,10 @@ class ImageFolders(TaskData):
     def _by_class(self, task: str, folder: str) -> Labelled:
         paths = find_images(task, folder)
         root = resolve(folder)
-        classes = sorted({path.relative_to(root).parts[0] for path in paths})
+        # Folders without images count too: a class keeps its row of the head.
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if any(path.parent == root for path in paths):
-            raise MergeError(f"{root} (task {task}): expected one subfolder per class, found images beside them")
+            raise MergeError(f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task)
         labels = torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
         return ImageFiles(paths, self.image_size), labels
 
@@ -107,9 +131,14 @@ def find_images(task: str, folder: str) -> list[Path]:
         raise MergeError(f"{root} (images of task {task}): no such folder", task=task)
     try:
         next(root.iterdir(), None)
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
     except OSError as error:
         raise MergeError(f"{root} (images of task {task}) cannot be read: {error.strerror}", task=task) from error
     if not paths:
         raise MergeError(f"{root} (images of task {task}) holds no image ({', '.join(sorted(SUFFIXES))})", task=task)
     return paths
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Thumbnails and other systems' notes about files, `._photo.png`, are no images of the task."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)

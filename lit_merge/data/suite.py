@@ -52,6 +52,8 @@ class Suite(TaskData):
         for task in tasks or ():
             if task not in all_tasks:
                 raise MergeError(f"{path} has no task {task!r}; it has {', '.join(all_tasks)}", task=task)
+            if tasks is not None and tasks.count(task) > 1:
+                raise MergeError(f"tasks={tasks} names {task!r} twice", task=task)
         self._tasks = tuple(tasks or all_tasks)
 
     @property
@@ -68,6 +70,11 @@ class Suite(TaskData):
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         labels = SafetensorsFile(self.path / "labels.safetensors")
+        for task in self.tasks:
+            name = f"{task}/{split}"
+            images, targets = (len_of(file, name) for file in (self._images, labels))
+            if images != targets:
+                raise MergeError(f"{self.path}: {name} has {images} images and {targets} labels", task=task)
         return {
             task: (ImageTensor(self._images.read(f"{task}/{split}")), labels.read(f"{task}/{split}"))
             for task in self.tasks
