@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lit_merge.callbacks import CompressionExport, RankSchedule
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
     from lit_merge.errors import MergeError, MergeWarning
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
     from lit_merge.low_rank import LowRank
     from lit_merge.merged_model import MergedModel, Stage
     from lit_merge.methods import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
+    from lit_merge.networks import OpenClipImageEncoder
     from lit_merge.task_bank import TaskBank
 
 # Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
 _HOMES = {
     "CART": "methods",
     "Coefficients": "coefficients",
+    "CompressionExport": "callbacks",
     "Experts": "experts",
     "ImageFolders": "data",
     "IsoC": "methods",
@@ -27,6 +30,8 @@ _HOMES = {
     "MergeMethod": "methods",
     "MergeWarning": "errors",
     "MergedModel": "merged_model",
+    "OpenClipImageEncoder": "networks",
+    "RankSchedule": "callbacks",
     "Stage": "merged_model",
     "Suite": "data",
     "TSVM": "methods",
@@ -40,6 +45,7 @@ __all__ = [
     "CART",
     "TSVM",
     "Coefficients",
+    "CompressionExport",
     "Experts",
     "ImageFolders",
     "IsoC",
@@ -48,6 +54,8 @@ __all__ = [
     "MergeMethod",
     "MergeWarning",
     "MergedModel",
+    "OpenClipImageEncoder",
+    "RankSchedule",
     "Stage",
     "Suite",
     "TaskArithmetic",
