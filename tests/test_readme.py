@@ -1,0 +1,126 @@
+"""What the README and docs show runs: every command, every configuration, every example."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_merge.command import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^(?:python -m lit_merge|scripts/|pip ).*$", README, re.MULTILINE)
+# What cuts a command to a few seconds: it goes over the configuration as any option does.
+SHORT = {
+    "fit": ["--trainer.max_steps", "2", "--trainer.limit_test_batches", "2"],
+    "test": ["--trainer.limit_test_batches", "2"],
+    "predict": ["--trainer.limit_predict_batches", "2"],
+}
+QUIET = ["--trainer.enable_progress_bar", "false"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_in_the_order_of_the_readme(workplace: Path) -> None:
+    ours = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python -m lit_merge ")]
+    assert {"fit", "test", "predict", "merge", "export", "zoo"} == {arguments[0] for arguments in ours}
+    for arguments in ours:
+        extra = SHORT.get(arguments[0], []) + (QUIET if arguments[0] != "zoo" else [])
+        assert main([*arguments, *extra]) == 0, arguments
+    assert (workplace / "runs" / "quickstart" / "accuracy.png").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_fits(path: Path, workplace: Path) -> None:
+    assert main(["fit", "--config", str(path), *SHORT["fit"], *QUIET]) == 0
+    assert (workplace / "runs" / path.stem / "bank").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_python_example(workplace: Path) -> None:
+    (example,) = blocks(README, "python")
+    assert len(example.strip().splitlines()) <= 20
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["weights"]
+
+
+def test_a_method_of_your_own(tmp_path: Path, tiny: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks((ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8"), "python")
+    (tmp_path / "my_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]  # type: ignore[attr-defined]
+    network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]  # type: ignore[attr-defined]
+    network += ["--model.network.heads", tiny.heads, "--model.method", "my_module.MedianLowRank"]  # type: ignore[attr-defined]
+    assert main(["merge", *experts, *network, "--output", str(tmp_path / "merged.safetensors")]) == 0
+
+
+def test_callbacks_example(workplace: Path) -> None:
+    (text,) = blocks((ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8"), "yaml")
+    (workplace / "callbacks.yaml").write_text(text)
+    config = ["--config", "configs/quickstart.yaml", "--config", "callbacks.yaml"]
+    assert main(["fit", *config, *SHORT["fit"], *QUIET]) == 0
+    assert (workplace / "runs" / "small-bank" / "bank.json").is_file()
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> dict[str, str]:
+    """An environment whose python is this one, but whose pip only notes what it was asked for."""
+    python = tmp_path / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1 $2" = "-m pip" ]; then echo "$@" >> {tmp_path}/pip.log; exit 0; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    return os.environ | {"VIRTUAL_ENV": str(tmp_path / "environment"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
+def test_the_two_scripts_install_once_and_run(shim: dict[str, str], tmp_path: Path) -> None:
+    assert {"scripts/quickstart", "scripts/test"} <= set(COMMANDS)
+    for i in range(2):
+        fit = ["--run", str(tmp_path / f"run{i}"), *SHORT["fit"], *QUIET]
+        subprocess.run(["scripts/quickstart", *fit], cwd=ROOT, env=shim, check=True, capture_output=True)
+        assert (tmp_path / f"run{i}" / "table.txt").is_file()
+        done = subprocess.run(
+            ["scripts/test", "tests/test_command.py", "-k", "version", "--numprocesses", "0"],
+            cwd=ROOT, env=shim, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "1 passed" in done.stdout
+    asked = (tmp_path / "pip.log").read_text().splitlines()
+    assert [line.split()[-1] for line in asked] == [".", ".[test]"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        ('case "$1$2" in -cimport\\ sys*) exit 1;; --version) echo Python 3.8.1;; esac', "Python 3.8.1 is too old"),
+        ('case "$2" in "import venv"*) exit 1;; esac', "no venv module"),
+    ],
+)
+def test_scripts_say_what_is_missing(behaviour: str, told: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/bash\n{behaviour}\n")
+    python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "CONDA_PREFIX"}
+    environment |= {"PYTHON": str(python), "VIRTUAL_ENV": str(tmp_path / "none")}
+    done = subprocess.run([ROOT / "scripts/quickstart"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert told in done.stderr
