@@ -16,7 +16,7 @@ from rich.console import Console
 from lit_merge import callbacks, data, networks, objectives  # noqa: F401  short class names are found once imported
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.data import TaskData, check_tasks
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.parse_errors import explain
 from lit_merge.recipe import MergeRecipe
 from lit_merge.report import Report
@@ -190,5 +190,14 @@ def quiet() -> None:
         "isinstance\\(treespec, LeafSpec\\)",
         "tensorboardX",
         "GPU available but not used",
+        "smaller than the logging interval",
+        "was deprecated in v4.49",
+        "By default only one JsonargparseDeprecationWarning",
     ):
-        warnings.filterwarnings("ignore", f".*{text}.*")
+        warnings.filterwarnings("ignore", f"(?s).*{text}")
+    warnings.formatwarning = _one_line
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    told = " ".join(str(message).split())
+    return f"lit_merge: warning: {told}\n" if issubclass(category, MergeWarning) else f"{filename}:{lineno}: {told}\n"

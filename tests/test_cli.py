@@ -239,7 +239,6 @@ def test_bad_configurations(
     [
         ("model: [1", ["not valid YAML"]),
         ("just words", ["expected a YAML mapping"]),
-        ("modle: {}", ["'modle'", "nearest is model"]),
         ("model: {metod: {class_path: CART}}", ["'model.metod'", "nearest is model.method"]),
         ("{}", ["missing --model.network"]),
     ],
@@ -254,6 +253,15 @@ def test_bad_configuration_files(
         assert expected in line
 
 
+def test_unknown_section(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(config())
+    path.write_text(path.read_text() + "modle: 3\n")
+    line = refused(capsys, "fit", "--config", str(path), "--run", str(tmp_path / "out"))
+    assert "'modle'" in line
+    assert "nearest is model" in line
+
+
+@pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
 def test_tasks_heads_and_data_must_agree(
     config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,9 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
             # A folder cannot be renamed over a full one.
             target.rename(old)
         os.replace(new, target)
+    except MergeError as error:
+        # Of a file inside a folder that is being written: its place is where the folder will stand.
+        raise MergeError(str(error).replace(str(new), str(target)), task=error.task, weight=error.weight) from error
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MergeError(f"{target} could not be written: {reason}; nothing was changed") from error

@@ -92,7 +92,9 @@ class ImageFolders(TaskData):
             raise MergeError("no task: give --data.adapt, a folder of images for every task")
         for task in (test or {}).keys() | (validation or {}).keys():
             if task not in adapt:
-                raise MergeError(f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task)
+                raise MergeError(
+                    f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task
+                )
         self._adapt = {task: find_images(task, folder) for task, folder in adapt.items()}
         self._labelled = {"test": test, "validation": validation}
 
@@ -119,7 +121,9 @@ class ImageFolders(TaskData):
         # Folders without images count too: a class keeps its row of the head.
         classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if any(path.parent == root for path in paths):
-            raise MergeError(f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task)
+            raise MergeError(
+                f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task
+            )
         labels = torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
         return ImageFiles(paths, self.image_size), labels
 

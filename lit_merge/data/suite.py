@@ -70,12 +70,12 @@ class Suite(TaskData):
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         labels = SafetensorsFile(self.path / "labels.safetensors")
+        found: dict[str, Labelled] = {}
         for task in self.tasks:
-            name = f"{task}/{split}"
-            images, targets = (len_of(file, name) for file in (self._images, labels))
-            if images != targets:
-                raise MergeError(f"{self.path}: {name} has {images} images and {targets} labels", task=task)
-        return {
-            task: (ImageTensor(self._images.read(f"{task}/{split}")), labels.read(f"{task}/{split}"))
-            for task in self.tasks
-        }
+            images, targets = (file.read(f"{task}/{split}") for file in (self._images, labels))
+            if len(images) != len(targets):
+                raise MergeError(
+                    f"{self.path}: {task}/{split} has {len(images)} images and {len(targets)} labels", task=task
+                )
+            found[task] = ImageTensor(images), targets
+        return found
