@@ -17,6 +17,7 @@ from statistics import mean, stdev
 
 import lightning.pytorch as pl
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -72,7 +73,7 @@ class Bench:
             (name, scale): self.merged(bank, scale, "validation") for name, bank in banks.items() for scale in scales
         }
         name, scale = max(grid, key=lambda place: grid[place])
-        return {"test": self.merged(banks[name], scale, "test"), "chosen": f"{name} scaling {scale}".strip()}
+        return {"test": self.merged(banks[name], scale, "test"), "chosen": f"{name} λ {scale}".strip()}
 
     def merged(self, bank: TaskBank, scale: float | None, split: str) -> float:
         weights = bank.merge(scale, torch.float32)
@@ -98,9 +99,9 @@ def check(zoo: str) -> dict[str, dict[str, object]]:
     cart = build_bank(experts, method=CART(rank_ratio=max(RATIOS)))
     rows["CART"] = bench.tuned({f"rank {ratio}": cart.truncate(ratio) for ratio in RATIOS}, SCALES["CART"])
     start = build_bank(experts, method=CART(rank_ratio=0.16, scaling=1.0))
-    rows["CART, λ = 1, rank 0.16"] = {"test": bench.merged(start, 1.0, "test")}
+    rows["CART at λ = 1"] = {"test": bench.merged(start, 1.0, "test")}
     adapted = bench.adapted(start)
-    rows["  adapted without labels"] = {
+    rows["  adapted, no labels"] = {
         "test": bench.merged(adapted, None, "test"),
         "chosen": f"mean λ {adapted.coefficients.mean().item():.2f}",
     }
@@ -117,7 +118,7 @@ def targets(means: Mapping[str, float]) -> list[tuple[str, float, bool]]:
     order = ["pretrained", "weight averaging", "task arithmetic", "TSV-M", "Iso-C", "CART", "experts"]
     below = points["experts"] - points["weight averaging"]
     above = points["CART"] - points["task arithmetic"]
-    gain = points["  adapted without labels"] - points["CART, λ = 1, rank 0.16"]
+    gain = points["  adapted, no labels"] - points["CART at λ = 1"]
     steps = [points[high] - points[low] for low, high in zip(order, order[1:], strict=False)]
     return [
         ("experts at least 92 %", points["experts"], points["experts"] >= 92),
@@ -136,12 +137,13 @@ def main() -> int:
     quiet()
     results = {zoo: check(zoo) for zoo in track(options.zoos, "checking", console=Console(stderr=True))}
     console = Console()
-    table = Table(title="Mean test accuracy over tasks, %", title_justify="left")
-    table.add_column("")
+    console.print("Mean test accuracy over tasks, %")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     for zoo in results:
         table.add_column(zoo, justify="right")
     table.add_column("mean", justify="right")
-    table.add_column("chosen on validation")
+    table.add_column("chosen")
     names = next(iter(results.values()))
     means = {}
     for name in names:
