@@ -14,7 +14,9 @@ FORMAT_VERSION = 1
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
 
 
-def write_bank_folder(path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], overwrite: bool) -> None:
+def write_bank_folder(
+    path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], overwrite: bool
+) -> None:
     """Writes both files, whole or not at all. See `TaskBank.save`."""
     with replacing(path, overwrite) as beside:
         beside.mkdir()

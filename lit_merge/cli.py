@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -96,7 +96,7 @@ class MergeCLI(LightningCLI):
         listed = asked["callbacks"] or []
         if asked["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in listed):
             kwargs["callbacks"] = [*listed, callbacks.MergeProgress()]
-        return super().instantiate_trainer(**kwargs)
+        return cast(Trainer, super().instantiate_trainer(**kwargs))
 
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
@@ -111,7 +111,8 @@ class MergeCLI(LightningCLI):
         report = run_fit(self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite)
         if self.trainer.is_global_zero:
             Console().print(report)
-            Console().print(f"Written to {run}: bank, coefficients, metrics, table, figure, config, versions", soft_wrap=True)
+            names = "bank, coefficients, metrics, table, figure, config, versions"
+            Console().print(f"Written to {run}: {names}", soft_wrap=True)
 
     def validate(self, **kwargs: Any) -> None:
         self._evaluate(self.trainer.validate, kwargs)
@@ -120,8 +121,8 @@ class MergeCLI(LightningCLI):
         self._evaluate(self.trainer.test, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        predictions = self.trainer.predict(**kwargs | {"return_predictions": True})
-        write_text(self.option("output"), predictions_csv(predictions or []), self.option("overwrite"))
+        predictions = cast(list[dict[str, Any]], self.trainer.predict(**kwargs | {"return_predictions": True}))
+        write_text(self.option("output"), predictions_csv(predictions), self.option("overwrite"))
         self._say()
 
     def merge(self, **kwargs: Any) -> None:
@@ -198,6 +199,8 @@ def quiet() -> None:
     warnings.formatwarning = _one_line
 
 
-def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     told = " ".join(str(message).split())
     return f"lit_merge: warning: {told}\n" if issubclass(category, MergeWarning) else f"{filename}:{lineno}: {told}\n"

@@ -28,7 +28,8 @@ class Coefficients(nn.Module):
         start: (T or 1, L), λ before any step.
         layers: names of the L weights.
         granularity: the first one.
-        bounds: (lower, upper) for λ in the forward; the gradient is zero outside them, as in AdaMerging. Off by default.
+        bounds: (lower, upper) for λ in the forward; the gradient is zero outside them, as in AdaMerging.
+            Off by default.
     """
 
     offset: Tensor

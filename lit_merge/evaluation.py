@@ -30,8 +30,8 @@ class TaskMetrics(nn.Module):
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
-        self.hits = nn.ModuleList(MeanMetric() for _ in tasks)
-        self.entropies = nn.ModuleList(MeanMetric() for _ in tasks)
+        self.hits: Sequence[MeanMetric] = nn.ModuleList(MeanMetric() for _ in tasks)  # type: ignore[assignment]
+        self.entropies: Sequence[MeanMetric] = nn.ModuleList(MeanMetric() for _ in tasks)  # type: ignore[assignment]
 
     def update(self, task: str, logits: Tensor, labels: Tensor) -> None:
         """Adds logits (B, C) and labels (B,) of one task."""

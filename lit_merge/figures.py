@@ -22,7 +22,8 @@ def accuracy_figure(report: Report) -> Figure:
         places = [x + (i - (len(report.states) - 1) / 2) * width for x in range(len(names))]
         axes.bar(places, heights, width * 0.92, label=state, color=COLOURS[state])
     axes.axvline(len(names) - 1.5, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 6 else 0, ha="right" if len(names) > 6 else "center")
+    rotation, side = (30, "right") if len(names) > 6 else (0, "center")
+    axes.set_xticks(range(len(names)), names, rotation=rotation, ha=side)
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(0, 100)
     axes.set_title(report.method, loc="left", fontsize=10)

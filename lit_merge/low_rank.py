@@ -55,9 +55,7 @@ class LowRank:
         """Squared singular values: their sum is the squared Frobenius norm of each matrix."""
         return self.S.square()
 
-    def weighted_sum(
-        self, origin: Float[Tensor, "m n"], coefficients: Float[Tensor, " T"]
-    ) -> Float[Tensor, "m n"]:
+    def weighted_sum(self, origin: Float[Tensor, "m n"], coefficients: Float[Tensor, " T"]) -> Float[Tensor, "m n"]:
         """origin + Σ_t coefficients[t] · U_t·diag(S_t)·V_tᵀ, differentiable in `coefficients`.
 
         One matrix product over the ranks of all tasks together. The backward reads

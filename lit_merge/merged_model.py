@@ -113,9 +113,7 @@ class MergedModel(LightningModule):
     def to_bank(self) -> TaskBank:
         """The bank at the active rank with the coefficients reached so far, on the CPU."""
         tensors = {name: value.detach().cpu() for name, value in self.bank.tensors().items()}
-        return replace(
-            self._frame.with_tensors(tensors), coefficients=self.coefficients().detach().cpu().clone()
-        )
+        return replace(self._frame.with_tensors(tensors), coefficients=self.coefficients().detach().cpu().clone())
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task's inputs."""

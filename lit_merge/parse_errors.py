@@ -102,7 +102,8 @@ def _load(path: str) -> Any:
 
 def _subclasses(cls: type) -> set[str]:
     """Names of the package's classes that may stand where a `cls` is expected."""
-    found, queue = set(), [cls]
+    found: set[str] = set()
+    queue: list[Any] = [cls]
     while queue:
         children = [child for child in queue.pop().__subclasses__() if child.__module__.startswith("lit_merge.")]
         found |= {child.__name__ for child in children if not inspect.isabstract(child)}

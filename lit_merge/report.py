@@ -115,7 +115,8 @@ class Report:
             table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()
         table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
-        notes = [f"Accuracies on {self.split} data in %, entropies in nats. Protocol: {self.protocol}.", self.size_line()]
+        units = f"Accuracies on {self.split} data in %, entropies in nats. Protocol: {self.protocol}."
+        notes = [units, self.size_line()]
         return Group(Text(self.method, style="bold"), table, Text("\n".join(filter(None, notes))))
 
     def size_line(self) -> str:
@@ -124,7 +125,9 @@ class Report:
         if not bank:
             return ""
         size = f"task bank {bank / 1e6:.1f} MB"
-        return f"Experts together {experts / 1e6:.1f} MB, {size}: {bank / experts:.0%} of that." if experts else f"A {size}."
+        if not experts:
+            return f"A {size}."
+        return f"Experts together {experts / 1e6:.1f} MB, {size}: {bank / experts:.0%} of that."
 
 
 def _cell(key: str, value: float | int | None) -> str:

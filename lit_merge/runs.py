@@ -78,9 +78,9 @@ def reference_scores(
         pretrained = {name: _as(model, base.read(name)) for name in base.shapes}
         scores["pretrained"] = score(trainer, model, data, "pretrained", lambda task: pretrained)
     if experts is not None:
-        checkpoints = experts.checkpoints
+        checkpoints, names = experts.checkpoints, experts.shapes
         scores["expert"] = score(
-            trainer, model, data, "experts", lambda task: {n: _as(model, checkpoints[task].read(n)) for n in experts.shapes}
+            trainer, model, data, "experts", lambda task: {n: _as(model, checkpoints[task].read(n)) for n in names}
         )
     merged = {name: value.detach() for name, value in model.merged_weights().items()}
     scores["static"] = score(trainer, model, data, "static merge", lambda task: merged)

@@ -129,7 +129,7 @@ class TaskBank:
         for name, value in self.tensors().items():
             if name != "coefficients":
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:

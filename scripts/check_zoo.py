@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -54,11 +55,14 @@ class Bench:
         self.data = Suite(str(folder), tasks=tasks)
 
     def trainer(self, steps: int = -1) -> pl.Trainer:
-        options = dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"),
-            False,
+        return pl.Trainer(
+            max_steps=steps,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
-        return pl.Trainer(max_steps=steps, limit_val_batches=0, **options)
 
     def accuracy(self, weights: Callable[[str], Weights], split: str) -> float:
         """Mean over tasks of the accuracy on validation or test images."""
@@ -119,7 +123,7 @@ def targets(means: Mapping[str, float]) -> list[tuple[str, float, bool]]:
     below = points["experts"] - points["weight averaging"]
     above = points["CART"] - points["task arithmetic"]
     gain = points["  adapted, no labels"] - points["CART at λ = 1"]
-    steps = [points[high] - points[low] for low, high in zip(order, order[1:], strict=False)]
+    steps = [points[high] - points[low] for low, high in pairwise(order)]
     return [
         ("experts at least 92 %", points["experts"], points["experts"] >= 92),
         ("averaging at least 20 points below the experts", below, below >= 20),
@@ -158,7 +162,8 @@ def main() -> int:
         console.print(f"{'holds ' if holds else 'MISSED'}  {text}: {figure:.1f}")
     if options.output:
         machine = {"machine": platform.machine(), "torch": torch.__version__}
-        write_text(Path(options.output), json.dumps(machine | {"zoos": results}, indent=1, ensure_ascii=False) + "\n", True)
+        text = json.dumps(machine | {"zoos": results}, indent=1, ensure_ascii=False)
+        write_text(Path(options.output), text + "\n", overwrite=True)
     return 0 if all(holds for *_, holds in checked) else 1
 
 

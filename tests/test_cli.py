@@ -138,9 +138,7 @@ def test_callbacks_by_name(config: Config, tmp_path: Path) -> None:
     assert set(TaskBank.load(small).ranks.values()) == {3}
 
 
-def test_existing_output_needs_overwrite(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_existing_output_needs_overwrite(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "there"
     output.write_text("mine")
     for verb, option in (("fit", "--run"), ("merge", "--output"), ("export", "--output"), ("predict", "--output")):

@@ -80,7 +80,8 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
             yield {task: self._draw(task, start) for task in self.sizes}
 
     def _draw(self, task: str, start: int) -> list[int]:
-        size, drawn = self.sizes[task], []
+        size = self.sizes[task]
+        drawn: list[int] = []
         while len(drawn) < self.batch_size:
             turn, offset = divmod(start + len(drawn), size)
             generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{task}/{turn}".encode()))

@@ -39,7 +39,7 @@ class MergeMethod(ABC):
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         """Origin (…) and delta (T or 1, …), None for no delta, of any other weight."""
 
-    def check(self, experts: Experts) -> None:
+    def check(self, experts: Experts) -> None:  # noqa: B027  most methods take any experts
         """Warns of, or refuses, experts that the method cannot do much with."""
 
     def describe(self) -> dict[str, object]:

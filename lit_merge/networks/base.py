@@ -40,7 +40,8 @@ class Network(nn.Module, ABC):
         for name, shape in own.items():
             if shape != weights[name]:
                 raise MergeError(
-                    f"{name} has shape {list(shape)} in the network and {list(weights[name])} in the experts", weight=name
+                    f"{name} has shape {list(shape)} in the network and {list(weights[name])} in the experts",
+                    weight=name,
                 )
 
     def freeze(self) -> None:
@@ -50,4 +51,3 @@ class Network(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> "Network":
         return super().train(False)
-

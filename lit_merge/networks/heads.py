@@ -38,7 +38,9 @@ class CosineHeads(nn.Module):
         file = SafetensorsFile(resolve(path))
         for task, shape in file.shapes.items():
             if len(shape) != 2:
-                raise MergeError(f"{file.path}: head {task} has shape {list(shape)}, expected classes × width", task=task)
+                raise MergeError(
+                    f"{file.path}: head {task} has shape {list(shape)}, expected classes × width", task=task
+                )
         return cls({task: file.read(task) for task in file.shapes}, float(file.metadata.get("logit_scale", 100.0)))
 
     def classes(self, task: str) -> int:
@@ -47,7 +49,9 @@ class CosineHeads(nn.Module):
     def forward(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
         rows = self._row(task)
         if rows.shape[1] != features.shape[1]:
-            raise MergeError(f"head {task} is {rows.shape[1]} wide, the encoder's features {features.shape[1]}", task=task)
+            raise MergeError(
+                f"head {task} is {rows.shape[1]} wide, the encoder's features {features.shape[1]}", task=task
+            )
         # float32 whatever the autocast: entropies of confident predictions live in the last digits.
         with torch.autocast(features.device.type, enabled=False):
             return self.logit_scale * F.normalize(features.float(), dim=-1) @ rows.T

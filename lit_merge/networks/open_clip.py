@@ -28,6 +28,9 @@ class OpenClipImageEncoder(Network):
         MergeError: an unknown name, a file that is missing or no such configuration, heads that cannot be read.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: str, heads: str) -> None:
         super().__init__()
         options = read_config(config)
