@@ -90,7 +90,7 @@ class ImageFolders(TaskData):
         self.image_size = image_size
         if not adapt:
             raise MergeError("no task: give --data.adapt, a folder of images for every task")
-        for task in (test or {}).keys() | (validation or {}).keys():
+        for task in [*(test or {}), *(validation or {})]:
             if task not in adapt:
                 raise MergeError(
                     f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task

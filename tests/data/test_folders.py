@@ -15,9 +15,8 @@ from lit_merge.data.folders import ImageFiles
 
 
 def folders(tiny: Any, **options: Any) -> ImageFolders:
-    return ImageFolders(
-        **{"adapt": tiny.adapt_folders, "test": tiny.test_folders, "image_size": 16, "batch_size": 4} | options
-    )
+    test = None if "adapt" in options else tiny.test_folders
+    return ImageFolders(**{"adapt": tiny.adapt_folders, "test": test, "image_size": 16, "batch_size": 4} | options)
 
 
 def read(path: Path, size: int = 16) -> torch.Tensor:
@@ -80,7 +79,7 @@ def test_no_task_at_all() -> None:
 
 def test_test_folder_of_a_task_that_is_not_adapted(tiny: Any) -> None:
     adapt = {task: folder for task, folder in tiny.adapt_folders.items() if task != "beta"}
-    refused(lambda: folders(tiny, adapt=adapt), "beta")
+    refused(lambda: folders(tiny, adapt=adapt, test=tiny.test_folders), "beta")
 
 
 def test_folder_without_images(tiny: Any, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_shipped_weights_fit_the_tower_that_network_json_describes() -> None:
 
 
 @needs_torch
-def test_shipped_heads_and_base_are_better_than_chance() -> None:
+def test_shipped_experts_know_their_tasks() -> None:
     from zoo.network import accuracy, encoder
 
     heads, images, labels = (load_file(SUITE / f"{name}.safetensors") for name in ("heads", "images", "labels"))
@@ -178,5 +178,5 @@ def test_shipped_heads_and_base_are_better_than_chance() -> None:
         assert head.shape == (len(task["classes"]), 128)
         torch.testing.assert_close(head.norm(dim=1), torch.ones(len(head)))
         network.load_state_dict(load_file(SUITE / "experts" / f"{name}.safetensors"))
-        key = f"{name}/validation"
-        assert accuracy(network, head, images[key], labels[key]) > 0.8
+        key = f"{name}/test"
+        assert accuracy(network, head, images[key], labels[key]) > 0.85
