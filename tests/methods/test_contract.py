@@ -1,0 +1,230 @@
+"""What every method must do, against a dense float64 oracle written here from the formulas.
+
+A new method joins with one line in METHODS.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_merge import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, TaskBank, WeightAveraging, build_bank
+
+State = dict[str, Tensor]
+# Experts (T, …) and base of one weight, and whether it is decomposed → dense origin and dense deltas (T or 1, …).
+Oracle = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+
+BLOCK = "transformer.resblocks.{}.{}"
+SHAPES = {
+    "conv1.weight": (6, 3, 2, 2),
+    "positional_embedding": (5, 12),
+    "ln_pre.weight": (12,),
+    **{BLOCK.format(i, "attn.in_proj_weight"): (36, 12) for i in range(2)},
+    **{BLOCK.format(i, "attn.in_proj_bias"): (36,) for i in range(2)},
+    **{BLOCK.format(i, "mlp.c_fc.weight"): (20, 12) for i in range(2)},
+    **{BLOCK.format(i, "mlp.c_proj.weight"): (12, 20) for i in range(2)},
+    "proj": (12, 8),
+}
+IN_BLOCK = {name for name in SHAPES if "resblocks" in name and not name.endswith("bias")}
+TWO_D = {name for name, shape in SHAPES.items() if len(shape) == 2}
+
+
+def top(matrix: Tensor, rank: int) -> Tensor:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] @ s[:rank].diag() @ vh[:rank]
+
+
+def averaging(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    return sum(experts) / len(experts), torch.zeros_like(experts)
+
+
+def arithmetic(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    return base, torch.stack([expert - base for expert in experts])
+
+
+def cart(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    mean = sum(experts) / len(experts)
+    if not matrix:
+        return mean, torch.stack([expert - mean for expert in experts])
+    rank = int(0.25 * min(mean.shape))
+    return mean, torch.stack([top(expert - mean, rank) for expert in experts])
+
+
+def tsv(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    vectors = torch.stack([expert - base for expert in experts])
+    if not matrix:
+        return base, vectors / len(experts)
+    rank = min(base.shape) // len(experts)
+    us, ss, vs = zip(*(torch.linalg.svd(vector, full_matrices=False) for vector in vectors), strict=True)
+    u, v = torch.cat([u[:, :rank] for u in us], 1), torch.cat([v[:rank].T for v in vs], 1)
+    whitened = []
+    for factor in (u, v):
+        values, vectors_ = torch.linalg.eigh(factor.T @ factor)
+        whitened.append((factor @ vectors_ @ values.rsqrt().diag() @ vectors_.T).split(rank, 1))
+    return base, torch.stack([a @ s[:rank].diag() @ b.T for a, s, b in zip(whitened[0], ss, whitened[1], strict=True)])
+
+
+def iso(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    total = sum(expert - base for expert in experts)
+    if not matrix:
+        return base, total[None] / len(experts)
+    u, s, vh = torch.linalg.svd(total, full_matrices=False)
+    return base, (u @ vh * s.mean())[None]
+
+
+METHODS: dict[str, tuple[MergeMethod, Oracle, set[str], float]] = {
+    "averaging": (WeightAveraging(), averaging, set(), 1.0),
+    "arithmetic": (TaskArithmetic(scaling=0.3), arithmetic, set(), 0.3),
+    "cart": (CART(rank_ratio=0.25, scaling=1.7), cart, IN_BLOCK, 1.7),
+    "tsv": (TSVM(scaling=1.2), tsv, TWO_D, 1.2),
+    "iso": (IsoC(scaling=0.9), iso, TWO_D, 0.9),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def make(tasks: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[dict[str, State], State]:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    base = {name: draw(shape) for name, shape in SHAPES.items()}
+    experts = {
+        f"task{t}": {name: (value + 0.3 * draw(value.shape)).to(dtype) for name, value in base.items()}
+        for t in range(tasks)
+    }
+    base = {name: value.to(dtype) for name, value in base.items()}
+    for state in (base, *experts.values()):
+        state["frozen.weight"] = torch.arange(6.0).to(dtype)
+        state["steps"] = torch.tensor(7)
+    return experts, base
+
+
+def dense(name: str, experts: dict[str, State], base: State) -> dict[str, tuple[Tensor, Tensor]]:
+    _, oracle, matrices, _ = METHODS[name]
+    return {
+        weight: oracle(
+            torch.stack([e[weight] for e in experts.values()]).double(), base[weight].double(), weight in matrices
+        )
+        for weight in SHAPES
+    }
+
+
+def expected(name: str, experts: dict[str, State], base: State) -> State:
+    scale = METHODS[name][3]
+    return {weight: o + scale * d.sum(0) for weight, (o, d) in dense(name, experts, base).items()}
+
+
+def build(name: str, experts: dict[str, State], base: State) -> TaskBank:
+    return build_bank(experts, base, method=METHODS[name][0])
+
+
+@every_method
+@pytest.mark.parametrize("tasks", [3, 4])
+def test_value(name: str, tasks: int) -> None:
+    experts, base = make(tasks)
+    merged = build(name, experts, base).merge()
+    for weight, value in expected(name, experts, base).items():
+        torch.testing.assert_close(merged[weight], value, rtol=1e-10, atol=1e-10)
+    assert torch.equal(merged["frozen.weight"], base["frozen.weight"])
+    assert torch.equal(merged["steps"], base["steps"])
+    assert merged.keys() == base.keys()
+
+
+@pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
+@every_method
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_one_and_two_tasks(name: str, tasks: int) -> None:
+    experts, base = make(tasks)
+    merged = build(name, experts, base).merge()
+    for weight, value in expected(name, experts, base).items():
+        torch.testing.assert_close(merged[weight], value, rtol=1e-9, atol=1e-9)
+
+
+@every_method
+def test_gradient(name: str) -> None:
+    experts, base = make(3)
+    bank = build(name, experts, base)
+    if not bank.layers:
+        pytest.skip("no deltas, nothing to differentiate")
+    generator = torch.Generator().manual_seed(1)
+    probe = {w: torch.randn(SHAPES[w], generator=generator, dtype=torch.float64) for w in SHAPES}
+    start = torch.rand(bank.coefficients.shape, generator=generator, dtype=torch.float64)
+
+    ours = start.clone().requires_grad_()
+    sum((bank.merge(ours)[w].tanh() * probe[w]).sum() for w in SHAPES).backward()
+    plain = start.clone().requires_grad_()
+    merged = {w: o for w, (o, _) in dense(name, experts, base).items()}
+    for i, w in enumerate(bank.layers):
+        merged[w] = merged[w] + torch.einsum("t,t...->...", plain[:, i], dense(name, experts, base)[w][1])
+    sum((merged[w].tanh() * probe[w]).sum() for w in SHAPES).backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-9, atol=1e-9)
+
+
+@every_method
+def test_the_order_of_tasks_does_not_matter(name: str) -> None:
+    experts, base = make(4)
+    merged = build(name, experts, base).merge()
+    turned = build(name, dict(reversed(experts.items())), base)
+    assert turned.tasks == tuple(reversed(experts))
+    for weight, value in turned.merge().items():
+        torch.testing.assert_close(value, merged[weight], rtol=1e-9, atol=1e-9)
+
+
+@every_method
+def test_experts_that_changed_nothing(name: str) -> None:
+    _, base = make(3)
+    merged = build(name, {f"task{t}": dict(base) for t in range(3)}, base).merge()
+    for weight, value in base.items():
+        assert torch.equal(merged[weight], value)
+
+
+@every_method
+def test_one_expert_that_changed_nothing(name: str) -> None:
+    experts, base = make(3)
+    experts["task1"] = dict(base)
+    merged = build(name, experts, base).merge()
+    assert all(value.isfinite().all() for value in merged.values())
+    if name not in ("tsv",):  # an empty task vector has no singular vectors to whiten: the oracle divides by 0
+        for weight, value in expected(name, experts, base).items():
+            torch.testing.assert_close(merged[weight], value, rtol=1e-9, atol=1e-9)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_is_kept_and_rounding_is_the_only_error(name: str, dtype: torch.dtype) -> None:
+    experts, base = make(3, dtype)
+    bank = build(name, experts, base)
+    # What singular vectors lose in float32: most where small singular values are whitened.
+    decomposition = 1e-10 if dtype == torch.float64 else 3e-4 if name == "tsv" else 1e-5
+    for weight, value in bank.merge().items():
+        assert value.dtype == base[weight].dtype
+        assert value.device == base[weight].device
+        if weight in SHAPES:
+            wanted = expected(name, experts, base)[weight]
+            error = (value.double() - wanted).norm() / wanted.norm()
+            assert error < max(8 * torch.finfo(dtype).eps, decomposition)
+
+
+@every_method
+def test_files_and_state_dicts_give_the_same_bank(name: str, tmp_path: Path) -> None:
+    experts, base = make(3, torch.float32)
+    save_file(base, tmp_path / "base.safetensors")
+    for task, state in experts.items():
+        save_file(dict(reversed(state.items())), tmp_path / f"{task}.safetensors")
+    paths = {task: tmp_path / f"{task}.safetensors" for task in experts}
+    fromfiles = build_bank(paths, tmp_path / "base.safetensors", method=METHODS[name][0]).merge()
+    for weight, value in build(name, experts, base).merge().items():
+        torch.testing.assert_close(fromfiles[weight], value, rtol=1e-6, atol=1e-6)
+
+
+@every_method
+def test_save_and_load_change_nothing(name: str, tmp_path: Path) -> None:
+    experts, base = make(3, torch.float16)
+    bank = build(name, experts, base)
+    bank.save(tmp_path / "bank")
+    loaded = TaskBank.load(tmp_path / "bank")
+    assert loaded.fingerprint == bank.fingerprint
+    assert (loaded.tasks, loaded.layers, loaded.method) == (bank.tasks, bank.layers, bank.method)
+    for weight, value in bank.merge(dtype=torch.float32).items():
+        assert torch.equal(loaded.merge(dtype=torch.float32)[weight], value)
