@@ -56,7 +56,11 @@ class Coefficients(nn.Module):
     def forward(self) -> Float[Tensor, "rows L"]:
         """λ, differentiable in `offset`."""
         values = self.anchor + self.offset[self.group]
-        return values if self.bounds is None else values.clamp(*self.bounds)
+        if self.bounds is None:
+            return values
+        # clamp's own gradient at a bound differs between versions of torch: there it must pass, or λ would be stuck.
+        clamped = values.detach().clamp(*self.bounds)
+        return torch.where(clamped == values, values, clamped)
 
     @torch.no_grad()
     def set_granularity(self, granularity: Granularity) -> None:
