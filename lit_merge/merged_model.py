@@ -94,6 +94,15 @@ class MergedModel(LightningModule):
         bank = self._frame.with_tensors(dict(zip(self._names, self.factors, strict=True)))
         return bank if self.rank_ratio == 1 else bank.truncate(self.rank_ratio)
 
+    def check_learnable(self) -> None:
+        """Raises MergeError where the bank has no deltas, as that of weight averaging."""
+        if not self._frame.layers:
+            method = self._frame.method.get("class_path", "this bank")
+            raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
+
+    def on_fit_start(self) -> None:
+        self.check_learnable()
+
     def set_rank_ratio(self, rank_ratio: float) -> None:
         """Uses at most this share of every matrix's directions from now on: factors are sliced, nothing is lost."""
         self.rank_ratio = check_rank_ratio(rank_ratio)

@@ -50,8 +50,9 @@ def run_fit(
         overwrite: replace what stands at `output`.
 
     Raises:
-        MergeError: an output that exists or cannot be written, or anything wrong with the data.
+        MergeError: nothing to adapt, an output that exists or cannot be written, or anything wrong with the data.
     """
+    model.check_learnable()
     with replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output)) as folder:
         if not trainer.loggers:
             trainer.logger = CSVLogger(folder, name="log", version="")
