@@ -191,6 +191,7 @@ def quiet() -> None:
         "isinstance\\(treespec, LeafSpec\\)",
         "tensorboardX",
         "GPU available but not used",
+        "your dataloader is not resumable",
         "smaller than the logging interval",
         "was deprecated in v4.49",
         "By default only one JsonargparseDeprecationWarning",

@@ -41,6 +41,7 @@ LIGHTNING_SAYS = (
     "module\\(s\\) in eval mode at the start of training",
     "isinstance\\(treespec, LeafSpec\\)",
     "GPU available but not used",
+    "your dataloader is not resumable",
 )
 
 

@@ -1,7 +1,7 @@
 """TaskData: a DataModule with one unlabelled stream per task to adapt on, and labelled images to evaluate on."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -56,7 +56,7 @@ class TaskData(LightningDataModule):
                 raise MergeError(f"task {task} has no image to adapt on", task=task)
         rank, world_size = self._place()
         sizes = {task: len(source) for task, source in sources.items()}
-        sampler = TaskBatchSampler(sizes, self.batch_size, self.seed, rank, world_size)
+        sampler = TaskBatchSampler(sizes, self.batch_size, self.seed, rank, world_size, self._position())
         return self._loader(UnlabelledImages(sources), sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -76,6 +76,11 @@ class TaskData(LightningDataModule):
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
         # batch_size=None: the datasets answer with whole batches.
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def _position(self) -> Callable[[], int] | None:
+        # From the trainer, which knows it after a resume too; a batch is one step where gradients are not accumulated.
+        trainer = self.trainer
+        return None if trainer is None else lambda: trainer.global_step * trainer.accumulate_grad_batches
 
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer

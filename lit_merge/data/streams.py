@@ -2,7 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,26 +56,33 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
         batch_size: images of each task per step and process.
         seed: of the permutations.
         rank, world_size: this process among how many.
+        position: asked at the start of every pass: the number of the step that comes next. By default a pass goes on
+            where the last one ended.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        sizes: Mapping[str, int],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Callable[[], int] | None = None,
     ) -> None:
         self.sizes = dict(sizes)
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning."""
-        self.epoch = epoch
+        self.position = position
+        self.next = 0
 
     def __len__(self) -> int:
         return -(-max(self.sizes.values()) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        for step in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
+        first = self.next if self.position is None else self.position()
+        for step in range(first, first + len(self)):
+            self.next = step + 1
             start = (step * self.world_size + self.rank) * self.batch_size
             yield {task: self._draw(task, start) for task in self.sizes}
 
