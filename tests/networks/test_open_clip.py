@@ -1,0 +1,102 @@
+"""The open_clip tower with weights handed in, and its heads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from lit_merge import MergeError, OpenClipImageEncoder
+from lit_merge.networks import CosineHeads
+
+
+def test_logits_are_those_of_the_open_clip_model_itself(tiny: Any) -> None:
+    """Against CLIP as open_clip builds it from the same configuration, with the expert's weights loaded."""
+    config = json.loads(Path(tiny.network).read_text())
+    text = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+    clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text).eval()
+    weights = load_file(tiny.experts["beta"])
+    clip.visual.load_state_dict(weights)
+    images = torch.randint(256, (5, 16, 16), dtype=torch.uint8)
+    network = tiny.encoder()
+    with torch.no_grad():
+        logits = network(weights, {"beta": images})["beta"]
+        pixels = ((images / 255)[:, None].expand(-1, 3, -1, -1) - 0.5) / 0.3
+        features = clip.encode_image(pixels, normalize=True)
+        expected = 16.0 * features @ load_file(tiny.heads)["beta"].T
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tasks_share_one_forward_and_do_not_mix(tiny: Any) -> None:
+    network, weights = tiny.encoder(), load_file(tiny.base)
+    inputs = {task: torch.randint(256, (n, 16, 16), dtype=torch.uint8) for n, task in enumerate(tiny.tasks, 2)}
+    together = network(weights, inputs)
+    for task, images in inputs.items():
+        torch.testing.assert_close(together[task], network(weights, {task: images})[task], rtol=1e-4, atol=1e-4)
+
+
+def test_the_networks_own_weights_are_neither_used_nor_changed(tiny: Any) -> None:
+    network, weights = tiny.encoder(), load_file(tiny.base)
+    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    images = {"alpha": torch.randint(256, (2, 16, 16), dtype=torch.uint8)}
+    first = network(weights, images)["alpha"]
+    for name, value in network.encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert torch.equal(tiny.encoder()(weights, images)["alpha"], first)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not network.train().training
+
+
+def test_colour_and_grey_images(tiny: Any) -> None:
+    network = tiny.encoder()
+    grey = torch.randint(256, (2, 16, 16), dtype=torch.uint8)
+    assert torch.equal(network.prepare(grey), network.prepare(grey[:, None].expand(-1, 3, -1, -1)))
+
+
+def test_weights_that_are_not_the_networks(tiny: Any) -> None:
+    network, shapes = tiny.encoder(), {n: tuple(v.shape) for n, v in load_file(tiny.base).items()}
+    network.check(shapes)
+    with pytest.raises(MergeError, match="more") as error:
+        network.check(shapes | {"more": (1,)})
+    assert error.value.weight == "more"
+    with pytest.raises(MergeError, match="proj"):
+        network.check({name: shape for name, shape in shapes.items() if name != "proj"})
+    with pytest.raises(MergeError, match=r"\[32, 16\] in the network and \[3, 3\] in the experts"):
+        network.check(shapes | {"proj": (3, 3)})
+
+
+def test_a_named_model_of_open_clip(tiny: Any) -> None:
+    network = OpenClipImageEncoder("ViT-S-32-alt", tiny.heads)
+    assert network.image_size == 224
+    assert "transformer.resblocks.0.attn.in_proj_weight" in network.encoder.state_dict()
+
+
+@pytest.mark.parametrize(("text", "told"), [("{", "no JSON"), ("[1]", "embed_dim"), ("{}", "embed_dim")])
+def test_bad_configurations(text: str, told: str, tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "network.json"
+    path.write_text(text)
+    with pytest.raises(MergeError, match=told) as error:
+        OpenClipImageEncoder(str(path), tiny.heads)
+    assert str(path) in str(error.value)
+
+
+def test_heads(tmp_path: Path) -> None:
+    rows = F.normalize(torch.randn(4, 6))
+    save_file({"a": rows}, tmp_path / "heads.safetensors")
+    heads = CosineHeads.load(tmp_path / "heads.safetensors")
+    assert heads.logit_scale == 100.0
+    assert heads.classes("a") == 4
+    features = torch.randn(3, 6)
+    torch.testing.assert_close(heads(features, "a"), 100 * F.normalize(features) @ rows.T)
+    torch.testing.assert_close(heads(7 * features, "a"), heads(features, "a"))
+    with pytest.raises(MergeError, match="no head for task 'b'"):
+        heads.classes("b")
+    with pytest.raises(MergeError, match="6 wide, the encoder's features 5"):
+        heads(torch.randn(3, 5), "a")
+    save_file({"a": torch.zeros(4)}, tmp_path / "flat.safetensors")
+    with pytest.raises(MergeError, match=r"flat\.safetensors: head a has shape \[4\]"):
+        CosineHeads.load(tmp_path / "flat.safetensors")
