@@ -1,12 +1,15 @@
 """Accuracy and entropy per task, of any weights."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
+from torchmetrics import Metric
 
 from lit_merge.networks import Network
 from lit_merge.objectives import entropy
@@ -24,31 +27,37 @@ class TaskScore:
         return asdict(self)
 
 
-class TaskMetrics(nn.Module):
-    """Running accuracy and entropy of every task; sums over processes by itself."""
+class TaskMetrics(Metric):
+    """Running sums of every task's hits, entropies and images: one tensor, so that processes sum it in one exchange
+    whichever tasks each of them has seen."""
+
+    sums: Tensor
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
-        self.hits: Sequence[MeanMetric] = nn.ModuleList(MeanMetric() for _ in tasks)  # type: ignore[assignment]
-        self.entropies: Sequence[MeanMetric] = nn.ModuleList(MeanMetric() for _ in tasks)  # type: ignore[assignment]
+        self.add_state("sums", torch.zeros(len(self.tasks), 3), dist_reduce_fx="sum")
 
     def update(self, task: str, logits: Tensor, labels: Tensor) -> None:
         """Adds logits (B, C) and labels (B,) of one task."""
-        i = self.tasks.index(task)
-        self.hits[i].update((logits.argmax(-1) == labels).float())
-        self.entropies[i].update(entropy(logits))
+        hits = (logits.argmax(-1) == labels).sum()
+        self.sums[self.tasks.index(task)] += torch.stack([hits, entropy(logits).sum(), hits.new_tensor(len(labels))])
 
-    def compute(self) -> dict[str, TaskScore]:
-        """Scores of the tasks that were seen; starts afresh."""
-        scores = {}
-        for task, hits, entropies in zip(self.tasks, self.hits, self.entropies, strict=True):
-            if hits.update_called:
-                accuracy, images = hits.compute().item(), int(hits.weight.item())
-                scores[task] = TaskScore(accuracy, entropies.compute().item(), images)
-            hits.reset()
-            entropies.reset()
-        return scores
+    def compute(self) -> Float[Tensor, "T 3"]:
+        return self.sums
+
+    def scores(self) -> dict[str, TaskScore]:
+        """Scores of the tasks that were seen, by any process; starts afresh."""
+        with warnings.catch_warnings():
+            # A process that got no batch still takes part in the exchange.
+            warnings.filterwarnings("ignore", ".*``compute`` method of metric.*")
+            rows = self.compute().tolist()
+        self.reset()
+        return {
+            task: TaskScore(hits / images, entropies / images, int(images))
+            for task, (hits, entropies, images) in zip(self.tasks, rows, strict=True)
+            if images
+        }
 
 
 class Evaluator(LightningModule):
@@ -86,7 +95,7 @@ class Evaluator(LightningModule):
         self.metrics.update(task, logits[task], batch["labels"])
 
     def on_test_epoch_end(self) -> None:
-        self.scores = self.metrics.compute()
+        self.scores = self.metrics.scores()
 
 
 def mean_accuracy(scores: Mapping[str, TaskScore]) -> float:

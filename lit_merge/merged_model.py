@@ -181,7 +181,7 @@ class MergedModel(LightningModule):
 
     def _log_scores(self, split: str) -> None:
         self._weights = None
-        self.scores = self.metrics.compute()
+        self.scores = self.metrics.scores()
         for task, score in self.scores.items():
             self.log_dict({f"{split}/{task}/accuracy": score.accuracy, f"{split}/{task}/entropy": score.entropy})
         if self.scores:

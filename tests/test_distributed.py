@@ -50,13 +50,14 @@ def test_two_processes_give_the_coefficients_of_one(tiny: Any, tmp_path: Path) -
             },
             "data": {
                 "class_path": "Suite",
-                "init_args": {"path": tiny.suite, "batch_size": 4 // processes, "eval_batch_size": 10},
+                "init_args": {"path": tiny.suite, "batch_size": 4 // processes, "eval_batch_size": 50},
             },
         }
         runs.append(fit(config, tmp_path / str(processes), processes))
     one, two = (TaskBank.load(run / "bank").coefficients for run in runs)
     assert one.unique().numel() > 10
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    # Batches as large as a task: each process sees tasks that the other does not.
     first, second = (json.loads((run / "metrics.json").read_text())["tasks"] for run in runs)
     for task in tiny.tasks:
         assert second[task]["images"] == first[task]["images"]

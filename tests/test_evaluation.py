@@ -16,12 +16,12 @@ def test_unequal_batches_count_by_their_size() -> None:
     logits, labels = torch.randn(11, 3), torch.randint(3, (11,))
     for part in (slice(0, 4), slice(4, 8), slice(8, 11)):
         metrics.update("a", logits[part], labels[part])
-    scores = metrics.compute()
+    scores = metrics.scores()
     assert set(scores) == {"a"}
     assert scores["a"].accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert scores["a"].entropy == pytest.approx(entropy(logits).mean().item(), rel=1e-5)
     assert scores["a"].images == 11
-    assert metrics.compute() == {}
+    assert metrics.scores() == {}
 
 
 def test_mean_is_over_tasks_not_images() -> None:
