@@ -100,6 +100,12 @@ class MergedModel(LightningModule):
             method = self._frame.method.get("class_path", "this bank")
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
+    def setup(self, stage: str) -> None:
+        """Raises MergeError where the trainer would round coefficients and factors: a step may be lost in bfloat16."""
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            precision = self.trainer.precision.removesuffix("true") + "mixed"
+            raise MergeError(f"precision={self.trainer.precision} would round the coefficients: use {precision}")
+
     def on_fit_start(self) -> None:
         self.check_learnable()
 
