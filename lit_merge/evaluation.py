@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_merge.data import TaskData
+from lit_merge.errors import MergeError
 from lit_merge.networks import Network
 from lit_merge.objectives import entropy
 
@@ -39,7 +41,13 @@ class TaskMetrics(Metric):
         self.add_state("sums", torch.zeros(len(self.tasks), 3), dist_reduce_fx="sum")
 
     def update(self, task: str, logits: Tensor, labels: Tensor) -> None:
-        """Adds logits (B, C) and labels (B,) of one task."""
+        """Adds logits (B, C) and labels (B,) of one task.
+
+        Raises:
+            MergeError: a label that the head has no row for, which could only be missed.
+        """
+        if (highest := int(labels.max())) >= logits.shape[-1]:
+            raise MergeError(f"task {task} has a label {highest}, its head {logits.shape[-1]} classes", task=task)
         hits = (logits.argmax(-1) == labels).sum()
         self.sums[self.tasks.index(task)] += torch.stack([hits, entropy(logits).sum(), hits.new_tensor(len(labels))])
 
@@ -94,8 +102,18 @@ class Evaluator(LightningModule):
         logits = self.network(self._loaded[1], {task: batch["images"]})
         self.metrics.update(task, logits[task], batch["labels"])
 
+    def on_test_start(self) -> None:
+        check_classes(self, self.network, "test")
+
     def on_test_epoch_end(self) -> None:
         self.scores = self.metrics.scores()
+
+
+def check_classes(module: LightningModule, network: Network, split: str) -> None:
+    """Raises MergeError where the trainer's data has another number of classes than a head has rows."""
+    data = getattr(module.trainer, "datamodule", None)
+    if isinstance(data, TaskData):
+        data.check_classes(split, network.heads.classes)
 
 
 def mean_accuracy(scores: Mapping[str, TaskScore]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_merge.coefficients import Coefficients, Granularity
 from lit_merge.errors import MergeError
-from lit_merge.evaluation import TaskMetrics, TaskScore, mean_accuracy
+from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
 from lit_merge.task_bank import TaskBank, check_rank_ratio
@@ -163,6 +163,12 @@ class MergedModel(LightningModule):
             self._weights = self.merged_weights()
         task = batch["task"]
         return self.network(self._weights, {task: batch["images"]})[task]
+
+    def on_validation_start(self) -> None:
+        check_classes(self, self.network, "validation")
+
+    def on_test_start(self) -> None:
+        check_classes(self, self.network, "test")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.metrics.update(batch["task"], self._logits(batch), batch["labels"])

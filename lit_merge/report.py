@@ -56,7 +56,10 @@ class Report:
         """Accuracy of the adapted (or static) merge over the expert's."""
         best = self.scores.get("adapted") or self.scores.get("static")
         expert = self.scores.get("expert")
-        return None if not best or not expert else best[task].accuracy / expert[task].accuracy
+        # An expert that is never right has no share to reach.
+        if not best or not expert or not expert[task].accuracy:
+            return None
+        return best[task].accuracy / expert[task].accuracy
 
     def row(self, task: str) -> dict[str, float | int | None]:
         """Everything about one task."""
@@ -66,8 +69,8 @@ class Report:
         for state in ("static", "adapted"):
             if state in self.states:
                 found[f"{state}_entropy"] = self.scores[state][task].entropy
-        if (normalised := self.normalised(task)) is not None:
-            found["normalised_accuracy"] = normalised
+        if "expert" in self.states and {"static", "adapted"} & set(self.states):
+            found["normalised_accuracy"] = self.normalised(task)
         found["images"] = next(iter(self.scores.values()))[task].images
         return found
 
@@ -75,7 +78,7 @@ class Report:
         """Means over tasks, whatever their sizes; images are summed."""
         rows = [self.row(task) for task in self.tasks]
         mean: dict[str, float | int | None] = {}
-        for key in rows[0]:
+        for key in rows[0] if rows else ():
             values = [value for row in rows if (value := row[key]) is not None]
             mean[key] = sum(values) if key == "images" else sum(values) / len(values) if values else None
         return mean
@@ -93,11 +96,11 @@ class Report:
 
     def to_csv(self) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, ["task", *self.row(self.tasks[0])], lineterminator="\n")
+        rows = {task: self.row(task) for task in self.tasks} | ({"mean": self.mean_row()} if self.tasks else {})
+        writer = csv.DictWriter(text, ["task", *self.mean_row()], lineterminator="\n")
         writer.writeheader()
-        for task in self.tasks:
-            writer.writerow({"task": task} | self.row(task))
-        writer.writerow({"task": "mean"} | self.mean_row())
+        for task, row in rows.items():
+            writer.writerow({"task": task} | row)
         return text.getvalue()
 
     def to_text(self, width: int = 110) -> str:
@@ -106,9 +109,13 @@ class Report:
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     def __rich__(self) -> Group:
+        if not self.tasks:
+            notes = [f"No accuracies: there are no labelled {self.split} images. Protocol: {self.protocol}."]
+            return Group(Text(self.method, style="bold"), Text("\n".join(filter(None, [*notes, self.size_line()]))))
         keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("task", no_wrap=True)
+        # Where a terminal is narrow, names break: numbers must not.
+        table.add_column("task", overflow="fold")
         for key in keys:
             table.add_column(HEADINGS[key], justify="right", no_wrap=True)
         for task in self.tasks:

@@ -38,7 +38,8 @@ def run_fit(
 ) -> Report:
     """Adapts `model` and writes the folder `output`: bank, coefficients, metrics, table, figure, config, versions.
 
-    The folder appears when the run is whole; a run that fails leaves nothing.
+    The folder appears when the run is whole; a run that fails leaves nothing. Without labelled test images there are
+    neither accuracies nor a figure.
 
     Args:
         trainer: with `max_steps`, usually `model.total_steps`.
@@ -57,10 +58,12 @@ def run_fit(
         if not trainer.loggers:
             trainer.logger = CSVLogger(folder, name="log", version="")
         start = model.to_bank()
-        scores = reference_scores(trainer, model, data, experts)
+        scores = reference_scores(trainer, model, data, experts) if data.has_test else {}
         trainer.fit(model, datamodule=data)
         bank = model.to_bank()
-        scores["adapted"] = score(trainer, model, data, "adapted", lambda task: bank.merge(dtype=model.compute_dtype))
+        if data.has_test:
+            merged = bank.merge(dtype=model.compute_dtype)
+            scores["adapted"] = score(trainer, model, data, "adapted", lambda task: merged)
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
         report = Report(describe(bank), data.protocol, scores, sizes)
@@ -114,7 +117,8 @@ def write_run(
     write_text(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
     if config is not None:
         write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    save_figure(accuracy_figure(report), folder / "accuracy.png")
+    if report.states:
+        save_figure(accuracy_figure(report), folder / "accuracy.png")
 
 
 def coefficients_csv(start: TaskBank, adapted: TaskBank) -> str:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from lit_merge import Suite
 from lit_merge.evaluation import TaskScore
-from lit_merge.figures import accuracy_figure, save_figure
 from lit_merge.report import Report
 
 SCORES = {
@@ -36,6 +36,9 @@ def test_forms_agree(report: Report) -> None:
     for shown in ("75.0", "72.5", "0.650", "80.0", "4.0 MB", "1.0 MB", "25%"):
         assert shown in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    # Nothing is cut to fit.
+    assert {"pretrained", "expert", "adapted", "normalised", "static", "entropy"} <= set(text.split())
+    assert "…" not in text.replace("CART(…)", "")
 
 
 def test_columns_that_were_not_measured_are_left_out() -> None:
@@ -45,12 +48,55 @@ def test_columns_that_were_not_measured_are_left_out() -> None:
     assert "validation" in text
 
 
-def test_figure_draws_what_the_report_says(report: Report, tmp_path: object) -> None:
-    figure = accuracy_figure(report)
-    (axes,) = figure.axes
-    heights = [bar.get_height() for bar in axes.patches]
-    assert heights == pytest.approx([25, 50, 37.5, 50, 60, 55, 75, 70, 72.5, 100, 87.5, 93.75])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["one", "another_task", "mean"]
-    path = tmp_path / "figure.png"  # type: ignore[operator]
-    save_figure(figure, path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_the_shipped_suite_fits_in_eighty_columns() -> None:
+    tasks = Suite("zoo:8").tasks
+    scores = {state: dict.fromkeys(tasks, TaskScore(1.0, 1.234, 500)) for state in SCORES}
+    text = Report("CART", "inductive", scores).to_text(80)
+    rows = [line for line in text.splitlines() if line.strip().startswith((*tasks, "mean"))]
+    assert len(rows) == 9
+    assert all(row.split()[1:] == ["100.0"] * 4 + ["1.234"] * 2 + ["100.0"] for row in rows)
+
+
+def test_long_names_break_and_numbers_do_not() -> None:
+    name = "a_task_with_a_name_of_many_words"
+    scores = {state: {name: TaskScore(0.125, 1.234, 500)} for state in SCORES}
+    text = Report("CART", "inductive", scores).to_text(80)
+    assert "…" not in text
+    assert text.count("12.5") == 8
+    assert max(len(line) for line in text.splitlines()) <= 80
+    # In pieces, one under the other, between heading and mean.
+    body = text[text.index("─") : text.index("mean")].splitlines()[1:]
+    assert "".join(line.split()[0] for line in body if line.strip()) == name
+
+
+def test_normalised_accuracy_is_of_the_adapted_merge_or_else_of_the_static_one() -> None:
+    static = Report("m", "p", {state: SCORES[state] for state in ("static", "expert")})
+    assert static.normalised("one") == 0.5
+    assert Report("m", "p", dict(SCORES)).normalised("one") == 0.75
+    assert Report("m", "p", {"static": SCORES["static"]}).normalised("one") is None
+
+
+def test_an_expert_that_is_never_right() -> None:
+    scores = {"adapted": {"a": TaskScore(0.5, 1.0, 4)}, "expert": {"a": TaskScore(0.0, 1.0, 4)}}
+    report = Report("m", "p", scores)
+    assert report.normalised("a") is None
+    assert json.loads(report.to_json())["tasks"]["a"]["expert_accuracy"] == 0.0
+    assert "50.0" in report.to_text()
+    assert "a,0.5,0.0" in report.to_csv()
+
+
+def test_sizes_in_words() -> None:
+    assert Report("m", "p").size_line() == ""
+    assert Report("m", "p", sizes={"bank": 2_500_000}).size_line() == "A task bank 2.5 MB."
+    both = Report("m", "p", sizes={"bank": 2_500_000, "experts": 10_000_000}).size_line()
+    assert both == "Experts together 10.0 MB, task bank 2.5 MB: 25% of that."
+
+
+def test_a_run_without_labelled_images_has_no_scores() -> None:
+    report = Report("CART of 2", "adapted on folders", {}, {"bank": 1_000_000})
+    assert json.loads(report.to_json())["tasks"] == {}
+    assert report.to_csv() == "task\n"
+    text = report.to_text(80)
+    assert "CART of 2" in text
+    assert "1.0 MB" in text
+    assert "no labelled" in text

@@ -41,6 +41,11 @@ class TaskData(LightningDataModule):
     def protocol(self) -> str:
         """Which images are adapted and which tested on, in a sentence for reports."""
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are labelled images to test on."""
+        return True
+
     @abstractmethod
     def unlabelled(self) -> Mapping[str, ImageSource]:
         """task → images to adapt on. Must not open a file that holds labels."""
@@ -48,6 +53,9 @@ class TaskData(LightningDataModule):
     @abstractmethod
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         """task → images and labels of `validation` or `test`."""
+
+    def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
+        """Raises MergeError where the data itself shows that a task has not as many classes as its head, `classes`."""
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         sources = self.unlabelled()

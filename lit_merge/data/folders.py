@@ -1,6 +1,6 @@
 """ImageFolders: your own images, a folder per task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,8 @@ class ImageFolders(TaskData):
 
     Args:
         adapt: task → folder of images, searched with its subfolders.
-        test: task → folder with one subfolder per class, whose sorted names are the rows of the task's head.
+        test: task → folder with one subfolder per class, whose sorted names are the rows of the task's head: as many
+            as these, empty where there are no images.
         validation: the same, for `validate`.
         image_size: side of the squares that the network takes.
         batch_size: images of each task per adaptation step and process.
@@ -104,28 +105,46 @@ class ImageFolders(TaskData):
 
     @property
     def protocol(self) -> str:
-        return "adapted on the given folders, tested on " + ("others" if self._labelled["test"] else "none")
+        return "adapted on the given folders, tested on " + ("others" if self.has_test else "none")
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self._labelled["test"])
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         return {task: ImageFiles(paths, self.image_size) for task, paths in self._adapt.items()}
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         folders = self._labelled[split]
-        if folders is None:
+        if not folders:
             raise MergeError(f"no {split} images: pass --data.{split} with a folder of class folders per task")
         return {task: self._by_class(task, folder) for task, folder in folders.items()}
+
+    def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
+        for task, folder in (self._labelled[split] or {}).items():
+            found, expected = len(class_names(resolve(folder))), classes(task)
+            if found != expected:
+                raise MergeError(
+                    f"{folder} has {found} class folders, the head of task {task} {expected} classes: sorted, the "
+                    "folders are the head's rows; make empty ones for classes without images",
+                    task=task,
+                )
 
     def _by_class(self, task: str, folder: str) -> Labelled:
         paths = find_images(task, folder)
         root = resolve(folder)
-        # Folders without images count too: a class keeps its row of the head.
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        classes = class_names(root)
         if any(path.parent == root for path in paths):
             raise MergeError(
                 f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task
             )
         labels = torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
         return ImageFiles(paths, self.image_size), labels
+
+
+def class_names(root: Path) -> list[str]:
+    """Sorted names of the subfolders. Those without images count too: a class keeps its row of the head."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def find_images(task: str, folder: str) -> list[Path]:

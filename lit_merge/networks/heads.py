@@ -1,5 +1,6 @@
 """Frozen classification heads, one per task."""
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -33,7 +34,7 @@ class CosineHeads(nn.Module):
         """From a safetensors file {task: (C, d)}, whose metadata may give `logit_scale` (100, CLIP's, otherwise).
 
         Raises:
-            MergeError: no such file, or a tensor that is no matrix.
+            MergeError: no such file, a tensor that is no matrix or not finite, a scale that is no positive number.
         """
         file = SafetensorsFile(resolve(path))
         for task, shape in file.shapes.items():
@@ -41,7 +42,11 @@ class CosineHeads(nn.Module):
                 raise MergeError(
                     f"{file.path}: head {task} has shape {list(shape)}, expected classes × width", task=task
                 )
-        return cls({task: file.read(task) for task in file.shapes}, float(file.metadata.get("logit_scale", 100.0)))
+        rows = {task: file.read(task) for task in file.shapes}
+        for task, row in rows.items():
+            if not row.isfinite().all():
+                raise MergeError(f"{file.path}: head {task} holds NaN or infinity", task=task)
+        return cls(rows, _scale(file))
 
     def classes(self, task: str) -> int:
         return len(self._row(task))
@@ -60,3 +65,14 @@ class CosineHeads(nn.Module):
         if task not in self.tasks:
             raise MergeError(f"no head for task {task!r}; there are heads for {', '.join(self.tasks)}", task=task)
         return self.rows[self.tasks.index(task)]
+
+
+def _scale(file: SafetensorsFile) -> float:
+    text = file.metadata.get("logit_scale", "100")
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise MergeError(f"{file.path}: logit_scale is {text!r} in the metadata, expected a number above 0")
+    return scale
