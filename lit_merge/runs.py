@@ -22,7 +22,7 @@ from lit_merge.figures import accuracy_figure, save_figure
 from lit_merge.merged_model import MergedModel
 from lit_merge.report import Report
 from lit_merge.task_bank import TaskBank
-from lit_merge.trainer import Trainer
+from lit_merge.trainer import Trainer, passing_interrupts
 
 PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
 
@@ -54,7 +54,8 @@ def run_fit(
         MergeError: nothing to adapt, an output that exists or cannot be written, or anything wrong with the data.
     """
     model.check_learnable()
-    with replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output)) as folder:
+    place = replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output))
+    with place as folder, passing_interrupts():
         if not trainer.loggers:
             trainer.logger = CSVLogger(folder, name="log", version="")
         start = model.to_bank()

@@ -1,5 +1,9 @@
 """A Trainer with the verbs that Lightning has not."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import lightning.pytorch as pl
 
 from lit_merge.checkpoints import write_safetensors
@@ -44,3 +48,17 @@ class Trainer(pl.Trainer):
         """
         if self.is_global_zero:
             export_bank(model.to_bank(), output, format, task, rank_ratio, dtype, overwrite)
+
+
+@contextmanager
+def passing_interrupts() -> Iterator[None]:
+    """Around Lightning's verbs: Ctrl-C stays a KeyboardInterrupt. Lightning makes it an exit with code 1 and without a
+    word, and ignores every later one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from error
+        raise
