@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lit_merge import callbacks, data, networks, objectives  # noqa: F401  short class names are found once imported
@@ -65,12 +67,16 @@ class MergeCLI(LightningCLI):
             known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
             files = [after for before, after in pairwise(args) if before in ("--config", "-c")]
             raise MergeError(explain(str(error), known, files)) from error
+        if path := self.config[args[0]].get("ckpt_path"):
+            _check_checkpoint(Path(path))
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise _cause(error) from error
+            if (cause := _cause(error)) is None:
+                raise
+            raise cause from error
 
     def option(self, name: str) -> Any:
         """The value of an option of this verb."""
@@ -96,7 +102,10 @@ class MergeCLI(LightningCLI):
         listed = asked["callbacks"] or []
         if asked["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in listed):
             kwargs["callbacks"] = [*listed, callbacks.MergeProgress()]
-        return cast(Trainer, super().instantiate_trainer(**kwargs))
+        try:
+            return cast(Trainer, super().instantiate_trainer(**kwargs))
+        except (ValueError, MisconfigurationException) as error:
+            raise _cause(error) or MergeError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
@@ -107,11 +116,13 @@ class MergeCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         assert self.datamodule is not None
-        run, overwrite = self.option("run"), self.option("overwrite")
-        report = run_fit(self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite)
+        run, overwrite, ckpt_path = (self.option(name) for name in ("run", "overwrite", "ckpt_path"))
+        report = run_fit(
+            self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite, ckpt_path
+        )
         if self.trainer.is_global_zero:
             Console().print(report)
-            names = "bank, coefficients, metrics, table, figure, config, versions"
+            names = ", ".join(sorted(path.name for path in Path(run).iterdir()))
             Console().print(f"Written to {run}: {names}", soft_wrap=True)
 
     def validate(self, **kwargs: Any) -> None:
@@ -121,6 +132,9 @@ class MergeCLI(LightningCLI):
         self._evaluate(self.trainer.test, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
+        if self.trainer.world_size > 1:
+            # Each process has seen a part of the inputs only.
+            raise MergeError("predict writes from one process: pass --trainer.devices 1")
         predictions = cast(list[dict[str, Any]], self.trainer.predict(**kwargs | {"return_predictions": True}))
         write_text(self.option("output"), predictions_csv(predictions), self.option("overwrite"))
         self._say()
@@ -142,7 +156,8 @@ class MergeCLI(LightningCLI):
     def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         verb(**kwargs | {"verbose": False})
         assert self.datamodule is not None
-        state = "adapted" if self.config[self.subcommand].model.bank else "static"
+        options = self.config[self.subcommand]
+        state = "adapted" if options.model.bank or options.ckpt_path else "static"
         split = "test" if self.subcommand == "test" else "validation"
         bank = self.model.to_bank()
         report = Report(describe(bank), self.datamodule.protocol, {state: self.model.scores}, split=split)
@@ -172,12 +187,24 @@ def run(arguments: list[str]) -> None:
     )
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The MergeError that jsonargparse has wrapped, or the error itself."""
+def _check_checkpoint(path: Path) -> None:
+    """Raises MergeError unless Lightning will be able to read this file of a few kB."""
+    if not path.is_file():
+        raise MergeError(f"{path}: no such file")
+    try:
+        whole = "lit_merge" in torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch.load fails in as many ways as there are other files
+        whole = False
+    if not whole:
+        raise MergeError(f"{path} is no checkpoint of a fit (banks go to --model.bank)")
+
+
+def _cause(error: BaseException) -> MergeError | None:
+    """The MergeError that jsonargparse has wrapped."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, MergeError):
         found = found.__cause__ or found.__context__
-    return found or error
+    return found
 
 
 def quiet() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_merge.coefficients import Coefficients, Granularity
@@ -101,10 +101,7 @@ class MergedModel(LightningModule):
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
     def setup(self, stage: str) -> None:
-        """Raises MergeError where the trainer would round coefficients and factors: a step may be lost in bfloat16."""
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            precision = self.trainer.precision.removesuffix("true") + "mixed"
-            raise MergeError(f"precision={self.trainer.precision} would round the coefficients: use {precision}")
+        check_precision(self.trainer)
 
     def on_fit_start(self) -> None:
         self.check_learnable()
@@ -217,6 +214,13 @@ class MergedModel(LightningModule):
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
         self.rank_ratio, self.stage_index = about["rank_ratio"], about["stage_index"]
         self.coefficients.granularity = about["granularity"]
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Raises MergeError where the trainer would round coefficients and factors: a step may be lost in bfloat16."""
+    if trainer.precision in ("bf16-true", "16-true"):
+        precision = trainer.precision.removesuffix("true") + "mixed"
+        raise MergeError(f"precision={trainer.precision} would round the coefficients: use {precision}")
 
 
 def _bits(dtype: torch.dtype) -> int:

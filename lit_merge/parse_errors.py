@@ -13,9 +13,11 @@ _VALUE = re.compile(
     r"Expected an? (?P<kind>.*?)\. Got value: (?P<value>.*?)(?= - |$)"
 )
 _CLASS = re.compile(r"<class '([\w.]+)'>.*Expected a dot import path string: ([\w.]+)")
+_UNION = re.compile(r"of the Union subtypes Subtypes: \[(?P<kind>.*?)\] Errors: .*Given value: (?P<value>.*)$")
 _PLACE = re.compile(r'^Parser key "([\w.]+)": ')
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
+_WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
 
 
 def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = ()) -> str:
@@ -46,7 +48,10 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _CLASS.search(message):
         wanted, name = match.groups()
         known = sorted(_subclasses(_load(wanted)))
-        return f"{place}: there is no {_short(wanted)} {name!r}{_nearest(name, known)}; there are {', '.join(known)}"
+        there = f"; there are {', '.join(known)}" if known else ""
+        return f"{place}: there is no {_short(wanted)} {name!r}{_nearest(name, known)}{there}"
+    if match := _UNION.search(message):
+        return f"{place}: expected {_kind(match['kind'])}, got {match['value']}"
     if match := _UNKNOWN.search(message):
         return _unknown_option(match.group(1) or match.group(2), options)
     if match := _REQUIRED.search(message):
@@ -83,12 +88,10 @@ def _nearest_literal(match: re.Match[str]) -> str:
 
 
 def _kind(told: str) -> str:
-    if "Literal[" in told:
-        *first, last = re.findall(r"'([^']*)'", told)
-        return f"{', '.join(first)} or {last}" if first else last
-    return {"float": "a number", "int": "a whole number", "bool": "true or false"}.get(
-        match.group(1) if (match := re.search(r"<class '(\w+)'>", told)) else told, told
-    )
+    """Literals and classes of a type as jsonargparse writes it, in words."""
+    told = told.replace(", <class 'NoneType'>", "")
+    *first, last = [_WORDS.get(name, name) for name in re.findall(r"'([\w.-]+)'", told)] or [told]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _short(path: str) -> str:

@@ -19,7 +19,7 @@ from lit_merge.data import TaskData
 from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
 from lit_merge.figures import accuracy_figure, save_figure
-from lit_merge.merged_model import MergedModel
+from lit_merge.merged_model import MergedModel, check_precision
 from lit_merge.report import Report
 from lit_merge.task_bank import TaskBank
 from lit_merge.trainer import Trainer, passing_interrupts
@@ -35,6 +35,7 @@ def run_fit(
     experts: Experts | None = None,
     config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    ckpt_path: str | Path | None = None,
 ) -> Report:
     """Adapts `model` and writes the folder `output`: bank, coefficients, metrics, table, figure, config, versions.
 
@@ -49,18 +50,20 @@ def run_fit(
         experts: for the columns `pretrained` (where they have a base) and `expert`.
         config: what is written as config.yaml.
         overwrite: replace what stands at `output`.
+        ckpt_path: a checkpoint of a fit of the same bank to go on from.
 
     Raises:
         MergeError: nothing to adapt, an output that exists or cannot be written, or anything wrong with the data.
     """
     model.check_learnable()
+    check_precision(trainer)
     place = replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output))
     with place as folder, passing_interrupts():
         if not trainer.loggers:
             trainer.logger = CSVLogger(folder, name="log", version="")
         start = model.to_bank()
         scores = reference_scores(trainer, model, data, experts) if data.has_test else {}
-        trainer.fit(model, datamodule=data)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         bank = model.to_bank()
         if data.has_test:
             merged = bank.merge(dtype=model.compute_dtype)

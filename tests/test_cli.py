@@ -220,6 +220,12 @@ def test_bad_experts(
         (["--model.stages", '[{"granularity": "tide"}]'], ["granularity", "nearest is tied"]),
         (["--model.bounds", "[1, 0]"], ["bounds", "lower"]),
         (["--config", "absent.yaml"], ["absent.yaml", "no such configuration file"]),
+        (["--trainer.accelerator", "gpuu"], ["trainer", "'gpuu'", "cpu"]),
+        (["--trainer.devices", "0"], ["trainer", "devices"]),
+        (["--trainer.precision", "foo"], ["trainer.precision", "bf16-mixed", "foo"]),
+        (["--trainer.precision", "bf16-true"], ["bf16-true", "use bf16-mixed"]),
+        (["--ckpt_path", "absent.ckpt"], ["absent.ckpt", "no such file"]),
+        (["--model.experts", "5"], ["model.experts", "expected dict[str, str]", "5"]),
         (["--trainer.callbacks", "RankSchedul"], ["'RankSchedul'", "nearest is RankSchedule"]),
     ],
 )
@@ -294,6 +300,30 @@ def test_bad_image_folders(config: Config, tiny: Any, tmp_path: Path, capsys: py
         line = refused(capsys, "fit", "--config", config(data=data), "--run", str(tmp_path / "out"))
         assert told in line
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_a_fit_goes_on_from_a_checkpoint(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"dirpath": str(tmp_path / "steps"), "every_n_train_steps": 1, "filename": "{step}", "save_top_k": -1}
+    save = {"class_path": "ModelCheckpoint", "init_args": options}
+    path = config(trainer__callbacks=[save], trainer__enable_checkpointing=True)
+    assert main(["fit", "--config", path, "--run", str(tmp_path / "whole")]) == 0
+    again = ["fit", "--config", path, "--run", str(tmp_path / "resumed"), "--trainer.callbacks", "null"]
+    assert main([*again, "--ckpt_path", str(tmp_path / "steps" / "step=1.ckpt")]) == 0
+    whole, resumed = ((tmp_path / run / "coefficients.csv").read_text() for run in ("whole", "resumed"))
+    assert resumed == whole
+    other = tmp_path / "other.ckpt"
+    other.write_text("no checkpoint")
+    line = refused(capsys, *again, "--overwrite", "--ckpt_path", str(other))
+    assert "other.ckpt is no checkpoint" in line
+
+
+def test_images_of_another_size(config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"adapt": tiny.adapt_folders, "test": tiny.test_folders, "image_size": 24, "batch_size": 4}
+    path = config(data={"class_path": "ImageFolders", "init_args": options})
+    line = refused(capsys, "fit", "--config", path, "--run", str(tmp_path / "out"))
+    assert "24 × 24" in line
+    assert "squares of 16" in line
 
 
 def test_unwritable_output(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

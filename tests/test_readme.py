@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,13 +59,13 @@ def test_python_example(workplace: Path) -> None:
     assert scope["weights"]
 
 
-def test_a_method_of_your_own(tmp_path: Path, tiny: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (source,) = blocks((ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8"), "python")
     (tmp_path / "my_module.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]  # type: ignore[attr-defined]
-    network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]  # type: ignore[attr-defined]
-    network += ["--model.network.heads", tiny.heads, "--model.method", "my_module.MedianLowRank"]  # type: ignore[attr-defined]
+    experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]
+    network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
+    network += ["--model.network.heads", tiny.heads, "--model.method", "my_module.MedianLowRank"]
     assert main(["merge", *experts, *network, "--output", str(tmp_path / "merged.safetensors")]) == 0
 
 

@@ -1,12 +1,10 @@
 """CompressionExport: the adapted task bank, compressed, at the end of a fit."""
 
-from typing import Literal
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_merge.checkpoints import check_output
 from lit_merge.errors import MergeError
-from lit_merge.export import compress
+from lit_merge.export import DType, compress
 from lit_merge.merged_model import MergedModel
 from lit_merge.task_bank import check_rank_ratio
 
@@ -28,7 +26,7 @@ class CompressionExport(Callback):
         self,
         path: str,
         rank_ratio: float | None = None,
-        dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None,
+        dtype: DType | None = None,
         overwrite: bool = False,
     ) -> None:
         if rank_ratio is not None:

@@ -21,15 +21,15 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         MergeError: the path exists and `overwrite` is off, or no file can be made beside it.
     """
     target = Path(path)
-    if (target.exists() or target.is_symlink()) and not overwrite:
-        raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")
-    # Walk up to the folder that exists, so that nothing is made for a run that fails later.
-    parent = target.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise MergeError(f"{target} cannot be written: {parent} is a file")
     try:
+        if (target.exists() or target.is_symlink()) and not overwrite:
+            raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")
+        # Walk up to the folder that exists, so that nothing is made for a run that fails later.
+        parent = target.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise MergeError(f"{target} cannot be written: {parent} is a file")
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise MergeError(f"{target} cannot be written: {error.strerror}") from error

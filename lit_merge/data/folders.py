@@ -1,7 +1,9 @@
 """ImageFolders: your own images, a folder per task."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -150,16 +152,24 @@ def class_names(root: Path) -> list[str]:
 def find_images(task: str, folder: str) -> list[Path]:
     """All image files below a folder, sorted."""
     root = resolve(folder)
-    if not root.is_dir():
-        raise MergeError(f"{root} (images of task {task}): no such folder", task=task)
     try:
-        next(root.iterdir(), None)
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+        if not root.is_dir():
+            raise MergeError(f"{root} (images of task {task}): no such folder", task=task)
+        # Not rglob: it passes over subfolders that cannot be read, or that are links, without a word.
+        found = (
+            Path(place, name) for place, _, names in os.walk(root, onerror=_stop, followlinks=True) for name in names
+        )
+        paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
     except OSError as error:
-        raise MergeError(f"{root} (images of task {task}) cannot be read: {error.strerror}", task=task) from error
+        place = error.filename or root
+        raise MergeError(f"{place} (images of task {task}) cannot be read: {error.strerror}", task=task) from error
     if not paths:
         raise MergeError(f"{root} (images of task {task}) holds no image ({', '.join(sorted(SUFFIXES))})", task=task)
     return paths
+
+
+def _stop(error: OSError) -> NoReturn:
+    raise error
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -49,6 +49,11 @@ class OpenClipImageEncoder(Network):
         self.freeze()
 
     def prepare(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
+        if inputs.shape[-2:] != (self.image_size, self.image_size):
+            raise MergeError(
+                f"images of {' × '.join(map(str, inputs.shape[-2:]))} for a network that takes squares of "
+                f"{self.image_size}: set the data's image_size"
+            )
         images = inputs if inputs.ndim == 4 else inputs[:, None].expand(-1, 3, -1, -1)
         return (images.float() / 255 - self.mean) / self.std
 

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from lit_merge.checkpoints import SafetensorsFile, replacing
+from lit_merge.checkpoints import SafetensorsFile, check_output, replacing
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -33,13 +33,16 @@ def zoo(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", help="folder to copy the suite's files to")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     options = parser.parse_args(arguments)
-    folder = resolve(f"zoo:{options.suite.removeprefix('zoo:')}")
+    suite = options.suite.removeprefix("zoo:")
+    folder = resolve(f"zoo:{suite}")
+    if options.output is not None:
+        check_output(options.output, options.overwrite)
     console = Console()
-    console.print(contents(folder, options.suite))
+    console.print(contents(folder, suite))
     if options.output is not None:
         with replacing(options.output, options.overwrite) as beside:
             shutil.copytree(folder, beside)
-        console.print(f"copied to {options.output}", soft_wrap=True)
+        console.print(f"Copied to {options.output}", soft_wrap=True)
 
 
 def contents(folder: Path, suite: str) -> Group:

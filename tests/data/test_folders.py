@@ -1,7 +1,9 @@
 """ImageFolders: what is read from image files, and one line for whatever cannot be."""
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +90,28 @@ def test_folder_without_images(tiny: Any, tmp_path: Path) -> None:
     refused(lambda: folders(tiny, adapt={"alpha": str(tmp_path)}), str(tmp_path), "alpha", "holds no image")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_folder(tiny: Any, tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0)
-    refused(lambda: folders(tiny, adapt={"alpha": str(locked)}), str(locked), "alpha", "Permission denied")
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder of a user who may not read everything, as which the test runs where it runs as root."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o777)
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    yield place
+    if was_root:
+        os.seteuid(0)
+    for folder in place.iterdir():
+        folder.chmod(0o700)
+    shutil.rmtree(place)
+
+
+def test_unreadable_folders(tiny: Any, nobody: Path) -> None:
+    gradient().save(nobody / "a.png")
+    (nobody / "locked").mkdir(mode=0)
+    for folder in (nobody / "locked", nobody):
+        asked = {"alpha": str(folder)}
+        refused(lambda: folders(tiny, adapt=asked), str(nobody / "locked"), "alpha", "Permission denied")  # noqa: B023
 
 
 def test_images_beside_class_folders(tiny: Any, tmp_path: Path) -> None:
