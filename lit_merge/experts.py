@@ -1,14 +1,20 @@
 """The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, Source, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, SafetensorsFile, Source, open_checkpoint
+from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
+from lit_merge.low_rank import LowRank
+
+Decompose = Callable[[Tensor, int], LowRank]
+"""(T, m, n) and a rank → the leading directions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +24,7 @@ class Weight:
     name: str
     experts: Shaped[Tensor, "T ..."]
     base: Shaped[Tensor, "..."] | None
+    decompositions: Decompositions | None = None
 
     @property
     def agrees(self) -> bool:
@@ -31,6 +38,25 @@ class Weight:
         if self.base is None:
             raise MergeError(f"task vectors of {self.name} need the pretrained checkpoint: pass base=…")
         return self.experts - self.base
+
+    @property
+    def centred(self) -> Shaped[Tensor, "T ..."]:
+        """θ_t − θ̄, the task vectors from the mean of the experts."""
+        return self.experts - self.experts.mean(0)
+
+    def svd(self, of: str) -> Decompose:
+        """What decomposes this weight's matrices, looking first among the decompositions that are kept.
+
+        Args:
+            of: names what is decomposed, so that methods share it: `vectors` is every θ_t − θ₀, `centred` every
+                θ_t − θ̄, `sum` the one matrix Σ_t (θ_t − θ₀).
+        """
+        if self.decompositions is None:
+            return LowRank.from_dense
+        return functools.partial(self.decompositions.get, f"{self.name} {of}")
+
+
+Change = Callable[[Weight], Weight]
 
 
 class Experts:
@@ -64,6 +90,16 @@ class Experts:
         self.shapes = first[1].shapes
         self.dtypes = first[1].dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+
+    @property
+    def identity(self) -> object:
+        """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
+        files = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
+        paths = [file.path for file in files if isinstance(file, SafetensorsFile)]
+        if len(paths) < len(files):
+            return None
+        stats = [(str(path.absolute()), path.stat()) for path in paths]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
     def stream(self, with_base: bool) -> Iterator[Weight]:
         """Every weight in turn; at any time only one weight of all experts is in memory.
@@ -124,3 +160,32 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
                 weight=name,
             )
     return value
+
+
+class WeightStream:
+    """The weights of all experts, as often as they are iterated over, one in memory at a time.
+
+    Args:
+        experts: opened checkpoints.
+        with_base: whether weights carry the pretrained checkpoint's values.
+        change: what a transform makes of every weight.
+        decompositions: kept for weights as they come out of this stream.
+    """
+
+    def __init__(
+        self,
+        experts: Experts,
+        with_base: bool,
+        change: Change | None = None,
+        decompositions: Decompositions | None = None,
+    ) -> None:
+        self.experts, self.with_base = experts, with_base
+        self.change, self.decompositions = change, decompositions
+
+    def __len__(self) -> int:
+        return len(self.experts.shapes)
+
+    def __iter__(self) -> Iterator[Weight]:
+        for weight in self.experts.stream(self.with_base):
+            kept = replace(weight, decompositions=self.decompositions)
+            yield self.change(kept) if self.change is not None and weight.experts.is_floating_point() else kept

@@ -12,7 +12,7 @@ Matrices = str | list[str]
 # names of open_clip, OpenAI, Hugging Face's CLIP, BERT, RoBERTa, Llama and GPT-2.
 _BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|intermediate|output|fc\d|c_fc|c_proj)")
 _NOT_BLOCK = re.compile(r"(ln_|norm|bias|embed)", re.IGNORECASE)
-_NOT_ALL = re.compile(r"(text_projection|token_embedding|word_embeddings|embed_tokens|wte|lm_head)")
+_VOCABULARY = re.compile(r"(token_embedding|word_embeddings|embed_tokens|wte|lm_head)")
 
 
 def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> frozenset[str]:
@@ -21,7 +21,7 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
     Args:
         shapes: name → shape of every weight.
         matrices: `block` (attention and MLP weights of the blocks), `all` (every 2-D weight but `text_projection`
-            and vocabulary-sized embeddings), or a list of shell patterns.
+            and vocabulary-sized embeddings), `every` (`text_projection` too), or a list of shell patterns.
 
     Raises:
         MergeError: nothing is selected, or a pattern matches no matrix.
@@ -29,10 +29,12 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
     two_d = [name for name, shape in shapes.items() if len(shape) == 2]
     if matrices == "block":
         selected = {name for name in two_d if _BLOCK.search(name) and not _NOT_BLOCK.search(name)}
-    elif matrices == "all":
-        selected = {name for name in two_d if not _NOT_ALL.search(name)}
+    elif matrices in ("all", "every"):
+        selected = {name for name in two_d if not _VOCABULARY.search(name)}
+        if matrices == "all":
+            selected = {name for name in selected if not name.endswith("text_projection")}
     elif isinstance(matrices, str):
-        raise MergeError(f"matrices={matrices!r}: expected block, all or a list of name patterns")
+        raise MergeError(f"matrices={matrices!r}: expected block, all, every or a list of name patterns")
     else:
         selected = set()
         for pattern in matrices:

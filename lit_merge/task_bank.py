@@ -90,6 +90,11 @@ class TaskBank:
         columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
         return {name: self._weight(name, columns.get(name), dtype) for name in self.origin}
 
+    def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One merged weight at the bank's coefficients."""
+        column = self.coefficients[:, self.layers.index(name)] if name in self.deltas else None
+        return self._weight(name, column, dtype)
+
     def expert(self, task: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """origin + Δ of this task alone, with coefficient 1 (task indexing).
 

@@ -1,9 +1,10 @@
 """Merging methods: one file, one pure function and one frozen dataclass each."""
 
 from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
-from lit_merge.methods.base import MergeMethod, build_bank
+from lit_merge.methods.base import MergeMethod
+from lit_merge.methods.build import build_bank
 from lit_merge.methods.cart import CART
 from lit_merge.methods.iso import IsoC
-from lit_merge.methods.tsv import TSVM
+from lit_merge.methods.tsv import TSVM, TSVCompress
 
-__all__ = ["CART", "TSVM", "IsoC", "MergeMethod", "TaskArithmetic", "WeightAveraging", "build_bank"]
+__all__ = ["CART", "TSVM", "IsoC", "MergeMethod", "TSVCompress", "TaskArithmetic", "WeightAveraging", "build_bank"]

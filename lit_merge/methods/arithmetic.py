@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_merge.experts import Weight
-from lit_merge.methods.base import MergeMethod
+from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.task_bank import Delta
 
 
@@ -25,14 +25,11 @@ class TaskArithmetic(MergeMethod):
     """W = θ₀ + scaling · Σ_t (θ_t − θ₀), for every weight.
 
     Args:
-        scaling: the coefficient of every task vector.
+        scaling: the coefficient of every task vector; or a rule that finds it without labels.
     """
 
-    scaling: float = 0.3
+    scaling: Scaling = 0.3
     needs_base: ClassVar[bool] = True
-
-    def start(self) -> float:
-        return self.scaling
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

@@ -8,14 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.errors import MergeWarning
-from lit_merge.experts import Experts, Weight
+from lit_merge.experts import Decompose, Experts, Weight
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
-from lit_merge.methods.base import MergeMethod
+from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.task_bank import Delta, check_rank_ratio, rank_of
 
 
-def cart(experts: Float[Tensor, "T m n"], rank: int) -> tuple[Float[Tensor, "m n"], LowRank]:
+def cart(
+    experts: Float[Tensor, "T m n"], rank: int, svd: Decompose = LowRank.from_dense
+) -> tuple[Float[Tensor, "m n"], LowRank]:
     """Origin θ̄ = mean_t θ_t and deltas SVD_k(θ_t − θ̄), for one matrix of all experts.
 
     >>> import torch
@@ -24,7 +26,7 @@ def cart(experts: Float[Tensor, "T m n"], rank: int) -> tuple[Float[Tensor, "m n
     (torch.Size([6, 4]), 2)
     """
     origin = experts.mean(0)
-    return origin, LowRank.from_dense(experts - origin, rank)
+    return origin, svd(experts - origin, rank)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class CART(MergeMethod):
     Args:
         rank_ratio: k = max(1, ⌊rank_ratio·min(m, n)⌋), in (0, 1]. The best one grows with the number of tasks: the
             authors release .12, .16 and .32 for 8, 14 and 20 tasks of CLIP ViT-B/32.
-        scaling: λ of every task; the authors release 2.0, 1.5 and 1.9.
+        scaling: λ of every task; the authors release 2.0, 1.5 and 1.9. Or a rule that finds it without labels.
         matrices: see `select_matrices`; the authors decompose attention and MLP weights of the blocks.
 
     Raises:
@@ -43,15 +45,13 @@ class CART(MergeMethod):
     """
 
     rank_ratio: float = 0.08
-    scaling: float = 2.0
+    scaling: Scaling = 2.0
     matrices: Matrices = "block"
     needs_base: ClassVar[bool] = False
+    centred: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_rank_ratio(self.rank_ratio)
-
-    def start(self) -> float:
-        return self.scaling
 
     def check(self, experts: Experts) -> None:
         if len(experts.tasks) == 1:
@@ -65,8 +65,7 @@ class CART(MergeMethod):
             )
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        return cart(weight.experts, rank_of(self.rank_ratio, *weight.experts.shape[1:]))
+        return cart(weight.experts, rank_of(self.rank_ratio, *weight.experts.shape[1:]), weight.svd("centred"))
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        origin = weight.experts.mean(0)
-        return origin, weight.experts - origin
+        return weight.experts.mean(0), weight.centred

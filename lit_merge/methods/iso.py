@@ -6,18 +6,17 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.experts import Weight
-from lit_merge.linalg import truncated_svd
+from lit_merge.experts import Decompose, Weight
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
-from lit_merge.methods.base import MergeMethod
+from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.task_bank import Delta
 
 
-def iso_c(task_vectors: Float[Tensor, "T m n"]) -> LowRank:
+def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_dense) -> LowRank:
     """The SVD of Σ_t τ_t with every singular value set to their mean: one delta, shared by all tasks."""
-    u, s, v = truncated_svd(task_vectors.sum(0, keepdim=True), min(task_vectors.shape[1:]))
-    return LowRank(u, s.mean(-1, keepdim=True).expand_as(s).contiguous(), v)
+    total = svd(task_vectors.sum(0, keepdim=True), min(task_vectors.shape[1:]))
+    return LowRank(total.U, total.S.mean(-1, keepdim=True).expand_as(total.S).contiguous(), total.V)
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,17 @@ class IsoC(MergeMethod):
     """W = θ₀ + scaling · iso(Σ_t τ_t); the rest is θ₀ + scaling · mean_t τ_t.
 
     Args:
-        scaling: α.
+        scaling: α; or a rule that finds it without labels.
         matrices: see `select_matrices`; the authors decompose every 2-D weight but the text projection.
     """
 
-    scaling: float = 1.0
+    scaling: Scaling = 1.0
     matrices: Matrices = "all"
     needs_base: ClassVar[bool] = True
 
-    def start(self) -> float:
-        return self.scaling
-
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
-        return weight.base, iso_c(weight.task_vectors)
+        return weight.base, iso_c(weight.task_vectors, weight.svd("sum"))
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

@@ -1,0 +1,5 @@
+"""Transforms of task vectors, in front of any method."""
+
+from lit_merge.transforms.base import Transform
+
+__all__ = ["Transform"]

@@ -1,0 +1,23 @@
+"""What a transform of task vectors is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+
+from lit_merge.experts import Change, Experts
+
+
+@dataclass(frozen=True)
+class Transform(ABC):
+    """Hyper-parameters of a step in front of any method, which then sees the changed experts."""
+
+    @abstractmethod
+    def fit(self, experts: Experts) -> Change:
+        """Looks at all experts, in passes of its own, and answers what changes one weight of them.
+
+        Raises:
+            MergeError: experts that it cannot work on.
+        """
+
+    def describe(self) -> dict[str, object]:
+        """Class and hyper-parameters, as a configuration names them."""
+        return {"class_path": type(self).__name__, "init_args": asdict(self)}
