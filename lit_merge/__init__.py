@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from lit_merge.merged_model import MergedModel, Stage
     from lit_merge.methods import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
     from lit_merge.networks import OpenClipImageEncoder
+    from lit_merge.rank_masks import AdaRank
     from lit_merge.task_bank import TaskBank
 
 # Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
 _HOMES = {
+    "AdaRank": "rank_masks",
     "CART": "methods",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = [
     "CART",
     "TSVM",
+    "AdaRank",
     "Coefficients",
     "CompressionExport",
     "Experts",

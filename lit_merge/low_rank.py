@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_merge.linalg import truncated_svd
+
+# AdaRank's: how wide around the threshold a mask's logit still feels a gradient.
+TEMPERATURE = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +58,30 @@ class LowRank:
         """Squared singular values: their sum is the squared Frobenius norm of each matrix."""
         return self.S.square()
 
-    def weighted_sum(self, origin: Float[Tensor, "m n"], coefficients: Float[Tensor, " T"]) -> Float[Tensor, "m n"]:
+    def select(self, kept: Bool[Tensor, "T r"]) -> "LowRank":
+        """Only the chosen directions of every matrix, still sorted; where tasks keep different numbers, the shorter
+        ones end with singular values of 0."""
+        order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(1, int(kept.sum(-1).max()))]
+        s = (self.S * kept).gather(-1, order)
+        u, v = (f.gather(-1, order[:, None].expand(-1, f.shape[1], -1)) for f in (self.U, self.V))
+        return LowRank(u, s, v)
+
+    def weighted_sum(
+        self,
+        origin: Float[Tensor, "m n"],
+        coefficients: Float[Tensor, " T"],
+        logits: Float[Tensor, "T r"] | None = None,
+    ) -> Float[Tensor, "m n"]:
         """origin + Σ_t coefficients[t] · U_t·diag(S_t)·V_tᵀ, differentiable in `coefficients`.
 
         One matrix product over the ranks of all tasks together. The backward reads
         ∂L/∂λ_t = Σ_r s_r·u_rᵀ G v_r off the factors and saves nothing but them.
+
+        With `logits` z, directions whose logit is not above 0 are left out, and z is learnt from the same products
+        (AdaRank): ∂L/∂z_r = λ_t·s_r·u_rᵀ G v_r · σ'(z_r/10)/10, straight through the threshold, for kept and dropped
+        directions alike.
         """
-        return _WeightedSum.apply(coefficients, origin, self.U, self.S, self.V)
+        return _WeightedSum.apply(coefficients, origin, self.U, self.S, self.V, logits)
 
 
 def _side_by_side(factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,15 +95,26 @@ def _side_by_side(factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, coefficients, origin, u, s, v):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(u, s, v)
+    def forward(ctx, coefficients, origin, u, s, v, logits):  # type: ignore[no-untyped-def]
         ctx.dtype = coefficients.dtype
+        if logits is None:
+            ctx.save_for_backward(u, s, v)
+        else:
+            ctx.save_for_backward(u, s, v, coefficients, logits)
+            s = s * (logits > 0)
         scaled = (s * coefficients[:, None]).to(origin.dtype).flatten()
         return torch.addmm(origin, _side_by_side(u, origin.dtype) * scaled, _side_by_side(v, origin.dtype).T)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        u, s, v = ctx.saved_tensors
-        per_direction = (_side_by_side(u, gradient.dtype) * (gradient @ _side_by_side(v, gradient.dtype))).sum(0)
-        return (per_direction.view_as(s) * s).sum(1).to(ctx.dtype), None, None, None, None
+        u, s, v, *masked = ctx.saved_tensors
+        products = (_side_by_side(u, gradient.dtype) * (gradient @ _side_by_side(v, gradient.dtype))).sum(0)
+        per_direction = products.view_as(s) * s
+        if not masked:
+            return per_direction.sum(1).to(ctx.dtype), None, None, None, None, None
+        coefficients, logits = masked
+        to_coefficients = (per_direction * (logits > 0)).sum(1).to(ctx.dtype)
+        soft = torch.sigmoid(logits / TEMPERATURE)
+        to_logits = coefficients[:, None] * per_direction * soft * (1 - soft) / TEMPERATURE
+        return to_coefficients, None, None, None, None, to_logits.to(logits.dtype)

@@ -13,6 +13,7 @@ from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
+from lit_merge.rank_masks import AdaRank, RankMasks
 from lit_merge.task_bank import TaskBank, check_rank_ratio
 
 
@@ -44,9 +45,11 @@ class MergedModel(LightningModule):
         stages: what is learnt when. First one coefficient for the whole merge and then one per task and weight is what
             works from a coefficient that is far off: coefficients of different tasks compete and cannot travel far.
         bounds: (lower, upper) for the coefficients; AdaMerging clamps to [0, 1]. Off by default: CART's are above 1.
+        ranks: learns which singular directions are used too.
 
     Raises:
-        MergeError: a bank whose weights are not the network's, a task without a head, no stage.
+        MergeError: a bank whose weights are not the network's, a task without a head, no stage; AdaRank over a bank
+            without low-rank deltas.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class MergedModel(LightningModule):
         objective: Objective | None = None,
         stages: Sequence[Stage] = (Stage(),),
         bounds: tuple[float, float] | None = None,
+        ranks: AdaRank | None = None,
     ) -> None:
         super().__init__()
         if not stages or any(stage.steps < 1 or stage.lr <= 0 for stage in stages):
@@ -71,6 +75,8 @@ class MergedModel(LightningModule):
         self.objective = objective or Entropy()
         self.stages = tuple(stages)
         self.coefficients = Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds)
+        self.ranks = ranks
+        self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
         self.metrics = TaskMetrics(bank.tasks)
         self.rank_ratio = 1.0
         self.stage_index = -1
@@ -114,7 +120,8 @@ class MergedModel(LightningModule):
         """name → merged weight, in float32 (float64 for float64 banks), differentiable in the coefficients."""
         # Small differences on large weights: not in the precision of the forward.
         with torch.autocast(self.device.type, enabled=False):
-            return self.bank.merge(self.coefficients(), self.compute_dtype)
+            logits = None if self.masks is None else self.masks()
+            return self.bank.merge(self.coefficients(), self.compute_dtype, logits)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -124,7 +131,8 @@ class MergedModel(LightningModule):
     @torch.no_grad()
     def to_bank(self) -> TaskBank:
         """The bank at the active rank with the coefficients reached so far, on the CPU."""
-        tensors = {name: value.detach().cpu() for name, value in self.bank.tensors().items()}
+        bank = self.bank if self.masks is None else self.masks.select(self.bank)
+        tensors = {name: value.detach().cpu() for name, value in bank.tensors().items()}
         return replace(self._frame.with_tensors(tensors), coefficients=self.coefficients().detach().cpu().clone())
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,11 +144,16 @@ class MergedModel(LightningModule):
         loss = torch.stack(list(losses.values())).mean()
         self.log("loss", loss, prog_bar=True)
         self.log("coefficient", self.coefficients().mean(), prog_bar=True)
+        if self.masks is not None:
+            self.log("directions", self.masks.kept(), prog_bar=True)
         self.log_dict({f"loss/{task}": value for task, value in losses.items()})
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([self.coefficients.offset], lr=self.stages[0].lr)
+        groups: list[dict[str, Any]] = [{"params": [self.coefficients.offset], "lr": self.stages[0].lr}]
+        if self.masks is not None and self.ranks is not None:
+            groups.append({"params": list(self.masks.parameters()), "lr": self.ranks.lr})
+        return torch.optim.Adam(groups)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Enters the stage that this step belongs to."""
@@ -150,9 +163,8 @@ class MergedModel(LightningModule):
             self.stage_index = index
             self.coefficients.set_granularity(self.stages[index].granularity)
             for optimizer in self.trainer.optimizers:
-                optimizer.state.clear()
-                for group in optimizer.param_groups:
-                    group["lr"] = self.stages[index].lr
+                optimizer.state.pop(self.coefficients.offset, None)
+                optimizer.param_groups[0]["lr"] = self.stages[index].lr
 
     def _logits(self, batch: dict[str, Any]) -> Tensor:
         """Logits of one labelled batch, with weights that are merged once per evaluation."""
@@ -197,8 +209,9 @@ class MergedModel(LightningModule):
             self.log(f"{split}/accuracy", mean_accuracy(self.scores))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A few kB: coefficients, active rank, stage, and which bank they belong to."""
-        kept = {name: v for name, v in checkpoint["state_dict"].items() if name.startswith("coefficients.")}
+        """A few kB: coefficients, masks, active rank, stage, and which bank they belong to."""
+        learnt = ("coefficients.", "masks.")
+        kept = {name: v for name, v in checkpoint["state_dict"].items() if name.startswith(learnt)}
         checkpoint["state_dict"] = kept
         checkpoint["lit_merge"] = {
             "fingerprint": self._frame.fingerprint,

@@ -76,19 +76,27 @@ class TaskBank:
         """Rank of every low-rank delta."""
         return {name: delta.rank for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
 
-    def merge(self, coefficients: Coefficient | None = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The merged weights, differentiable in `coefficients`.
+    def merge(
+        self,
+        coefficients: Coefficient | None = None,
+        dtype: torch.dtype | None = None,
+        logits: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The merged weights, differentiable in `coefficients` and `logits`.
 
         Args:
             coefficients: a number, or a tensor that broadcasts to (T, L); None takes the bank's own.
             dtype: of the floating-point results; None takes the experts'.
+            logits: name → (T or 1, at least r) for low-rank deltas of which only the directions with a logit above 0
+                are used (AdaRank).
 
         Raises:
             MergeError: coefficients of another shape.
         """
         values = self._coefficients(self.coefficients if coefficients is None else coefficients)
         columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
-        return {name: self._weight(name, columns.get(name), dtype) for name in self.origin}
+        logits = logits or {}
+        return {name: self._weight(name, columns.get(name), dtype, logits.get(name)) for name in self.origin}
 
     def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One merged weight at the bank's coefficients."""
@@ -118,6 +126,14 @@ class TaskBank:
             name: delta.truncate(rank_of(rank_ratio, *delta.shape[1:])) if isinstance(delta, LowRank) else delta
             for name, delta in self.deltas.items()
         }
+        return replace(self, deltas=deltas)
+
+    def select(self, kept: Mapping[str, Tensor]) -> "TaskBank":
+        """The same bank with only the directions that (T or 1, r) booleans choose, for every name given."""
+        deltas = dict(self.deltas)
+        for name, chosen in kept.items():
+            if isinstance(delta := deltas[name], LowRank):
+                deltas[name] = delta.select(chosen)
         return replace(self, deltas=deltas)
 
     def to(self, dtype: torch.dtype) -> "TaskBank":
@@ -203,14 +219,17 @@ class TaskBank:
                 "(tasks × weights with deltas)"
             ) from error
 
-    def _weight(self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    def _weight(
+        self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None, logits: Tensor | None = None
+    ) -> Tensor:
         origin, kept = self.origin[name], self.dtypes[name]
         if coefficients is not None:
             # Sums of small differences on large weights: never in half precision.
             origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
             delta = self.deltas[name]
             if isinstance(delta, LowRank):
-                origin = delta.weighted_sum(origin, coefficients)
+                logits = None if logits is None else logits[..., : delta.rank]
+                origin = delta.weighted_sum(origin, coefficients, logits)
             else:
                 # Element by element rather than one product: the same bits wherever the tensors lie in memory, so
                 # that a bank read from a file predicts exactly what the bank that was saved did.

@@ -19,7 +19,7 @@ LAYERS = [
     ["low_rank", "matrices", "objectives", "bank_files"],
     ["task_bank", "decompositions"],
     ["experts"],
-    ["transforms", "coefficients", "export"],
+    ["transforms", "coefficients", "export", "rank_masks"],
     ["methods"],
     ["networks", "data"],
     ["evaluation"],
