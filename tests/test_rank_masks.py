@@ -107,4 +107,4 @@ def test_banks_without_directions_are_refused(tiny: Any) -> None:
     with pytest.raises(MergeError, match="outside"):
         AdaRank(0.0)
     with pytest.raises(MergeError, match="lr=0"):
-        AdaRank(0.5, lr=0)
+        AdaRank(0.5, lr=0.0)
