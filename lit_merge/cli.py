@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from lit_merge import callbacks, data, networks, objectives  # noqa: F401  short class names are found once imported
+from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError, MergeWarning
@@ -54,6 +54,9 @@ class MergeCLI(LightningCLI):
         parser.add_argument("--run", type=str | None, default=None, help="fit: the folder that it leaves")
         parser.add_argument("--output", type=str | None, default=None, help="the other verbs: what they write")
         parser.add_argument("--overwrite", action="store_true", help="replace what stands there")
+        # Methods may look at unlabelled inputs before there is a trainer.
+        parser.link_arguments("data", "model.data", apply_on="instantiate")
+        parser.link_arguments("trainer.accelerator", "model.accelerator")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # Lightning takes data for optional where no class was named: only what runs a network needs any.
@@ -217,6 +220,7 @@ def quiet() -> None:
         "module\\(s\\) in eval mode at the start of training",
         "isinstance\\(treespec, LeafSpec\\)",
         "tensorboardX",
+        "No seed found",
         "GPU available but not used",
         "your dataloader is not resumable",
         "smaller than the logging interval",

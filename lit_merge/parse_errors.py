@@ -14,6 +14,12 @@ _VALUE = re.compile(
 )
 _CLASS = re.compile(r"<class '([\w.]+)'>.*Expected a dot import path string: ([\w.]+)")
 _UNION = re.compile(r"of the Union subtypes Subtypes: \[(?P<kind>.*?)\] Errors: .*Given value: (?P<value>.*)$")
+# A field of a chosen class that takes one of several types: the innermost complaint.
+_FIELD = re.compile(
+    r"Problem with given class_path '[\w.]+': Parser key \"(?P<key>[\w.]+)\": Does not validate against any of the "
+    r"Union subtypes Subtypes: \[(?P<kind>[^:]*)\] Errors: (?:(?!Parser key).)*? Given value type: [^:]* "
+    r"Given value: (?P<value>.*?)(?= - Expected | Given value type|$)"
+)
 _PLACE = re.compile(r'^Parser key "([\w.]+)": ')
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
@@ -50,6 +56,8 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         known = sorted(_subclasses(_load(wanted)))
         there = f"; there are {', '.join(known)}" if known else ""
         return f"{place}: there is no {_short(wanted)} {name!r}{_nearest(name, known)}{there}"
+    if match := _FIELD.search(message):
+        return f"{place}.{match['key']}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
     if match := _UNION.search(message):
         return f"{place}: expected {_kind(match['kind'])}, got {match['value']}"
     if match := _UNKNOWN.search(message):
@@ -83,7 +91,7 @@ def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def _nearest_literal(match: re.Match[str]) -> str:
-    choices = re.findall(r"'([^']*)'", match["kind"]) if "Literal" in match["kind"] else []
+    choices = re.findall(r"'([^']*)'", match["kind"].partition("Literal")[2])
     return _nearest(match["value"], choices)
 
 

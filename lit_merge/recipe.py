@@ -1,12 +1,21 @@
 """MergeRecipe: a MergedModel from what a configuration file says."""
 
+from lightning.fabric import Fabric
+
+from lit_merge.choosing import choose_scaling
+from lit_merge.data import TaskData
+from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
+from lit_merge.locations import resolve
 from lit_merge.merged_model import MergedModel, Stage
-from lit_merge.methods import MergeMethod, build_bank
+from lit_merge.methods import MergeMethod, at_scaling, build_bank
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
+from lit_merge.probe import Probe
+from lit_merge.rank_masks import AdaRank
 from lit_merge.task_bank import TaskBank
+from lit_merge.transforms import Transform
 
 
 class MergeRecipe(MergedModel):
@@ -14,13 +23,19 @@ class MergeRecipe(MergedModel):
 
     Args:
         network: encoder and heads.
-        experts: task → safetensors file (`zoo:8/experts/mnist.safetensors` names one of the built-in suite).
+        experts: task → safetensors file (`zoo:8/experts/mnist.safetensors` names one of the built-in suite), or a
+            folder with a file for every task, named after it.
         base: the pretrained checkpoint; CART and weight averaging need it for the report only.
         method: how the experts are merged.
+        transform: what is done to the task vectors first.
         bank: folder of a saved task bank to use instead of merging; its coefficients are where things start.
         objective: what adaptation minimises; entropy by default.
         stages: what is learnt, for how many steps, at which rate; one after the other.
         bounds: [lower, upper] for the coefficients; none by default.
+        ranks: learn which singular directions are used, too.
+        decompositions: folder in which singular value decompositions are kept for later runs.
+        data: set by the command line: where methods that look at unlabelled inputs take them from.
+        accelerator: set by the command line: where those inputs are run.
 
     Raises:
         MergeError: neither experts and method nor a bank; files that cannot be read or do not fit together.
@@ -29,15 +44,20 @@ class MergeRecipe(MergedModel):
     def __init__(
         self,
         network: Network,
-        experts: dict[str, str] | None = None,
+        experts: dict[str, str] | str | None = None,
         base: str | None = None,
         method: MergeMethod | None = None,
+        transform: Transform | None = None,
         bank: str | None = None,
         objective: Objective | None = None,
         stages: list[Stage] | None = None,
         bounds: tuple[float, float] | None = None,
+        ranks: AdaRank | None = None,
+        decompositions: str | None = None,
+        data: TaskData | None = None,
+        accelerator: str = "auto",
     ) -> None:
-        opened = Experts(experts, base) if experts else None
+        opened = Experts(expert_files(experts), base) if experts else None
         if bank is not None:
             built = TaskBank.load(bank)
             if opened is not None and opened.tasks != built.tasks:
@@ -48,8 +68,48 @@ class MergeRecipe(MergedModel):
         elif opened is not None and method is not None:
             for task in opened.tasks:
                 network.heads.classes(task)
-            built = build_bank(opened, method=method)
+            kept = Decompositions(decompositions, [opened.identity, repr(transform)]) if decompositions else None
+            built = build_bank(opened, method=method, transform=transform, decompositions=kept)
+            if method.scale == "entropy":
+                built = most_confident(built, method, network, data, accelerator)
         else:
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
-        super().__init__(built, network, objective, stages or [Stage()], bounds)
+        super().__init__(built, network, objective, stages or [Stage()], bounds, ranks)
         self.experts = opened
+        self.method, self.transform = method, transform
+
+
+def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
+    """task → file. A folder's tasks are the names of its safetensors files, sorted.
+
+    Raises:
+        MergeError: no such folder, or none with safetensors files.
+    """
+    if not isinstance(experts, str):
+        return experts
+    folder = resolve(experts)
+    if not folder.is_dir():
+        raise MergeError(f"{experts}: no such folder of experts")
+    found = {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
+    if not found:
+        raise MergeError(f"{experts} holds no .safetensors file, expected one for every task")
+    return found
+
+
+def most_confident(
+    bank: TaskBank, method: MergeMethod, network: Network, data: TaskData | None, accelerator: str
+) -> TaskBank:
+    """The bank at the scale that `choose_scaling` finds.
+
+    Raises:
+        MergeError: no data to look at.
+    """
+    if data is None:
+        raise MergeError("scaling=entropy looks at unlabelled inputs: give --data, or a number, or self_consistent")
+    device = Fabric(accelerator=accelerator, devices=1).device
+    place = next(network.parameters()).device
+    try:
+        probe = Probe.draw(network.to(device), data)
+        return at_scaling(bank, method, choose_scaling(bank, method, probe).scaling)
+    finally:
+        network.to(place)

@@ -44,6 +44,10 @@ class TaskData(LightningDataModule):
     @property
     def has_test(self) -> bool:
         """Whether there are labelled images to test on."""
+        return self.has("test")
+
+    def has(self, split: str) -> bool:
+        """Whether there are labelled images of `validation` or `test`."""
         return True
 
     @abstractmethod

@@ -109,9 +109,8 @@ class ImageFolders(TaskData):
     def protocol(self) -> str:
         return "adapted on the given folders, tested on " + ("others" if self.has_test else "none")
 
-    @property
-    def has_test(self) -> bool:
-        return bool(self._labelled["test"])
+    def has(self, split: str) -> bool:
+        return bool(self._labelled[split])
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         return {task: ImageFiles(paths, self.image_size) for task, paths in self._adapt.items()}

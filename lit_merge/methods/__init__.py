@@ -5,6 +5,18 @@ from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.build import build_bank
 from lit_merge.methods.cart import CART
 from lit_merge.methods.iso import IsoC
+from lit_merge.methods.scaling import at_scaling, self_consistent_scaling
 from lit_merge.methods.tsv import TSVM, TSVCompress
 
-__all__ = ["CART", "TSVM", "IsoC", "MergeMethod", "TSVCompress", "TaskArithmetic", "WeightAveraging", "build_bank"]
+__all__ = [
+    "CART",
+    "TSVM",
+    "IsoC",
+    "MergeMethod",
+    "TSVCompress",
+    "TaskArithmetic",
+    "WeightAveraging",
+    "at_scaling",
+    "build_bank",
+    "self_consistent_scaling",
+]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -31,6 +31,12 @@ class MergeMethod(ABC):
     def scale(self) -> Scaling | None:
         """The field `scaling`; None for methods without one."""
         return getattr(self, "scaling", None)
+
+    @property
+    def usual_scale(self) -> float:
+        """What `scaling` is unless it is given."""
+        default = next((one.default for one in fields(self) if one.name == "scaling"), 1.0)
+        return float(default) if isinstance(default, int | float) else 1.0
 
     def at(self, scaling: Scaling) -> "MergeMethod":
         """The same method at another scale."""
