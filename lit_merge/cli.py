@@ -36,7 +36,13 @@ TRAINER_DEFAULTS = {
 }
 # omegaconf+ resolves interpolations after command-line options have gone over the file; plain omegaconf before.
 PARSER = {"exit_on_error": False, "parser_mode": "omegaconf+", "allow_abbrev": False}
-OWN_VERBS = {"merge": {"model", "output", "overwrite"}, "export": {"model", "output", "overwrite"}}
+OWN_VERBS = {
+    "merge": {"model", "output", "overwrite"},
+    "export": {"model", "output", "overwrite"},
+    "sweep": {"model", "datamodule", "output", "overwrite"},
+}
+WRITING = ("fit", "predict", *OWN_VERBS)
+WITHOUT_DATA = ("merge", "export")
 
 
 class MergeCLI(LightningCLI):
@@ -88,11 +94,14 @@ class MergeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
         where = "run" if self.subcommand == "fit" else "output"
-        if options[where] is None and self.subcommand in ("fit", "predict", "merge", "export"):
+        if options[where] is None and self.subcommand in WRITING:
             raise MergeError(f"{self.subcommand} needs --{where}, the place to write to")
         if self.subcommand == "fit" and options.output is not None:
             raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
-        if options[where] is not None:
+        if self.subcommand == "sweep":
+            # Goes on with a folder that it left; all banks of it share one decomposition.
+            options.model.decompositions = options.model.decompositions or "memory"
+        elif options[where] is not None:
             check_output(options[where], options.overwrite)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -113,7 +122,7 @@ class MergeCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
             check_tasks(self.datamodule, self.model.tasks)
-        elif self.subcommand not in OWN_VERBS:
+        elif self.subcommand not in WITHOUT_DATA:
             raise MergeError(f"{self.subcommand} needs --data: the class and options of the data, for example Suite")
 
     def fit(self, **kwargs: Any) -> None:
@@ -150,6 +159,13 @@ class MergeCLI(LightningCLI):
         kwargs = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule")}
         self.trainer.export(self.model, self.option("output"), overwrite=self.option("overwrite"), **kwargs)
         self._say()
+
+    def sweep(self, **kwargs: Any) -> None:
+        output, overwrite = self.option("output"), self.option("overwrite")
+        self.trainer.sweep(output=output, overwrite=overwrite, **kwargs)
+        Console().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
+        names = ", ".join(sorted(path.name for path in Path(output).iterdir()))
+        Console().print(f"Written to {output}: {names}", soft_wrap=True)
 
     def _say(self) -> None:
         path = Path(self.option("output"))

@@ -14,6 +14,7 @@ VERBS = {
     "predict": "the five most probable classes of every test input, as CSV",
     "merge": "merge without adapting, as one safetensors file",
     "export": "write a task bank compressed, as merged weights, or as the weights of one task",
+    "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
 

@@ -38,11 +38,11 @@ class Decompositions:
         Args:
             key: names the matrices: the same key always stands for the same ones.
             matrices: what to decompose where it is not known yet.
-            rank: number of directions; fewer than are known are views.
+            rank: number of directions; all are computed and kept, so that one decomposition serves every rank.
         """
         known = self._kept.get(key) or self._read(key)
-        if known is None or known.rank < rank:
-            known = LowRank.from_dense(matrices, rank)
+        if known is None:
+            known = LowRank.from_dense(matrices, min(matrices.shape[1:]))
             self.computed += 1
             if self.folder is not None:
                 tensors = {"U": known.U, "S": known.S, "V": known.V}

@@ -1,7 +1,7 @@
 """Probe: a fixed set of unlabelled inputs of every task, and what any merged weights say about it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -25,11 +25,17 @@ class Reading:
         entropy: mean entropy of the predictions, in nats.
         agreement: share of inputs on which the merge predicts what the task's own expert does; empty without experts.
         balance: entropy of the mean prediction over log C: near 0 where one class takes everything.
+        accuracy: share of inputs predicted as their labels say; empty for a probe without labels.
     """
 
     entropy: dict[str, float]
     agreement: dict[str, float]
     balance: dict[str, float]
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        return sum(self.accuracy.values()) / len(self.accuracy) if self.accuracy else None
 
     @property
     def mean_entropy(self) -> float:
@@ -46,11 +52,15 @@ class Probe:
     Args:
         network: encoder and heads; inputs are moved to where it lies.
         inputs: task → inputs (N, …).
+        labels: task → classes (N,), where accuracies are wanted.
     """
 
-    def __init__(self, network: Network, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, network: Network, inputs: Mapping[str, Tensor], labels: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.network = network
         self.inputs = dict(inputs)
+        self.labels = dict(labels or {})
         self.predictions: dict[str, Int[Tensor, " N"]] = {}
         self.expert_entropy: dict[str, float] = {}
 
@@ -69,6 +79,15 @@ class Probe:
             chosen = torch.randperm(len(source), generator=generator)[:images]
             inputs[task] = source.read(chosen.sort().values.tolist())
         return cls(network, inputs)
+
+    @classmethod
+    def labelled(cls, network: Network, data: TaskData, split: str) -> "Probe":
+        """All labelled inputs of `validation` or `test`."""
+        inputs, labels = {}, {}
+        for task, (source, targets) in data.labelled(split).items():
+            assert targets is not None
+            inputs[task], labels[task] = source.read(range(len(source))), targets.long()
+        return cls(network, inputs, labels)
 
     @property
     def device(self) -> torch.device:
@@ -93,11 +112,9 @@ class Probe:
         whole = {task: torch.cat(parts) for task, parts in found.items()}
         return Reading(
             entropy={task: entropy(value).mean().item() for task, value in whole.items()},
-            agreement={
-                task: (whole[task].argmax(-1) == expected).double().mean().item()
-                for task, expected in self.predictions.items()
-            },
+            agreement={task: share(whole[task], expected) for task, expected in self.predictions.items()},
             balance={task: balance(value) for task, value in whole.items()},
+            accuracy={task: share(whole[task], labels.to(self.device)) for task, labels in self.labels.items()},
         )
 
     @torch.no_grad()
@@ -106,6 +123,11 @@ class Probe:
         for task in tasks:
             for batch in self.inputs[task].split(BATCH):
                 yield task, self.network(moved, {task: batch.to(self.device)})[task]
+
+
+def share(logits: Float[Tensor, "B C"], classes: Int[Tensor, " B"]) -> float:
+    """Share of rows whose largest logit is that of the given class."""
+    return (logits.argmax(-1) == classes).double().mean().item()
 
 
 def balance(logits: Float[Tensor, "B C"]) -> float:

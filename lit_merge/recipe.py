@@ -33,7 +33,8 @@ class MergeRecipe(MergedModel):
         stages: what is learnt, for how many steps, at which rate; one after the other.
         bounds: [lower, upper] for the coefficients; none by default.
         ranks: learn which singular directions are used, too.
-        decompositions: folder in which singular value decompositions are kept for later runs.
+        decompositions: folder in which singular value decompositions are kept for later runs; `memory` keeps them for
+            this one (sweep).
         data: set by the command line: where methods that look at unlabelled inputs take them from.
         accelerator: set by the command line: where those inputs are run.
 
@@ -58,6 +59,9 @@ class MergeRecipe(MergedModel):
         accelerator: str = "auto",
     ) -> None:
         opened = Experts(expert_files(experts), base) if experts else None
+        kept = decompositions and Decompositions(
+            None if decompositions == "memory" else decompositions, [opened and opened.identity, repr(transform)]
+        )
         if bank is not None:
             built = TaskBank.load(bank)
             if opened is not None and opened.tasks != built.tasks:
@@ -68,15 +72,20 @@ class MergeRecipe(MergedModel):
         elif opened is not None and method is not None:
             for task in opened.tasks:
                 network.heads.classes(task)
-            kept = Decompositions(decompositions, [opened.identity, repr(transform)]) if decompositions else None
-            built = build_bank(opened, method=method, transform=transform, decompositions=kept)
+            built = build_bank(opened, method=method, transform=transform, decompositions=kept or None)
             if method.scale == "entropy":
                 built = most_confident(built, method, network, data, accelerator)
         else:
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
         super().__init__(built, network, objective, stages or [Stage()], bounds, ranks)
         self.experts = opened
-        self.method, self.transform = method, transform
+        self.method, self.transform, self.decompositions = method, transform, kept or None
+
+    def require_method(self) -> MergeMethod:
+        """The configuration's method; raises MergeError where a bank was loaded instead."""
+        if self.method is None:
+            raise MergeError("no method: give --model.method")
+        return self.method
 
 
 def expert_files(experts: dict[str, str] | str) -> dict[str, str]:

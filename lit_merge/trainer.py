@@ -7,12 +7,17 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 
 from lit_merge.checkpoints import write_safetensors
+from lit_merge.data import TaskData
+from lit_merge.errors import MergeError
 from lit_merge.export import DType, Format, export_bank
 from lit_merge.merged_model import MergedModel
+from lit_merge.methods import MergeMethod
+from lit_merge.recipe import MergeRecipe
+from lit_merge.sweep import RANK_RATIOS, Grid, Select, run_sweep
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer, and `merge` and `export`."""
+    """Lightning's Trainer, and `merge`, `export` and `sweep`."""
 
     def merge(self, model: MergedModel, output: str, overwrite: bool = False) -> None:
         """Writes the merge at the bank's coefficients as one safetensors file; nothing is trained.
@@ -48,6 +53,38 @@ class Trainer(pl.Trainer):
         """
         if self.is_global_zero:
             export_bank(model.to_bank(), output, format, task, rank_ratio, dtype, overwrite)
+
+    def sweep(
+        self,
+        model: MergeRecipe,
+        output: str,
+        datamodule: TaskData,
+        methods: list[MergeMethod] | None = None,
+        rank_ratios: list[float] | None = None,
+        scalings: list[float] | None = None,
+        select: Select = "accuracy",
+        images: int = 128,
+        overwrite: bool = False,
+    ) -> None:
+        """Merges at every point of a grid, and chooses the best by labelled validation data or without labels.
+
+        Args:
+            model: whose experts are merged.
+            output: a folder; the same command goes on with one that is not finished.
+            datamodule: validation inputs for accuracies where it has some; unlabelled ones for the rest.
+            methods: what is swept; the configuration's method by default.
+            rank_ratios: shares of min(m, n); .04 to .32 by default.
+            scalings: 1/3 to 4 times every method's usual scale by default.
+            select: `accuracy` looks at labels; `agreement` with the experts' own predictions, `entropy` and
+                `self_consistent` do not.
+            images: unlabelled inputs of every task that are looked at.
+            overwrite: start afresh where the folder holds another sweep.
+        """
+        if self.world_size > 1:
+            raise MergeError("sweep runs in one process: pass --trainer.devices 1")
+        swept = tuple(methods or [model.require_method()])
+        grid = Grid(swept, tuple(rank_ratios or RANK_RATIOS), tuple(scalings) if scalings else None)
+        run_sweep(model, datamodule, grid, output, select, images, overwrite, self.strategy.root_device)
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""What a sweep found at one method, rank and scale, and which of its points is best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_merge.errors import MergeError
+
+Select = Literal["accuracy", "agreement", "entropy", "self_consistent"]
+SELF_CONSISTENT = "self_consistent"
+# What a choice looks at. The self-consistent rule finds scales only: its banks are compared by agreement.
+CRITERION = {"accuracy": "accuracy", "agreement": "agreement", "entropy": "entropy", SELF_CONSISTENT: "agreement"}
+Key = tuple[str, float | None, str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One merge of a sweep.
+
+    Attributes:
+        method: class of the method.
+        rank_ratio: None for methods without one, or at their own.
+        scaling: None for methods without one.
+        rule: `grid`, or `self_consistent` for the scale that this rule found for the method and rank.
+        accuracy: on labelled validation inputs, where there are some.
+        entropy: mean entropy on unlabelled inputs, in nats.
+        agreement: share of unlabelled inputs on which the merge predicts what the task's expert does.
+    """
+
+    method: str
+    rank_ratio: float | None
+    scaling: float | None
+    rule: str
+    accuracy: float | None
+    entropy: float
+    agreement: float
+
+    @property
+    def key(self) -> Key:
+        return self.method, self.rank_ratio, self.rule if self.rule == SELF_CONSISTENT else f"{self.scaling}"
+
+
+def choose(points: Sequence[Point], select: Select) -> Point:
+    """The best point: by labels (`accuracy`), or without.
+
+    `agreement` with the experts orders everything. `entropy` and `self_consistent` choose the scale of every method and
+    rank; between those agreement decides, since entropy favours ranks that are over-confident (docs/choosing.md).
+
+    Raises:
+        MergeError: nothing to choose from.
+    """
+    candidates = [point for point in points if (point.rule == SELF_CONSISTENT) == (select == SELF_CONSISTENT)]
+    if select == "accuracy":
+        candidates = [point for point in candidates if point.accuracy is not None]
+    if not candidates:
+        what = (
+            "there are no labelled validation inputs"
+            if select == "accuracy"
+            else "the pretrained checkpoint is missing"
+        )
+        raise MergeError(f"select={select}: {what}")
+    if select == "entropy":
+        banks = {(point.method, point.rank_ratio) for point in candidates}
+        candidates = [
+            min((point for point in candidates if (point.method, point.rank_ratio) == bank), key=lambda p: p.entropy)
+            for bank in sorted(banks, key=str)
+        ]
+    if select == "accuracy":
+        return max(candidates, key=lambda point: (point.accuracy or 0.0, -point.entropy))
+    return max(candidates, key=lambda point: (point.agreement, -point.entropy))

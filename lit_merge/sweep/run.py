@@ -1,0 +1,79 @@
+"""A whole sweep: a folder that fills point by point, a live table, and a choice at the end."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.live import Live
+
+from lit_merge.data import TaskData
+from lit_merge.errors import MergeError
+from lit_merge.probe import Probe
+from lit_merge.recipe import MergeRecipe
+from lit_merge.sweep.folder import SweepFolder
+from lit_merge.sweep.grid import Grid, walk
+from lit_merge.sweep.points import Point, Select, choose
+from lit_merge.sweep.tables import tables
+
+
+def run_sweep(
+    model: MergeRecipe,
+    data: TaskData,
+    grid: Grid,
+    output: str | Path,
+    select: Select = "accuracy",
+    images: int = 128,
+    overwrite: bool = False,
+    device: torch.device | None = None,
+) -> Point:
+    """Reads every point of the grid that the folder `output` does not hold yet, and answers the best.
+
+    The folder is left with results.csv (a line per point), table.txt, heatmap and curves (PNG and SVG), and
+    chosen.yaml, a configuration to put after the sweep's own.
+
+    Args:
+        model: whose experts, transform and decompositions are used.
+        data: validation inputs for accuracies where it has some; unlabelled inputs for the rest.
+        grid: the points.
+        output: the folder.
+        select: see `choose`.
+        images: unlabelled inputs of every task.
+        overwrite: start afresh where the folder holds another sweep.
+        device: where the network runs; the CPU by default.
+
+    Raises:
+        MergeError: experts that are not known (a bank only), no labels to select by, another sweep in the folder.
+    """
+    experts = model.experts
+    if experts is None:
+        raise MergeError("sweep builds banks from experts: give --model.experts")
+    if select == "accuracy" and not data.has("validation"):
+        raise MergeError(
+            "select=accuracy needs labelled validation data; agreement, entropy and self_consistent do not"
+        )
+    if select == "self_consistent" and experts.base is None:
+        raise MergeError("select=self_consistent needs the pretrained checkpoint: give --model.base")
+    plan = {
+        "methods": [method.describe() for method in grid.methods],
+        "rank_ratios": grid.rank_ratios,
+        "scalings": grid.scalings,
+        "transform": model.transform and model.transform.describe(),
+        "experts": experts.identity or experts.tasks,
+        "data": [data.protocol, *data.tasks],
+        "images": images,
+    }
+    folder = SweepFolder(output, plan, overwrite)
+    network = model.network.to(device or torch.device("cpu"))
+    unlabelled = Probe.draw(network, data, images)
+    unlabelled.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
+    labelled = Probe.labelled(network, data, "validation") if data.has("validation") else None
+    terminal = Console(stderr=True)
+    with Live(console=terminal, transient=True, auto_refresh=False) as live:
+        for point in walk(grid, experts, unlabelled, labelled, model.transform, model.decompositions, folder.points):
+            folder.add(point)
+            if terminal.is_terminal:
+                live.update(tables(list(folder.points.values()), None, select), refresh=True)
+    chosen = choose(list(folder.points.values()), select)
+    method = next(method for method in grid.methods if type(method).__name__ == chosen.method)
+    folder.finish(chosen, method, select)
+    return chosen
