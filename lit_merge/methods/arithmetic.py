@@ -1,13 +1,15 @@
 """Weight averaging (arXiv 2203.05482) and task arithmetic (arXiv 2212.04089)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from lit_merge.experts import Weight
+from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.task_bank import Delta
+from lit_merge.task_bank import Delta, check_rank_ratio, rank_of
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,31 @@ class TaskArithmetic(MergeMethod):
 
     Args:
         scaling: the coefficient of every task vector; or a rule that finds it without labels.
+        rank_ratio: where it is given, the task vectors of matrices are decomposed and cut to this share of min(m, n): 1
+            changes nothing but lets AdaRank choose among their directions.
+        matrices: which those are, see `select_matrices`.
+
+    Raises:
+        MergeError: `rank_ratio` outside (0, 1].
     """
 
     scaling: Scaling = 0.3
+    rank_ratio: float | None = None
+    matrices: Matrices = "block"
     needs_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rank_ratio is not None:
+            check_rank_ratio(self.rank_ratio)
+
+    def selected(self, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+        return frozenset() if self.rank_ratio is None else super().selected(shapes)
+
+    def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        assert weight.base is not None
+        assert self.rank_ratio is not None
+        rank = rank_of(self.rank_ratio, *weight.experts.shape[1:])
+        return weight.base, weight.svd("vectors")(weight.task_vectors, rank)
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
