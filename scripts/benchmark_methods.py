@@ -1,0 +1,319 @@
+"""Every method, static and adapted, on the built-in suites over three seeds of the experts.
+
+Every tuned value (scale, CART's rank) is chosen on labelled validation images; the test images are used once per row and
+choice, after everything is chosen. Beside the choice by labels stand those without: by entropy, by agreement with the
+experts, and self-consistent. Adapted rows are chosen by nothing: they adapt on unlabelled images that are neither
+validation nor test images.
+
+Goes on where it was cut off: every row is kept in the output folder as soon as it is measured.
+
+    python scripts/benchmark_methods.py                        # everything that is built, and what is missing
+    python scripts/benchmark_methods.py --zoos zoo:8           # one suite
+    python scripts/benchmark_methods.py --print                # the tables of what is measured already
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+
+from lit_merge import (
+    AWD,
+    CART,
+    ESM,
+    TIES,
+    TSVM,
+    AdaRank,
+    ConsensusTA,
+    Experts,
+    IsoC,
+    IsoCTS,
+    MergedModel,
+    MergeError,
+    MergeMethod,
+    OpenClipImageEncoder,
+    RegMean,
+    Stage,
+    Suite,
+    TaskArithmetic,
+    WeightAveraging,
+    build_bank,
+)
+from lit_merge.checkpoints import write_text
+from lit_merge.cli import quiet
+from lit_merge.collecting import collect_moments
+from lit_merge.decompositions import Decompositions
+from lit_merge.locations import resolve
+from lit_merge.methods import at_scaling
+from lit_merge.probe import Probe
+from lit_merge.sweep import Grid, Point, choose, walk
+from lit_merge.transforms import Transform
+
+ZOOS = {8: ("zoo:8", "zoo:8-seed1", "zoo:8-seed2"), 14: ("zoo:14", "zoo:14-seed1", "zoo:14-seed2"),
+        20: ("zoo:20", "zoo:20-seed1", "zoo:20-seed2")}  # fmt: skip
+SELECTS = ("accuracy", "agreement", "entropy", "self_consistent")
+RATIOS = (0.04, 0.08, 0.16, 0.32)
+SMALL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+MIDDLE = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+LARGE = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0)
+
+
+@dataclass(frozen=True)
+class Static:
+    """A method whose scale (and rank) is chosen on a grid."""
+
+    method: MergeMethod
+    scalings: tuple[float, ...] | None = None
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A method that is adapted from where it starts."""
+
+    method: MergeMethod
+    stages: tuple[Stage, ...]
+    transform: Transform | None = None
+    bounds: tuple[float, float] | None = None
+    ranks: AdaRank | None = None
+
+
+ADAMERGING = {"stages": (Stage("layer", 500, 1e-3),), "bounds": (0.0, 1.0)}
+TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 100, 1e-3))
+
+
+def rows(moments: Any) -> dict[str, Static | Adapted]:
+    """Every row of the table, by its label."""
+    esm, official = (ESM(preset=preset, moments=moments) for preset in ("paper", "official"))
+    return {
+        "weight averaging": Static(WeightAveraging()),
+        "task arithmetic": Static(TaskArithmetic(), SMALL),
+        "TIES": Static(TIES(), MIDDLE),
+        "Consensus TA": Static(ConsensusTA(), SMALL),
+        "RegMean": Static(RegMean(moments=moments), MIDDLE),
+        "TSV-M": Static(TSVM(), MIDDLE),
+        "Iso-C": Static(IsoC(), MIDDLE),
+        "Iso-CTS": Static(IsoCTS(), MIDDLE),
+        "ESM (paper)": Static(esm, MIDDLE),
+        "ESM (official)": Static(official, MIDDLE),
+        "CART": Static(CART(), LARGE),
+        "AWD + task arithmetic": Static(TaskArithmetic(), SMALL, AWD()),
+        "AWD + TIES": Static(TIES(), MIDDLE, AWD()),
+        "AWD + ESM (paper)": Static(esm, MIDDLE, AWD()),
+        "AdaMerging, task-wise": Adapted(TaskArithmetic(), (Stage("task", 500, 1e-3),), bounds=(0.0, 1.0)),
+        "AdaMerging, layer-wise": Adapted(TaskArithmetic(), **ADAMERGING),
+        "AdaMerging++, layer-wise": Adapted(TIES(merge="sum", scaling=0.3), **ADAMERGING),
+        "AWD + AdaMerging": Adapted(TaskArithmetic(), **ADAMERGING, transform=AWD()),
+        "TSV-M, adapted": Adapted(TSVM(), TWO_STAGES),
+        "Iso-C, adapted": Adapted(IsoC(), TWO_STAGES),
+        "ESM (paper), adapted": Adapted(esm, TWO_STAGES),
+        "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), TWO_STAGES),
+        "CART + AdaRank": Adapted(CART(1.0, 1.0), (Stage("tied", 100, 0.05), Stage("layer", 300, 1e-3)), ranks=AdaRank(0.16)),
+        "task arithmetic + AdaRank": Adapted(TaskArithmetic(rank_ratio=1.0), (Stage("layer", 500, 1e-3),), ranks=AdaRank(1.0)),
+    }  # fmt: skip
+
+
+# CLIP ViT-B/32, 8 / 14 / 20 tasks; the two protocols are other experts and must not be mixed (shared/METHODS.md).
+LITERATURE = {
+    "pretrained": ("48.0 / 57.1 / 56.0", ""),
+    "weight averaging": ("65.9 / 64.3 / 61.0", ""),
+    "task arithmetic": ("69.1 / 65.4 / 60.5", ""),
+    "TIES": ("72.4 / 65.2 / 62.9", ""),
+    "TSV-M": ("", "85.9 / 80.1 / 77.1"),
+    "Iso-C": ("", "86.3 / 80.3 / 75.5"),
+    "Iso-CTS": ("", "86.2 / 81.7 / 78.1"),
+    "ESM (official)": ("", "88.6 / 83.9 / 82.3"),
+    "CART": ("84.7 / 79.5 / 76.3", ""),
+    "AWD + task arithmetic": ("75.2 / – / –", ""),
+    "AdaMerging, layer-wise": ("80.1 / 76.7 / 69.2", ""),
+    "CART at λ = 1, adapted": ("85.8 / 82.3 / 82.7", ""),
+    "CART + AdaRank": ("89.2 / – / –", ""),
+    "experts": ("90.5 / – / –", "92.8 / 90.9 / 91.4"),
+}
+
+
+class Bench:
+    """One suite: experts, probes, and the decompositions that its rows share."""
+
+    def __init__(self, zoo: str, images: int) -> None:
+        folder = resolve(zoo)
+        tasks = [task["name"] for task in json.loads((folder / "zoo.json").read_text(encoding="utf-8"))["tasks"]]
+        sources = {task: folder / "experts" / f"{task}.safetensors" for task in tasks}
+        self.experts = Experts(sources, folder / "base.safetensors")
+        self.network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
+        self.data = Suite(str(folder), tasks=tasks)
+        self.unlabelled = Probe.draw(self.network, self.data, images)
+        self.unlabelled.ask_experts(self.expert)
+        self.validation, self.test = (
+            Probe.labelled(self.network, self.data, split) for split in ("validation", "test")
+        )
+        self.moments = collect_moments(self.experts, self.network, self.data.unlabelled())
+        self.kept: dict[str, Decompositions] = {}
+
+    def expert(self, task: str) -> dict[str, torch.Tensor]:
+        checkpoint = self.experts.checkpoints[task]
+        return {name: checkpoint.read(name).float() for name in self.experts.shapes}
+
+    def accuracy(self, weights: Mapping[str, torch.Tensor]) -> float:
+        found = self.test.read(weights).mean_accuracy
+        assert found is not None
+        return found
+
+    def references(self) -> dict[str, dict[str, Any]]:
+        """Pretrained and experts."""
+        base = self.experts.base
+        assert base is not None
+        experts = []
+        for task in self.experts.tasks:
+            probe = Probe(self.network, {task: self.test.inputs[task]}, {task: self.test.labels[task]})
+            experts.append(probe.read(self.expert(task)).accuracy[task])
+        pretrained = self.accuracy({name: base.read(name).float() for name in base.shapes})
+        return {"pretrained": {"test": pretrained}, "experts": {"test": mean(experts)}}
+
+    def static(self, row: Static) -> dict[str, Any]:
+        """Test accuracy of the choice by labels and of every choice without."""
+        kept = self.kept.setdefault(repr(row.transform), Decompositions())
+        grid = Grid((row.method,), RATIOS, row.scalings)
+        points = list(walk(grid, self.experts, self.unlabelled, self.validation, row.transform, kept))
+        found: dict[str, Any] = {}
+        for select in SELECTS:
+            try:
+                point = choose(points, select)
+            except MergeError:
+                continue
+            told = {"validation": point.accuracy, "rank_ratio": point.rank_ratio, "scaling": point.scaling}
+            found[select] = told | {"test": self.accuracy(self.merged(row, point, kept))}
+        return {"test": found["accuracy"]["test"], "choices": found}
+
+    def merged(self, row: Static, point: Point, kept: Decompositions) -> dict[str, torch.Tensor]:
+        method = row.method if point.rank_ratio is None else replace(row.method, rank_ratio=point.rank_ratio)  # type: ignore[call-arg]
+        bank = build_bank(self.experts, method=method, transform=row.transform, decompositions=kept)
+        return (bank if point.scaling is None else at_scaling(bank, method, point.scaling)).merge(dtype=torch.float32)
+
+    def adapted(self, row: Adapted) -> dict[str, Any]:
+        pl.seed_everything(0, verbose=False)
+        kept = self.kept.setdefault(repr(row.transform), Decompositions())
+        bank = build_bank(self.experts, method=row.method, transform=row.transform, decompositions=kept)
+        model = MergedModel(bank, self.network, stages=row.stages, bounds=row.bounds, ranks=row.ranks)
+        trainer = pl.Trainer(
+            max_steps=model.total_steps,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, datamodule=self.data)
+        reached = model.to_bank()
+        test = self.accuracy(reached.merge(dtype=torch.float32))
+        return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": model.total_steps}
+
+
+def measure(zoo: str, output: Path, images: int, told: Callable[[str], None]) -> None:
+    """Measures the rows of one suite that its file does not hold yet."""
+    path = output / f"{zoo.replace(':', '-')}.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    bench = None
+    for name in ["pretrained", *rows(None), "experts"]:
+        if name in known:
+            continue
+        bench = bench or Bench(zoo, images)
+        start = time.perf_counter()
+        if name in ("pretrained", "experts"):
+            known |= bench.references()
+        else:
+            row = rows(bench.moments)[name]
+            known[name] = bench.static(row) if isinstance(row, Static) else bench.adapted(row)
+            known[name]["seconds"] = time.perf_counter() - start
+        write_text(path, json.dumps(known, indent=1) + "\n", overwrite=True)
+        told(f"{zoo}: {name}: {100 * known[name]['test']:.1f}")
+
+
+def load(output: Path) -> dict[int, list[dict[str, Any]]]:
+    """Number of tasks → the files of its seeds, whole ones only, and a word on the rest."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for tasks, zoos in ZOOS.items():
+        for zoo in zoos:
+            path = output / f"{zoo.replace(':', '-')}.json"
+            if path.exists():
+                found.setdefault(tasks, []).append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def cells(values: list[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}"
+
+
+def accuracy_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
+    """Markdown: a line per method, a column per number of tasks, the literature's figures beside them."""
+    heads = [f"{tasks} tasks ({len(files)} seed{'s' * (len(files) > 1)})" for tasks, files in results.items()]
+    yield f"| | {' | '.join(heads)} | CLIP B/32, P-TA: 8 / 14 / 20 | P-TALL |"
+    yield f"|---|{'---|' * (len(heads) + 2)}"
+    for name in ["pretrained", *rows(None), "experts"]:
+        measured = [cells([one[name]["test"] for one in files if name in one]) for files in results.values()]
+        yield f"| {name} | {' | '.join(measured)} | {' | '.join(LITERATURE.get(name, ('', '')))} |"
+
+
+def choice_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
+    """Markdown: how far every choice without labels lies from the choice with labels, in points of test accuracy."""
+    others = SELECTS[1:]
+    yield "| tasks | method | by labels | " + " | ".join(one.replace("_", "-") for one in others) + " |"
+    yield f"|---|---|---|{'---|' * len(others)}"
+    for tasks, files in results.items():
+        for name, row in rows(None).items():
+            chosen = [one[name]["choices"] for one in files if name in one and "choices" in one[name]]
+            if not isinstance(row, Static) or not chosen or "entropy" not in chosen[0]:
+                continue
+            shown = [cells([one["accuracy"]["test"] for one in chosen])]
+            for select in others:
+                apart = [one[select]["test"] - one["accuracy"]["test"] for one in chosen if select in one]
+                shown.append(" ".join(f"{100 * value:+.1f}" for value in apart) or "–")
+            yield f"| {tasks} | {name} | {' | '.join(shown)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoos", nargs="+", default=[zoo for zoos in ZOOS.values() for zoo in zoos])
+    parser.add_argument("--output", default="runs/benchmark", help="folder of what is measured")
+    parser.add_argument(
+        "--images", type=int, default=64, help="unlabelled images of every task for choices without labels"
+    )
+    parser.add_argument("--print", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    quiet()
+    output, console = Path(options.output), Console(stderr=True)
+    missing = []
+    for zoo in [] if options.print else options.zoos:
+        try:
+            resolve(f"{zoo}/zoo.json")
+        except MergeError as error:
+            missing.append(str(error))
+            continue
+        measure(zoo, output, options.images, console.print)
+    results = load(output)
+    console.print(
+        f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads", highlight=False
+    )
+    print("\n".join(accuracy_table(results)))
+    print()
+    print("\n".join(choice_table(results)))
+    for told in missing:
+        console.print(f"Missing: {told}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
