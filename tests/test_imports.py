@@ -13,20 +13,20 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "linalg", "progress"],
+    ["errors", "linalg", "progress", "parse_errors"],
     ["locations"],
     ["checkpoints"],
     ["low_rank", "matrices", "objectives", "bank_files"],
     ["task_bank", "decompositions"],
     ["experts"],
-    ["transforms", "coefficients", "export"],
+    ["transforms", "coefficients", "export", "analysis"],
     ["methods"],
     ["networks", "data"],
     ["evaluation"],
     ["merged_model"],
     ["callbacks", "trainer", "recipe", "report"],
     ["figures"],
-    ["runs", "parse_errors"],
+    ["runs"],
     ["cli", "zoo"],
     ["command"],
     ["__main__"],

@@ -34,14 +34,14 @@ def interference_figure(analysis: Analysis) -> Figure:
         _line(left, x, [analysis.interference(anchor, ratio) for ratio in analysis.ratios], anchor)
         _line(right, x, [100 * analysis.loss(anchor, ratio) for ratio in analysis.ratios], anchor)
     left.set_title("Row-space interference, mean over matrices", loc="left", fontsize=10)
-    left.set_ylabel(f"I(k)\nσ divided by the sum of {DIVISORS[analysis.normalise]}")
+    left.set_ylabel(f"I(k)\nσ divided by the sum of {DIVISORS[analysis.normalise]}", fontsize=9)
     if analysis.normalise == "top" and any(analysis.interference(a, analysis.ratios[0]) for a in analysis.anchors):
         left.set_yscale("log")
         left.yaxis.set_major_formatter(PLAIN)
     else:
         left.set_ylim(bottom=0)
     right.set_title("Reconstruction error, all matrices together", loc="left", fontsize=10)
-    right.set_ylabel("R(k)\n% of the squared norm of the task vectors")
+    right.set_ylabel("R(k)\n% of the squared norm of the task vectors", fontsize=9)
     right.set_ylim(0, 100)
     for axes in (left, right):
         _rank_axis(axes, x)
