@@ -17,7 +17,7 @@ from lit_merge.experts import Experts, Weight
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices, select_matrices
 from lit_merge.progress import track
-from lit_merge.task_bank import check_rank_ratio, rank_of
+from lit_merge.task_bank import rank_of
 
 Anchor = Literal["centred", "pretrained"]
 """What task vectors are differences to: the mean of the experts, or the pretrained checkpoint."""
@@ -125,6 +125,12 @@ class Analysis:
         return self.cosines(anchor)[pairs[0], pairs[1]].abs().mean().item() if len(self.tasks) > 1 else None
 
     @property
+    def size(self) -> str:
+        """Numbers of experts and matrices, in words."""
+        experts, matrices = len(self.tasks), len(self.shapes)
+        return f"{experts} expert{'' if experts == 1 else 's'}, {matrices} {'matrix' if matrices == 1 else 'matrices'}"
+
+    @property
     def notes(self) -> list[str]:
         """What a reader must know of these experts."""
         notes = []
@@ -136,8 +142,8 @@ class Analysis:
             notes.append("two experts: their centred task vectors are each other's negatives")
         elif len(self.tasks) > 2 and not self.moved("centred"):
             notes.append("the experts are identical: centred task vectors are 0")
-        if self.unchanged:
-            notes.append(f"{len(self.unchanged)} of {len(self.shapes)} matrices nowhere differ: left out of averages")
+        if self.unchanged and (len(self.tasks) > 1 or "pretrained" in self.curves):
+            notes.append(f"{len(self.unchanged)} of {len(self.shapes)} matrices differ nowhere: left out of averages")
         return notes
 
 
@@ -163,9 +169,9 @@ def analyze(
     """
     if normalise not in get_args(Normalise):
         raise MergeError(f"normalise={normalise!r}: expected {' or '.join(get_args(Normalise))}")
-    grid = sorted({check_rank_ratio(float(ratio)) for ratio in (RATIOS if ratios is None else ratios)})
-    if not grid:
-        raise MergeError("ratios is empty: give some in (0, 1], or leave it out")
+    grid = sorted({float(ratio) for ratio in (RATIOS if ratios is None else ratios)})
+    if not grid or not all(0 < ratio <= 1 for ratio in grid):
+        raise MergeError(f"ratios={grid}: expected shares of min(m, n) in (0, 1], for example [0.08, 0.16]")
     selected = select_matrices(experts.shapes, matrices)
     # Of the other weights nothing is wanted: they are not read.
     experts = copy.copy(experts)

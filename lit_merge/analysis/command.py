@@ -1,5 +1,6 @@
 """The verb `analyze`: weights in, a folder of figures and tables out. Neither network nor method nor data is built."""
 
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,8 +22,9 @@ ABOUT = (
     "centred against pretrained-anchored. Of a file written for fit it takes model.experts, model.base and the "
     "matrices of model.method; no network is built."
 )
-# What the other verbs take from a configuration: allowed, so that one file serves every verb, and not looked at.
-UNUSED = ("seed_everything", "trainer", "data", "run", "ckpt_path")
+# What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
+# `matrices` are looked at.
+UNUSED = ("seed_everything", "trainer", "data", "run", "ckpt_path", "weights_only")
 UNUSED_MODEL = ("network", "method", "bank", "objective", "stages", "bounds")
 
 
@@ -52,7 +54,7 @@ def parser() -> ArgumentParser:
         help="interference: singular values over the sum of the whole spectrum, or of the top k",
     )
     for name in (*UNUSED, *(f"model.{name}" for name in UNUSED_MODEL)):
-        made.add_argument(f"--{name}", type=Any, help="of the other verbs: not looked at, but for method.matrices")
+        made.add_argument(f"--{name}", type=Any, help=SUPPRESS)
     return made
 
 

@@ -1,5 +1,6 @@
 """Pictures of an analysis. Each function draws one figure and returns it."""
 
+import textwrap
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -47,7 +48,7 @@ def interference_figure(analysis: Analysis) -> Figure:
         _rank_axis(axes, x)
         axes.set_xlabel(RANK)
     norms = ", ".join(f"{_short(anchor)} {analysis.energy(anchor):.4g}" for anchor in analysis.anchors)
-    _finish(figure, analysis, left, f"Squared norm of all task vectors: {norms}.")
+    _finish(figure, analysis, f"Squared norm of all task vectors: {norms}.")
     return figure
 
 
@@ -67,8 +68,8 @@ def energy_figure(analysis: Analysis) -> Figure:
         axes.set_ylim(0, 102)
         _rank_axis(axes, _ranks(analysis, analysis.shapes))
 
-    figure, first = _panels(analysis, draw, RANK, "kept energy  (%)")
-    _finish(figure, analysis, first, "Dotted: 90 %. Band: from the lowest to the highest matrix.")
+    figure = _panels(analysis, draw, RANK, "kept energy  (%)")
+    _finish(figure, analysis, "Dotted: 90 %. Band: from the lowest to the highest matrix.")
     return figure
 
 
@@ -92,13 +93,14 @@ def spectra_figure(analysis: Analysis) -> Figure:
         axes.set_yscale("log")
         axes.set_xlim(0, 100)
 
-    figure, first = _panels(analysis, draw, "index i / min(m, n)  (%)", "σᵢ / sum of all σ  (%)")
-    tops = [line.get_ydata().max() for axes in figure.axes for line in axes.get_lines()]
+    figure = _panels(analysis, draw, "index i / min(m, n)  (%)", "σᵢ / sum of all σ  (%)")
+    tops = [np.max(line.get_ydata()) for axes in figure.axes for line in axes.get_lines()]
     if tops:
         # Far below is rounding only: of a task vector that has not the full rank, for example.
+        first = figure.axes[0]
         first.set_ylim(max(first.get_ylim()[0], 1e-4 * max(tops)), 1.6 * max(tops))
         first.yaxis.set_major_formatter(PLAIN)
-    _finish(figure, analysis, first, f"Mean over tasks and matrices; band: {BAND[0]}th to {BAND[1]}th percentile.")
+    _finish(figure, analysis, f"Mean over tasks and matrices; band: {BAND[0]}th to {BAND[1]}th percentile.")
     return figure
 
 
@@ -126,7 +128,7 @@ def cosines_figure(analysis: Analysis) -> Figure:
             number = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
             axes.text(column, row, number, ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=figure.axes, label="cosine between task vectors", shrink=0.8)
-    figure.suptitle(_heading(analysis), x=0.01, ha="left", fontsize=9, color="#555555")
+    _head(figure, analysis)
     return figure
 
 
@@ -163,8 +165,8 @@ def _plain_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _panels(analysis: Analysis, draw: Callable[[Axes, Sequence[str]], None], x: str, y: str) -> tuple[Figure, Axes]:
-    """One small panel per kind of layer, up to four in a row, on common axes; answers the first one too."""
+def _panels(analysis: Analysis, draw: Callable[[Axes, Sequence[str]], None], x: str, y: str) -> Figure:
+    """One small panel per kind of layer, up to four in a row, on common axes."""
     kinds = list(analysis.kinds.items())
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
@@ -174,21 +176,34 @@ def _panels(analysis: Analysis, draw: Callable[[Axes, Sequence[str]], None], x: 
         axes.remove()
     for i, (axes, (kind, names)) in enumerate(zip(grid.flat, kinds, strict=False)):
         draw(axes, names)
+        if not any(analysis.moved(anchor, names) for anchor in analysis.anchors):
+            axes.text(0.5, 0.5, "no difference", ha="center", va="center", transform=axes.transAxes, fontsize=9)
         _plain_frame(axes)
         axes.set_title(f"{kind}  (×{len(names)})" if len(names) > 1 else kind, loc="left", fontsize=9)
         if i + columns >= len(kinds):
             axes.set_xlabel(x, fontsize=9)
             axes.tick_params(labelbottom=True)
     figure.supylabel(y, fontsize=10)
-    return figure, grid[0, 0]
+    return figure
 
 
-def _finish(figure: Figure, analysis: Analysis, legend_of: Axes, note: str) -> None:
-    handles, labels = legend_of.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, title=note, title_fontsize=8)
-    figure.suptitle(_heading(analysis), x=0.01, ha="left", fontsize=9, color="#555555")
+def _finish(figure: Figure, analysis: Analysis, note: str) -> None:
+    """Legend and note below, what was analysed above."""
+    drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
+    lines = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        title=note,
+        title_fontsize=8,
+    )
+    _head(figure, analysis)
 
 
-def _heading(analysis: Analysis) -> str:
-    size = f"{len(analysis.tasks)} experts, {len(analysis.shapes)} matrices"
-    return "; ".join([size, *analysis.notes])
+def _head(figure: Figure, analysis: Analysis) -> None:
+    text = "; ".join([analysis.size, *analysis.notes])
+    wrapped = textwrap.fill(text, int(13 * figure.get_figwidth()))
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=9, color="#555555")

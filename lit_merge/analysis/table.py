@@ -35,11 +35,11 @@ def _lines(analysis: Analysis) -> list[str]:
         if shares:
             mean = sum(shares) / len(shares)
             told.append(
-                f"90 % of the energy in {mean:.0%} of the directions ({min(shares):.0%} to {max(shares):.0%} by matrix)"
+                f"90 % of the energy in {100 * mean:.0f} % of the directions "
+                f"({100 * min(shares):.0f} to {100 * max(shares):.0f} % by matrix)"
             )
         lines.append(f"{anchor}: {'; '.join(told) or 'all zero'}.")
     lines.append(
-        f"{len(analysis.tasks)} experts, {len(analysis.shapes)} matrices. I: mean over matrices, σ over the sum of "
-        f"{DIVISORS[analysis.normalise]}; R: all matrices together."
+        f"{analysis.size}. I: mean over matrices, σ over the sum of {DIVISORS[analysis.normalise]}; R: all matrices together."
     )
     return lines + [f"Note: {note}." for note in analysis.notes]
