@@ -24,7 +24,7 @@ ABOUT = (
 )
 # What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
 # `matrices` are looked at.
-UNUSED = ("seed_everything", "trainer", "data", "run", "ckpt_path", "weights_only")
+UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
 UNUSED_MODEL = ("network", "method", "bank", "objective", "stages", "bounds")
 
 

@@ -152,8 +152,10 @@ def _ranks(analysis: Analysis, names: Collection[str]) -> list[float]:
 def _rank_axis(axes: Axes, x: Sequence[float]) -> None:
     """Ranks on a logarithmic axis: what matters happens at the small ones."""
     axes.set_xscale("log")
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if x[0] < 1.01 * tick and tick < 1.01 * x[-1]]
-    axes.xaxis.set_major_locator(FixedLocator(ticks or [x[0]]))
+    ticks: list[float] = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    if not any(x[0] <= tick <= x[-1] for tick in ticks):
+        ticks = [x[0]]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PLAIN)
     _plain_frame(axes)

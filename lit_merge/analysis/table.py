@@ -40,6 +40,7 @@ def _lines(analysis: Analysis) -> list[str]:
             )
         lines.append(f"{anchor}: {'; '.join(told) or 'all zero'}.")
     lines.append(
-        f"{analysis.size}. I: mean over matrices, σ over the sum of {DIVISORS[analysis.normalise]}; R: all matrices together."
+        f"{analysis.size}. I: mean over matrices, σ over the sum of {DIVISORS[analysis.normalise]}; "
+        "R: all matrices together."
     )
     return lines + [f"Note: {note}." for note in analysis.notes]
