@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_merge import Experts, MergeError, analyze
 from lit_merge.analysis import cosines, interference, kept_energy, reconstruction_error
 from lit_merge.analysis.build import RATIOS
+from lit_merge.analysis.command import method_matrices
 from lit_merge.analysis.curves import rank_keeping
 from lit_merge.analysis.figures import cosines_figure, energy_figure, interference_figure, spectra_figure
 from lit_merge.analysis.kinds import kinds_of
@@ -230,8 +231,6 @@ def test_bad_options(small: Any) -> None:
     for ratios in ([0.0], [0.5, 1.5], []):
         with pytest.raises(MergeError, match=r"ratios=.*in \(0, 1\]"):
             analyze(opened, ratios=ratios)
-    with pytest.raises(MergeError, match="normalise='bottom': expected whole or top"):
-        analyze(opened, normalise="bottom")  # type: ignore[arg-type]
     with pytest.raises(MergeError, match=r"'\*nothing\*' matches no 2-D weight"):
         analyze(opened, matrices=["*nothing*"])
 
@@ -255,8 +254,7 @@ def test_figures_show_the_numbers(small: Any) -> None:
     assert len(numbers) == 6
 
 
-@pytest.mark.parametrize("normalise", ["whole", "top"])
-@pytest.mark.parametrize("tasks", [1, 2, 11])
+@pytest.mark.parametrize(("tasks", "normalise"), [(1, "whole"), (2, "top"), (11, "whole")])
 def test_figures_of_any_experts_can_be_drawn(tasks: int, normalise: Any, small: Any) -> None:
     experts, base = small
     many = {f"task_{i}": {n: w + i * experts["a"][n] for n, w in experts["b"].items()} for i in range(tasks)}
@@ -368,9 +366,18 @@ def test_options_without_a_file_and_over_it(config: Config, tiny: Any, tmp_path:
     assert {row["anchor"] for row in found} == {"centred"}
 
 
+def test_whose_matrices() -> None:
+    assert method_matrices(None) is None
+    assert method_matrices("CART") is None
+    assert method_matrices({"class_path": "CART", "init_args": {"rank_ratio": 0.1}}) is None
+    assert method_matrices({"class_path": "CART", "init_args": {"matrices": "all"}}) == "all"
+    assert method_matrices({"class_path": "CART", "init_args": {"matrices": "all"}, "matrices": ["x"]}) == ["x"]
+
+
 def test_the_same_experts_give_the_same_files(config: Config, tmp_path: Path) -> None:
+    options = ["--ratios", "[0.5]", "--matrices", '["*c_fc.weight"]']
     for name in ("one", "two"):
-        assert main(["analyze", "--config", config(), "--output", str(tmp_path / name), "--ratios", "[0.5]"]) == 0
+        assert main(["analyze", "--config", config(), "--output", str(tmp_path / name), *options]) == 0
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
@@ -401,6 +408,7 @@ def test_an_existing_output(config: Config, tmp_path: Path, capsys: pytest.Captu
         (["--output", "OUT", "--model.experts", "null"], ["nothing to analyse", "model.experts"]),
         (["--output", "OUT", "--matrices", '["*nope*"]'], ["'*nope*'", "matches no 2-D weight"]),
         (["--output", "OUT", "--matrices", "blok"], ["'blok'", "block, all, every"]),
+        (["--output", "OUT", "--model.method.matrices", "5"], ["model.method.matrices=5", "block, all, every"]),
         (["--output", "OUT", "--ratios", "[2]"], ["ratios=[2.0]", "(0, 1]"]),
         (["--output", "OUT", "--normalise", "topp"], ["whole or top", "nearest is top"]),
         (["--output", "OUT", "--model.bas", "x"], ["model.bas'", "nearest is model.base"]),

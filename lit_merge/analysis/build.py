@@ -109,7 +109,7 @@ class Analysis:
 
     def energy(self, anchor: Anchor, names: Iterable[str] | None = None) -> float:
         """Σ_t ‖Δ_t‖² over the matrices together."""
-        return sum(self.curves[anchor][name].energy for name in self.moved(anchor, names))
+        return sum((self.curves[anchor][name].energy for name in self.moved(anchor, names)), 0.0)
 
     def rank_ratios_keeping(self, anchor: Anchor, share: float = 0.9) -> list[float]:
         """k / min(m, n) of the smallest rank that keeps this share of the energy, for every matrix that moved."""

@@ -1,7 +1,7 @@
 """The verb `analyze`: weights in, a folder of figures and tables out. Neither network nor method nor data is built."""
 
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ ABOUT = (
 # What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
 # `matrices` are looked at.
 UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
-UNUSED_MODEL = ("network", "method", "bank", "objective", "stages", "bounds")
+UNUSED_MODEL = ("network", "bank", "objective", "stages", "bounds")
 
 
 def parser() -> ArgumentParser:
@@ -44,7 +44,7 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--matrices",
         type=str | list[str] | None,
-        help="block, all, every or name patterns; the method's matrices, else block, by default",
+        help="block, all, every or name patterns; what model.method names, else block, by default",
     )
     made.add_argument("--ratios", type=list[float] | None, help="k / min(m, n) to show; 20 of .01 to 1 by default")
     made.add_argument(
@@ -53,6 +53,7 @@ def parser() -> ArgumentParser:
         default="whole",
         help="interference: singular values over the sum of the whole spectrum, or of the top k",
     )
+    made.add_argument("--model.method", type=dict[str, Any] | str | None, help=SUPPRESS)
     for name in (*UNUSED, *(f"model.{name}" for name in UNUSED_MODEL)):
         made.add_argument(f"--{name}", type=Any, help=SUPPRESS)
     return made
@@ -85,7 +86,12 @@ def analyze_command(arguments: Sequence[str]) -> None:
     console.print(f"Written to {options.output}: figures, curves.csv, spectra.csv, cosines.csv, summary.json")
 
 
-def method_matrices(method: Any) -> str | list[str] | None:
-    """The matrices that a configuration's method names; None where it leaves the choice to the method."""
-    init_args = method.get("init_args") if isinstance(method, Mapping) else None
-    return init_args.get("matrices") if isinstance(init_args, Mapping) else None
+def method_matrices(method: dict[str, Any] | str | None) -> str | list[str] | None:
+    """The matrices that a configuration's method names; None where it names none."""
+    if not isinstance(method, dict):
+        return None
+    # Options on the command line lie beside `init_args` here.
+    found = ((method.get("init_args") or {}) | method).get("matrices")
+    if found is None or isinstance(found, str) or (isinstance(found, list) and all(isinstance(x, str) for x in found)):
+        return found
+    raise MergeError(f"model.method.matrices={found!r}: expected block, all, every or a list of name patterns")
