@@ -83,7 +83,8 @@ def analyze_command(arguments: Sequence[str]) -> None:
     write_analysis(analysis, options.output, options.overwrite)
     console = Console()
     console.print(table(analysis))
-    console.print(f"Written to {options.output}: figures, curves.csv, spectra.csv, cosines.csv, summary.json")
+    written = "figures, curves.csv, spectra.csv, cosines.csv, summary.json"
+    console.print(f"Written to {options.output}: {written}", soft_wrap=True)
 
 
 def method_matrices(method: dict[str, Any] | str | None) -> str | list[str] | None:
