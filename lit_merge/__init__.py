@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lit_merge.analysis import Analysis, analyze
     from lit_merge.callbacks import CompressionExport, RankSchedule
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
 _HOMES = {
     "AdaRank": "rank_masks",
+    "Analysis": "analysis",
     "CART": "methods",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
@@ -40,6 +42,7 @@ _HOMES = {
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
     "WeightAveraging": "methods",
+    "analyze": "analysis",
     "build_bank": "methods",
 }
 
@@ -47,6 +50,7 @@ __all__ = [
     "CART",
     "TSVM",
     "AdaRank",
+    "Analysis",
     "Coefficients",
     "CompressionExport",
     "Experts",
@@ -64,6 +68,7 @@ __all__ = [
     "TaskArithmetic",
     "TaskBank",
     "WeightAveraging",
+    "analyze",
     "build_bank",
 ]
 

@@ -15,6 +15,7 @@ VERBS = {
     "merge": "merge without adapting, as one safetensors file",
     "export": "write a task bank compressed, as merged weights, or as the weights of one task",
     "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
+    "analyze": "figures and tables of the experts: interference, reconstruction error, spectra, cosines",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
 
@@ -55,6 +56,10 @@ def main(arguments: Sequence[str]) -> int:
             from lit_merge.zoo.command import zoo
 
             zoo(rest)
+        elif verb == "analyze":
+            from lit_merge.analysis.command import analyze_command
+
+            analyze_command(rest)
         else:
             from lit_merge.cli import run
 

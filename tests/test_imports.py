@@ -13,13 +13,13 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "linalg", "progress"],
+    ["errors", "linalg", "progress", "parse_errors"],
     ["locations"],
     ["checkpoints"],
     ["low_rank", "matrices", "objectives", "bank_files"],
     ["task_bank", "decompositions"],
     ["experts"],
-    ["transforms", "coefficients", "export", "rank_masks"],
+    ["transforms", "coefficients", "export", "rank_masks", "analysis"],
     ["methods"],
     ["networks", "data"],
     ["probe", "evaluation"],
@@ -28,7 +28,7 @@ LAYERS = [
     ["figures"],
     ["sweep"],
     ["trainer"],
-    ["runs", "parse_errors"],
+    ["runs"],
     ["cli", "zoo"],
     ["command"],
     ["__main__"],

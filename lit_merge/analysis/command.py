@@ -1,0 +1,98 @@
+"""The verb `analyze`: weights in, a folder of figures and tables out. Neither network nor method nor data is built."""
+
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from rich.console import Console
+
+from lit_merge.analysis.build import analyze
+from lit_merge.analysis.curves import Normalise
+from lit_merge.analysis.files import write_analysis
+from lit_merge.analysis.table import table
+from lit_merge.checkpoints import check_output
+from lit_merge.errors import MergeError
+from lit_merge.experts import Experts
+from lit_merge.parse_errors import explain
+
+ABOUT = (
+    "Interference, reconstruction error, spectra and cosines of the experts of a configuration (arXiv 2412.12153), "
+    "centred against pretrained-anchored. Of a file written for fit it takes model.experts, model.base and the "
+    "matrices of model.method; no network is built."
+)
+# What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
+# `matrices` are looked at.
+UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
+UNUSED_MODEL = ("network", "bank", "objective", "stages", "bounds")
+
+
+def parser() -> ArgumentParser:
+    made = ArgumentParser(
+        prog="python -m lit_merge analyze",
+        description=ABOUT,
+        exit_on_error=False,
+        parser_mode="omegaconf+",
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
+    made.add_argument("--model.experts", type=dict[str, str] | None, help="task → safetensors file")
+    made.add_argument("--model.base", type=str | None, help="the pretrained checkpoint; centred only without it")
+    made.add_argument("--output", type=str | None, help="the folder to write")
+    made.add_argument("--overwrite", action="store_true", help="replace what stands there")
+    made.add_argument(
+        "--matrices",
+        type=str | list[str] | None,
+        help="block, all, every or name patterns; what model.method names, else block, by default",
+    )
+    made.add_argument("--ratios", type=list[float] | None, help="k / min(m, n) to show; 20 of .01 to 1 by default")
+    made.add_argument(
+        "--normalise",
+        type=Normalise,
+        default="whole",
+        help="interference: singular values over the sum of the whole spectrum, or of the top k",
+    )
+    made.add_argument("--model.method", type=dict[str, Any] | str | None, help=SUPPRESS)
+    for name in (*UNUSED, *(f"model.{name}" for name in UNUSED_MODEL)):
+        made.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+    return made
+
+
+def analyze_command(arguments: Sequence[str]) -> None:
+    """Parses, analyses, writes and says what was found.
+
+    Raises:
+        MergeError: anything that the user can mend.
+    """
+    set_parsing_settings(config_read_mode_urls_enabled=False)
+    made = parser()
+    try:
+        options = made.parse_args(list(arguments))
+    except ArgumentError as error:
+        files = [after for before, after in pairwise(arguments) if before == "--config"]
+        raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
+    if options.output is None:
+        raise MergeError("analyze needs --output, the folder to write")
+    if not options.model.experts:
+        raise MergeError("nothing to analyse: give --config with model.experts, or --model.experts.TASK FILE for each")
+    check_output(options.output, options.overwrite)
+    experts = Experts(options.model.experts, options.model.base)
+    matrices = options.matrices or method_matrices(options.model.method) or "block"
+    analysis = analyze(experts, options.ratios, matrices, options.normalise)
+    write_analysis(analysis, options.output, options.overwrite)
+    console = Console()
+    console.print(table(analysis))
+    written = "figures, curves.csv, spectra.csv, cosines.csv, summary.json"
+    console.print(f"Written to {options.output}: {written}", soft_wrap=True)
+
+
+def method_matrices(method: dict[str, Any] | str | None) -> str | list[str] | None:
+    """The matrices that a configuration's method names; None where it names none."""
+    if not isinstance(method, dict):
+        return None
+    # Options on the command line lie beside `init_args` here.
+    found = ((method.get("init_args") or {}) | method).get("matrices")
+    if found is None or isinstance(found, str) or (isinstance(found, list) and all(isinstance(x, str) for x in found)):
+        return found
+    raise MergeError(f"model.method.matrices={found!r}: expected block, all, every or a list of name patterns")
