@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_merge.checkpoints import Checkpoint, SafetensorsFile, Source, open_checkpoint
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
+from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
 
 Decompose = Callable[[Tensor, int], LowRank]
@@ -160,6 +161,23 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
                 weight=name,
             )
     return value
+
+
+def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
+    """task → file. A folder's tasks are the names of its safetensors files, sorted.
+
+    Raises:
+        MergeError: no such folder, or none with safetensors files.
+    """
+    if not isinstance(experts, str):
+        return experts
+    folder = resolve(experts)
+    if not folder.is_dir():
+        raise MergeError(f"{experts}: no such folder of experts")
+    found = {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
+    if not found:
+        raise MergeError(f"{experts} holds no .safetensors file, expected one for every task")
+    return found
 
 
 class WeightStream:

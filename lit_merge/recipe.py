@@ -6,8 +6,7 @@ from lit_merge.choosing import choose_scaling
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts
-from lit_merge.locations import resolve
+from lit_merge.experts import Experts, expert_files
 from lit_merge.merged_model import MergedModel, Stage
 from lit_merge.methods import MergeMethod, at_scaling, build_bank
 from lit_merge.networks import Network
@@ -86,23 +85,6 @@ class MergeRecipe(MergedModel):
         if self.method is None:
             raise MergeError("no method: give --model.method")
         return self.method
-
-
-def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
-    """task → file. A folder's tasks are the names of its safetensors files, sorted.
-
-    Raises:
-        MergeError: no such folder, or none with safetensors files.
-    """
-    if not isinstance(experts, str):
-        return experts
-    folder = resolve(experts)
-    if not folder.is_dir():
-        raise MergeError(f"{experts}: no such folder of experts")
-    found = {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
-    if not found:
-        raise MergeError(f"{experts} holds no .safetensors file, expected one for every task")
-    return found
 
 
 def most_confident(

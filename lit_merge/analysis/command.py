@@ -14,7 +14,7 @@ from lit_merge.analysis.files import write_analysis
 from lit_merge.analysis.table import table
 from lit_merge.checkpoints import check_output
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts
+from lit_merge.experts import Experts, expert_files
 from lit_merge.parse_errors import explain
 
 ABOUT = (
@@ -25,7 +25,7 @@ ABOUT = (
 # What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
 # `matrices` are looked at.
 UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
-UNUSED_MODEL = ("network", "bank", "objective", "stages", "bounds")
+UNUSED_MODEL = ("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions")
 
 
 def parser() -> ArgumentParser:
@@ -37,7 +37,9 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
-    made.add_argument("--model.experts", type=dict[str, str] | None, help="task → safetensors file")
+    made.add_argument(
+        "--model.experts", type=dict[str, str] | str | None, help="task → safetensors file, or a folder of them"
+    )
     made.add_argument("--model.base", type=str | None, help="the pretrained checkpoint; centred only without it")
     made.add_argument("--output", type=str | None, help="the folder to write")
     made.add_argument("--overwrite", action="store_true", help="replace what stands there")
@@ -77,7 +79,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
     if not options.model.experts:
         raise MergeError("nothing to analyse: give --config with model.experts, or --model.experts.TASK FILE for each")
     check_output(options.output, options.overwrite)
-    experts = Experts(options.model.experts, options.model.base)
+    experts = Experts(expert_files(options.model.experts), options.model.base)
     matrices = options.matrices or method_matrices(options.model.method) or "block"
     analysis = analyze(experts, options.ratios, matrices, options.normalise)
     write_analysis(analysis, options.output, options.overwrite)
