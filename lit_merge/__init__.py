@@ -13,18 +13,34 @@ if TYPE_CHECKING:
     from lit_merge.experts import Experts
     from lit_merge.low_rank import LowRank
     from lit_merge.merged_model import MergedModel, Stage
-    from lit_merge.methods import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
+    from lit_merge.methods import (
+        CART,
+        TIES,
+        TSVM,
+        ConsensusTA,
+        IsoC,
+        IsoCTS,
+        MergeMethod,
+        TaskArithmetic,
+        TSVCompress,
+        WeightAveraging,
+        build_bank,
+    )
     from lit_merge.networks import OpenClipImageEncoder
     from lit_merge.task_bank import TaskBank
+    from lit_merge.transforms import AWD, Transform
 
 # Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
 _HOMES = {
+    "AWD": "transforms",
     "CART": "methods",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
+    "ConsensusTA": "methods",
     "Experts": "experts",
     "ImageFolders": "data",
     "IsoC": "methods",
+    "IsoCTS": "methods",
     "LowRank": "low_rank",
     "MergeError": "errors",
     "MergeMethod": "methods",
@@ -34,21 +50,28 @@ _HOMES = {
     "RankSchedule": "callbacks",
     "Stage": "merged_model",
     "Suite": "data",
+    "TIES": "methods",
+    "TSVCompress": "methods",
     "TSVM": "methods",
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
+    "Transform": "transforms",
     "WeightAveraging": "methods",
     "build_bank": "methods",
 }
 
 __all__ = [
+    "AWD",
     "CART",
+    "TIES",
     "TSVM",
     "Coefficients",
     "CompressionExport",
+    "ConsensusTA",
     "Experts",
     "ImageFolders",
     "IsoC",
+    "IsoCTS",
     "LowRank",
     "MergeError",
     "MergeMethod",
@@ -58,8 +81,10 @@ __all__ = [
     "RankSchedule",
     "Stage",
     "Suite",
+    "TSVCompress",
     "TaskArithmetic",
     "TaskBank",
+    "Transform",
     "WeightAveraging",
     "build_bank",
 ]
