@@ -80,7 +80,7 @@ class IsoC(MergeMethod):
 
 @dataclass(frozen=True)
 class IsoCTS(MergeMethod):
-    """W = θ₀ + scaling · iso(directions of Σ_t τ_t, and of every task beside them); the rest is θ₀ + scaling · mean_t τ_t.
+    """W = θ₀ + scaling · iso(directions of Σ_t τ_t, and of every τ_t beside); the rest is θ₀ + scaling · mean_t τ_t.
 
     Args:
         common_ratio: share of the directions that come from Σ_t τ_t, in [0, 1]; the others are divided among the tasks

@@ -14,8 +14,8 @@ from lit_merge.experts import Change, Experts, Weight
 from lit_merge.progress import track
 from lit_merge.transforms.base import Transform
 
-_PATIENCE = 25
-"""Steps without a new minimum after which the descent ends: around the kinks of |cos| single steps rise."""
+_PATIENCE = 100
+"""Steps without a new minimum after which the descent ends: around the kinks of |cos| dozens of steps only rise."""
 _CHUNK = 2**22
 """Columns of all task vectors that are in float64 at a time."""
 
@@ -127,8 +127,8 @@ class Disentangled:
 class AWD(Transform):
     """φ_t = τ_t − δ in place of τ_t, with the δ that minimises mean_{i≠j} |cos(φ_i, φ_j)| + alpha·‖δ‖₂; δ is not added
     back. Plain gradient descent from 0, of which the iterate with the smallest value is kept; it ends early once the
-    value no longer falls. δ stays in the span of the task vectors, so the descent needs only their T×T Gram matrix, which
-    one pass over the experts makes in float64.
+    value has not fallen for 100 steps. δ stays in the span of the task vectors, so the descent needs only their Gram
+    matrix (T×T), which one pass over the experts makes in float64.
 
     An expert that equals the base (with `granularity: tensor`, in one weight) shares nothing: it is left out of the
     cosines and keeps its zero task vector.
