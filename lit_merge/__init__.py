@@ -14,21 +14,37 @@ if TYPE_CHECKING:
     from lit_merge.experts import Experts
     from lit_merge.low_rank import LowRank
     from lit_merge.merged_model import MergedModel, Stage
-    from lit_merge.methods import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
+    from lit_merge.methods import (
+        CART,
+        TIES,
+        TSVM,
+        ConsensusTA,
+        IsoC,
+        IsoCTS,
+        MergeMethod,
+        TaskArithmetic,
+        TSVCompress,
+        WeightAveraging,
+        build_bank,
+    )
     from lit_merge.networks import OpenClipImageEncoder
     from lit_merge.rank_masks import AdaRank
     from lit_merge.task_bank import TaskBank
+    from lit_merge.transforms import AWD, Transform
 
 # Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
 _HOMES = {
     "AdaRank": "rank_masks",
     "Analysis": "analysis",
+    "AWD": "transforms",
     "CART": "methods",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
+    "ConsensusTA": "methods",
     "Experts": "experts",
     "ImageFolders": "data",
     "IsoC": "methods",
+    "IsoCTS": "methods",
     "LowRank": "low_rank",
     "MergeError": "errors",
     "MergeMethod": "methods",
@@ -38,24 +54,31 @@ _HOMES = {
     "RankSchedule": "callbacks",
     "Stage": "merged_model",
     "Suite": "data",
+    "TIES": "methods",
+    "TSVCompress": "methods",
     "TSVM": "methods",
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
+    "Transform": "transforms",
     "WeightAveraging": "methods",
     "analyze": "analysis",
     "build_bank": "methods",
 }
 
 __all__ = [
+    "AWD",
     "CART",
+    "TIES",
     "TSVM",
     "AdaRank",
     "Analysis",
     "Coefficients",
     "CompressionExport",
+    "ConsensusTA",
     "Experts",
     "ImageFolders",
     "IsoC",
+    "IsoCTS",
     "LowRank",
     "MergeError",
     "MergeMethod",
@@ -65,8 +88,10 @@ __all__ = [
     "RankSchedule",
     "Stage",
     "Suite",
+    "TSVCompress",
     "TaskArithmetic",
     "TaskBank",
+    "Transform",
     "WeightAveraging",
     "analyze",
     "build_bank",

@@ -24,6 +24,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lit_merge.collecting import collect_moments
 from rich.console import Console
 
 from lit_merge import (
@@ -50,7 +51,6 @@ from lit_merge import (
 )
 from lit_merge.checkpoints import write_text
 from lit_merge.cli import quiet
-from lit_merge.collecting import collect_moments
 from lit_merge.decompositions import Decompositions
 from lit_merge.locations import resolve
 from lit_merge.methods import at_scaling

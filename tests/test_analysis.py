@@ -413,7 +413,7 @@ def test_an_existing_output(config: Config, tmp_path: Path, capsys: pytest.Captu
         (["--output", "OUT", "--normalise", "topp"], ["whole or top", "nearest is top"]),
         (["--output", "OUT", "--model.bas", "x"], ["model.bas'", "nearest is model.base"]),
         (["--output", "OUT", "--model.base", "absent.safetensors"], ["absent.safetensors", "no such file"]),
-        (["--output", "OUT", "--model.experts", "5"], ["model.experts", "expected dict[str, str]", "5"]),
+        (["--output", "OUT", "--model.experts", "5"], ["5: no such folder of experts"]),
         (["--output", "OUT", "--config", "absent.yaml"], ["absent.yaml", "no such configuration file"]),
         (["--output", "/proc/analysis"], ["/proc/analysis cannot be written"]),
     ],

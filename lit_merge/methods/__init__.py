@@ -4,14 +4,19 @@ from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.build import build_bank
 from lit_merge.methods.cart import CART
-from lit_merge.methods.iso import IsoC
+from lit_merge.methods.consensus import ConsensusTA
+from lit_merge.methods.iso import IsoC, IsoCTS
 from lit_merge.methods.scaling import at_scaling, self_consistent_scaling
+from lit_merge.methods.ties import TIES
 from lit_merge.methods.tsv import TSVM, TSVCompress
 
 __all__ = [
     "CART",
+    "TIES",
     "TSVM",
+    "ConsensusTA",
     "IsoC",
+    "IsoCTS",
     "MergeMethod",
     "TSVCompress",
     "TaskArithmetic",

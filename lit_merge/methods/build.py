@@ -60,7 +60,8 @@ def build_bank(
     method.check(experts)
     selected = method.selected(experts.shapes)
     label = type(method).__name__ if transform is None else f"{type(transform).__name__} and {type(method).__name__}"
-    weights = WeightStream(experts, with_base, None if transform is None else transform.fit(experts), decompositions)
+    change = None if transform is None else transform.fit(experts)
+    weights = WeightStream(experts, with_base, change, decompositions)
     run = method.prepare(weights)
     origins: dict[str, Tensor] = {}
     deltas: dict[str, Delta] = {}
@@ -77,7 +78,9 @@ def build_bank(
     # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
     precision = torch.float64 if torch.float64 in experts.dtypes.values() else torch.float32
     rows = next((delta.shape[0] for delta in deltas.values()), len(experts.tasks))
-    about = method.describe() | ({} if transform is None else {"transform": transform.describe()})
+    about = method.describe()
+    if transform is not None:
+        about["transform"] = transform.describe() | getattr(change, "report", {})
     bank = TaskBank(
         tasks=experts.tasks,
         origin=origins,

@@ -14,6 +14,8 @@ class Transform(ABC):
     def fit(self, experts: Experts) -> Change:
         """Looks at all experts, in passes of its own, and answers what changes one weight of them.
 
+        Where the answer has a `report`, a dict of numbers, `build_bank` puts it on the bank's record of the transform.
+
         Raises:
             MergeError: experts that it cannot work on.
         """

@@ -11,11 +11,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_merge import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, TaskBank, WeightAveraging, build_bank
+from lit_merge import (
+    CART,
+    TIES,
+    TSVM,
+    ConsensusTA,
+    IsoC,
+    IsoCTS,
+    MergeMethod,
+    TaskArithmetic,
+    TaskBank,
+    TSVCompress,
+    WeightAveraging,
+    build_bank,
+)
 
 State = dict[str, Tensor]
 # Experts (T, …) and base of one weight, and whether it is decomposed → dense origin and dense deltas (T or 1, …).
 Oracle = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+# The same for methods that look at all weights at once: experts and base → origin and deltas of every weight.
+WholeOracle = Callable[[dict[str, State], State], dict[str, tuple[Tensor, Tensor]]]
 
 BLOCK = "transformer.resblocks.{}.{}"
 SHAPES = {
@@ -75,12 +90,60 @@ def iso(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
     return base, (u @ vh * s.mean())[None]
 
 
-METHODS: dict[str, tuple[MergeMethod, Oracle, set[str], float]] = {
+def iso_cts(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    vectors = [expert - base for expert in experts]
+    if not matrix:
+        return base, sum(vectors)[None] / len(experts)
+    r = min(base.shape)
+    q = round((r - int(0.5 * r)) / len(experts))
+    c = r - q * len(experts)
+    u, s, vh = torch.linalg.svd(sum(vectors), full_matrices=False)
+    left, values, right = [u[:, :c]], [s[:c]], [vh[:c].T]
+    for vector in vectors:
+        a, s, b = torch.linalg.svd(vector - u[:, :c] @ u[:, :c].T @ vector, full_matrices=False)
+        left, values, right = [*left, a[:, :q]], [*values, s[:q]], [*right, b[:q].T]
+    polar = [a @ b for a, _, b in (torch.linalg.svd(torch.cat(x, 1), full_matrices=False) for x in (left, right))]
+    return base, (torch.cat(values).mean() * polar[0] @ polar[1].T)[None]
+
+
+def consensus(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    vectors = torch.stack([expert - base for expert in experts])
+    total = vectors.sum(0)
+    masks = [vector.abs() >= 0.4 * (total - vector).abs() for vector in vectors]
+    return base, torch.stack([vector * (sum(mask.int() for mask in masks) >= 2) for vector in vectors])
+
+
+def compress(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    rank = min(base.shape) // len(experts) if matrix else None
+    return base, torch.stack([top(expert - base, rank) if matrix else expert - base for expert in experts])
+
+
+def ties(experts: dict[str, State], base: State) -> dict[str, tuple[Tensor, Tensor]]:
+    names = [name for name, value in base.items() if value.is_floating_point()]
+    flat = lambda state: torch.cat([state[name].double().flatten() for name in names])  # noqa: E731
+    trimmed = torch.stack([flat(state) - flat(base) for state in experts.values()])
+    for vector in trimmed:
+        threshold = vector.abs().sort(descending=True).values[int(0.2 * len(vector)) - 1]
+        vector[vector.abs() < threshold] = 0
+    elected = trimmed.sum(0).sign()
+    elected[elected == 0] = elected.sum().sign()
+    agree = trimmed.sign() == elected
+    parts = (trimmed * agree / agree.sum(0).clamp_min(1)).split([base[name].numel() for name in names], 1)
+    return {
+        name: (base[name].double(), part.view(-1, *base[name].shape)) for name, part in zip(names, parts, strict=True)
+    }
+
+
+METHODS: dict[str, tuple[MergeMethod, Oracle | WholeOracle, set[str], float]] = {
     "averaging": (WeightAveraging(), averaging, set(), 1.0),
     "arithmetic": (TaskArithmetic(scaling=0.3), arithmetic, set(), 0.3),
     "cart": (CART(rank_ratio=0.25, scaling=1.7), cart, IN_BLOCK, 1.7),
     "tsv": (TSVM(scaling=1.2), tsv, TWO_D, 1.2),
     "iso": (IsoC(scaling=0.9), iso, TWO_D, 0.9),
+    "iso_cts": (IsoCTS(common_ratio=0.5, scaling=0.9), iso_cts, TWO_D, 0.9),
+    "consensus": (ConsensusTA(scaling=0.4), consensus, set(), 0.4),
+    "compress": (TSVCompress(), compress, TWO_D, 1.0),
+    "ties": (TIES(scaling=0.8), ties, set(), 0.8),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -102,6 +165,8 @@ def make(tasks: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple
 
 def dense(name: str, experts: dict[str, State], base: State) -> dict[str, tuple[Tensor, Tensor]]:
     _, oracle, matrices, _ = METHODS[name]
+    if oracle is ties:
+        return oracle(experts, base)
     return {
         weight: oracle(
             torch.stack([e[weight] for e in experts.values()]).double(), base[weight].double(), weight in matrices

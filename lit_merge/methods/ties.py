@@ -1,0 +1,153 @@
+"""TIES: task vectors trimmed, their signs elected, and merged where they agree (arXiv 2306.01708)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_merge.errors import MergeError
+from lit_merge.experts import Weight, WeightStream
+from lit_merge.methods.base import MergeMethod, Scaling
+from lit_merge.progress import track
+from lit_merge.task_bank import Delta
+
+_DIGIT = 16
+"""Bits of a floating-point number that one pass over the weights settles."""
+
+
+def trim(task_vectors: Float[Tensor, "T ..."], thresholds: Float[Tensor, " T"]) -> Float[Tensor, "T ..."]:
+    """τ_t with every entry below its task's threshold set to 0."""
+    kept = task_vectors.abs() >= thresholds.view(-1, *[1] * (task_vectors.ndim - 1))
+    return task_vectors.where(kept, 0)
+
+
+def elect(trimmed: Float[Tensor, "T ..."]) -> Float[Tensor, "..."]:
+    """The sign of the sum of all tasks, 0 where they cancel."""
+    # In float64, so that tasks which cancel do so in every order.
+    return trimmed.sum(0, dtype=torch.float64).sign()
+
+
+def ties(
+    trimmed: Float[Tensor, "T ..."], majority: float = 1.0, merge: Literal["mean", "sum"] = "mean"
+) -> Float[Tensor, "T ..."]:
+    """The entries of trimmed task vectors that have the elected sign, divided by how many those are; others are 0.
+
+    Args:
+        trimmed: what `trim` leaves of one weight.
+        majority: +1 or −1, the sign that is elected where the sum is 0.
+        merge: `sum` does not divide.
+
+    >>> ties(torch.tensor([[2.0, 1.0], [4.0, -3.0], [-1.0, 0.0]]))
+    tensor([[ 1.,  0.],
+            [ 2., -3.],
+            [ 0.,  0.]])
+    """
+    sign = elect(trimmed)
+    agree = trimmed.sign() == torch.where(sign == 0, majority, sign)
+    selected = trimmed.where(agree, 0)
+    return selected / agree.sum(0).clamp_min(1) if merge == "mean" else selected
+
+
+def kth_largest(
+    read: Callable[[], Iterable[Float[Tensor, "T _"]]], k: int, tasks: int, dtype: torch.dtype
+) -> Float[Tensor, " T"]:
+    """The k-th largest |entry| of T vectors that come in parts, exactly, and never whole in memory.
+
+    Floating-point numbers that are not negative are ordered like the integers of the same bits. Every pass counts how
+    often each value of the next 16 bits occurs among the numbers that share the leading bits found so far: two passes
+    for float32, four for float64.
+
+    Args:
+        read: the parts of all vectors, once more at every call.
+        k: from 1 to the length of the vectors.
+        tasks: T.
+        dtype: float32 or float64, at least as precise as the parts.
+    """
+    integer, bits = (torch.int32, 32) if dtype == torch.float32 else (torch.int64, 64)
+    prefix, left = torch.zeros(tasks, dtype=torch.int64), torch.full((tasks, 1), k)
+    for shift in range(bits - _DIGIT, -1, -_DIGIT):
+        counts = torch.zeros(tasks, 2**_DIGIT, dtype=torch.int64)
+        for part in read():
+            for t, row in enumerate(part.to(dtype).abs().view(integer)):
+                if shift < bits - _DIGIT:
+                    row = row[(row >> (shift + _DIGIT)) == prefix[t]]
+                counts[t] += torch.bincount((row >> shift) & (2**_DIGIT - 1), minlength=2**_DIGIT)
+        above = counts.flip(1).cumsum(1)  # how many have the j-th digit from the top, or a higher one
+        place = torch.searchsorted(above, left)
+        digit = 2**_DIGIT - 1 - place
+        left = left - above.gather(1, place) + counts.gather(1, digit)
+        prefix = (prefix << _DIGIT) | digit.squeeze(1)
+    return prefix.to(integer).view(dtype)
+
+
+@dataclass(frozen=True)
+class TIES(MergeMethod):
+    """W = θ₀ + scaling · Σ_t τ̂_t: of every τ_t the largest entries, where they have the sign that the sum of all has,
+    divided by the number of tasks that agree there.
+
+    A task keeps the entries at least as large as the ⌊keep·P⌋-th largest of its whole vector of P floating-point
+    entries: more than that many where several equal it, whatever their order. Where what is left of all tasks sums to 0
+    they take the sign that most entries of the model have elected (the negative one where those are as many, as in the
+    released code). Reads the experts four times, six where weights are in float64.
+
+    Args:
+        keep: share of the entries that a task keeps, in (0, 1].
+        merge: `mean` divides by the number of agreeing tasks; `sum` does not (AdaMerging's, with scaling 0.3).
+        scaling: λ of every task; or a rule that finds it without labels.
+
+    Raises:
+        MergeError: `keep` outside (0, 1], or so small that nothing is kept; another `merge`.
+    """
+
+    keep: float = 0.2
+    merge: Literal["mean", "sum"] = "mean"
+    scaling: Scaling = 1.0
+    needs_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise MergeError(f"keep={self.keep} is outside (0, 1]: 0.2 keeps a fifth of the entries")
+        if self.merge not in ("mean", "sum"):
+            raise MergeError(f"merge={self.merge!r}: expected mean or sum")
+
+    def prepare(self, weights: WeightStream) -> MergeMethod:
+        """Every task's threshold over its whole vector, then the majority of the elected signs."""
+        experts = weights.experts
+        floating = {name: dtype for name, dtype in experts.dtypes.items() if dtype.is_floating_point}
+        size = sum(prod(experts.shapes[name]) for name in floating)
+        # Not the binary number: 0.29 of 100 entries are 29, though 0.29·100 is 28.999….
+        k = int(Fraction(str(self.keep)) * size)
+        if k == 0:
+            raise MergeError(f"keep={self.keep} keeps none of {size} entries")
+        dtype = torch.float64 if torch.float64 in floating.values() else torch.float32
+        read = lambda: (vectors.reshape(len(vectors), -1) for vectors in _task_vectors(weights))  # noqa: E731
+        thresholds = kth_largest(read, k, len(experts.tasks), dtype)
+        signs = sum(elect(trim(vectors, thresholds)).sum().item() for vectors in _task_vectors(weights))
+        majority = 1.0 if signs > 0 else -1.0
+        return _Trimming(self.keep, self.merge, self.scaling, thresholds=thresholds, majority=majority)
+
+    def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        raise MergeError("TIES looks at all weights first: take what prepare answers, as build_bank does")
+
+
+def _task_vectors(weights: WeightStream) -> Iterator[Tensor]:
+    for weight in track(weights, "looking for thresholds", len(weights)):
+        if weight.experts.is_floating_point():
+            yield weight.task_vectors
+
+
+@dataclass(frozen=True, eq=False)
+class _Trimming(TIES):
+    """TIES of certain experts: it knows their thresholds and the majority of their signs."""
+
+    thresholds: Tensor = field(kw_only=True)
+    majority: float = field(kw_only=True)
+
+    def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        assert weight.base is not None
+        return weight.base, ties(trim(weight.task_vectors, self.thresholds), self.majority, self.merge)
