@@ -52,7 +52,7 @@ def make(tau: Tensor) -> tuple[dict[str, State], State]:
 
 def check(tau: Tensor, method: TIES) -> None:
     experts, base = make(tau)
-    bank = build_bank(experts, base, method=method)
+    bank = build_bank(experts, base, method=method, dtype=torch.float64)
     k = math.floor(method.keep * SIZE)
     added = literal(tau.double(), k, method.merge)
     for name, wanted in split(method.scaling * added.sum(0)).items():
