@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lit_merge.activations import collect_moments
     from lit_merge.callbacks import CompressionExport, RankSchedule
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
     from lit_merge.experts import Experts
     from lit_merge.low_rank import LowRank
     from lit_merge.merged_model import MergedModel, Stage
-    from lit_merge.methods import CART, TSVM, IsoC, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
+    from lit_merge.methods import (
+        CART,
+        ESM,
+        TSVM,
+        IsoC,
+        MergeMethod,
+        RegMean,
+        TaskArithmetic,
+        WeightAveraging,
+        build_bank,
+    )
+    from lit_merge.moments import load_moments, save_moments
     from lit_merge.networks import OpenClipImageEncoder
     from lit_merge.task_bank import TaskBank
 
@@ -22,6 +34,7 @@ _HOMES = {
     "CART": "methods",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
+    "ESM": "methods",
     "Experts": "experts",
     "ImageFolders": "data",
     "IsoC": "methods",
@@ -32,6 +45,7 @@ _HOMES = {
     "MergedModel": "merged_model",
     "OpenClipImageEncoder": "networks",
     "RankSchedule": "callbacks",
+    "RegMean": "methods",
     "Stage": "merged_model",
     "Suite": "data",
     "TSVM": "methods",
@@ -39,10 +53,14 @@ _HOMES = {
     "TaskBank": "task_bank",
     "WeightAveraging": "methods",
     "build_bank": "methods",
+    "collect_moments": "activations",
+    "load_moments": "moments",
+    "save_moments": "moments",
 }
 
 __all__ = [
     "CART",
+    "ESM",
     "TSVM",
     "Coefficients",
     "CompressionExport",
@@ -56,12 +74,16 @@ __all__ = [
     "MergedModel",
     "OpenClipImageEncoder",
     "RankSchedule",
+    "RegMean",
     "Stage",
     "Suite",
     "TaskArithmetic",
     "TaskBank",
     "WeightAveraging",
     "build_bank",
+    "collect_moments",
+    "load_moments",
+    "save_moments",
 ]
 
 

@@ -4,7 +4,22 @@ from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.build import build_bank
 from lit_merge.methods.cart import CART
+from lit_merge.methods.esm import ESM
 from lit_merge.methods.iso import IsoC
+from lit_merge.methods.moments import MomentsMethod
+from lit_merge.methods.regmean import RegMean
 from lit_merge.methods.tsv import TSVM, TSVCompress
 
-__all__ = ["CART", "TSVM", "IsoC", "MergeMethod", "TSVCompress", "TaskArithmetic", "WeightAveraging", "build_bank"]
+__all__ = [
+    "CART",
+    "ESM",
+    "TSVM",
+    "IsoC",
+    "MergeMethod",
+    "MomentsMethod",
+    "RegMean",
+    "TSVCompress",
+    "TaskArithmetic",
+    "WeightAveraging",
+    "build_bank",
+]
