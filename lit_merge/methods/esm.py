@@ -86,12 +86,14 @@ def esm(
     if preset == "official":
         # Means over all T·k directions, with those that are lacking.
         A = A * (2 * s_P.sum() / (T * rank) * s_A.sum() / min(T * rank, n))
-    U, S, V = product_svd(P.view(m, T, -1).transpose(0, 1), A.view(T, -1, n))
+    # Rounding has left something where a task lacks directions: all of it, where it changed nothing.
+    A = A.view(T, -1, n) * (l > 0)[:, :, None]
+    U, S, V = product_svd(P.view(m, T, -1).transpose(0, 1), A)
     dtype = task_vectors.dtype
     return LowRank(U.to(dtype), S.to(dtype), V.to(dtype))
 
 
-def relative(values: Float[Tensor, "*T k"], mean: Tensor) -> Float[Tensor, "*T k"]:
+def relative(values: Float[Tensor, "..."], mean: Tensor) -> Float[Tensor, "..."]:
     """values / mean, 0 where there is nothing to compare: every value is then 0."""
     return torch.where(mean > 0, values / mean, 0)
 
