@@ -141,6 +141,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 def _shapes(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     if isinstance(own, FileMoments):
         return own.file.shapes
+    for name, value in own.items():
+        if not isinstance(value, Tensor):
+            raise MergeError(f"moments: {name} is a {type(value).__name__}, expected a tensor", weight=name)
     return {name: tuple(value.shape) for name, value in own.items()}
 
 

@@ -4,6 +4,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +28,8 @@ class MomentsMethod(MergeMethod):
     """
 
     samples: int = 32
-    moments: Moments | str | None = field(default=None, repr=False, compare=False)
+    # Moments, or None. Not by that name: the command line's help would offer subclasses of Tensor.
+    moments: Mapping[str, Mapping[str, Any]] | str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -387,6 +387,7 @@ def test_moments_that_do_not_fit() -> None:
     for wrong, told in (
         (moments(2), "none of task task2"),
         (moments(3) | {"task1": {"proj": torch.eye(12)}}, r"proj has shape \[12, 12\], expected \[8, 8\]"),
+        (moments(3) | {"task1": {"proj": [[1.0]]}}, "proj is a list, expected a tensor"),
         (moments(3) | {"task1": {"nowhere": torch.eye(12)}}, "no 2-D weight nowhere"),
         (moments(3) | {"task1": {"conv1.weight": torch.eye(12)}}, r"no 2-D weight conv1\.weight"),
         (moments(3) | {"task1": moments(3)["task1"] | {"proj": torch.full((8, 8), torch.nan)}}, "NaN"),
