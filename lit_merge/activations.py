@@ -15,7 +15,7 @@ from lit_merge.checkpoints import Checkpoint
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
-from lit_merge.moments import Moments, finite, load_moments, save_moments
+from lit_merge.moments import Moments, check_finite, load_moments, save_moments
 from lit_merge.networks.base import Network
 from lit_merge.progress import track
 
@@ -59,8 +59,10 @@ class InputMoments(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def moments(self) -> dict[str, Tensor]:
-        """name → E[x xᵀ] (n, n) of the inputs so far, for every weight that was used."""
-        return {name: total / self.rows[name] for name, total in self.sums.items()}
+        """name → E[x xᵀ] (n, n) of the inputs so far, on the CPU, for every weight that was used. Starts afresh."""
+        found = {name: total.div_(self.rows[name]).cpu() for name, total in self.sums.items()}
+        self.sums, self.rows = {}, {}
+        return found
 
     def _name(self, weight: Float[Tensor, "*B m n"]) -> str | None:
         """The weight of which this is a view, whole or some rows, not transposed."""
@@ -130,8 +132,8 @@ def stream_moments(
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{task}".encode()))
         chosen = torch.randperm(len(sources[task]), generator=generator)[:samples].tolist()
         batches = (sources[task].read(chosen[i : i + batch_size]) for i in range(0, samples, batch_size))
-        found = input_moments(network, _weights(checkpoint, network), batches)
-        yield task, {name: finite(moment, task, name) for name, moment in found.items()}
+        # No name for what is handed on: it would stay in memory beside the next task's.
+        yield task, _finite(input_moments(network, _weights(checkpoint, network), batches), task)
 
 
 @torch.no_grad()
@@ -168,6 +170,12 @@ def _weights(checkpoint: Checkpoint, network: Network) -> dict[str, Tensor]:
         name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
         for name, value in read.items()
     }
+
+
+def _finite(moments: dict[str, Tensor], task: str) -> dict[str, Tensor]:
+    for name, moment in moments.items():
+        check_finite(moment, task, name)
+    return moments
 
 
 def _check(

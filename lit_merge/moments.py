@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -77,6 +78,7 @@ def save_moments(
             }
             write_safetensors(_file_of(beside, task), own, about)
             missing.discard(task)
+            del own  # before the next one is collected
         if missing:
             raise MergeError(f"moments: none of task {min(missing)}: collect them for every task", task=min(missing))
 
@@ -92,11 +94,11 @@ def load_moments(path: str | os.PathLike[str], experts: Experts) -> Moments:
     """
     folder = resolve(path)
     if not folder.is_dir():
-        raise MergeError(f"{folder} is no folder of moments: no such folder")
+        raise MergeError(f"{folder}: no such folder of moments: collect them, or mend the path")
     return {task: FileMoments(_open(folder, task, experts)) for task in experts.tasks}
 
 
-def check_moments(moments: Moments, experts: Experts) -> None:
+def check_moments(moments: Mapping[str, Mapping[str, Any]], experts: Experts) -> None:
     """Raises MergeError where moments that are in memory lack one of the experts or do not fit their weights."""
     for task in experts.tasks:
         if task not in moments:
@@ -113,10 +115,12 @@ def second_moment(moments: Moments, task: str, name: str) -> Tensor | None:
     """
     if name not in moments.get(task, {}):
         return None
-    return finite(moments[task][name].double(), task, name)
+    moment = moments[task][name].double()
+    check_finite(moment, task, name)
+    return moment
 
 
-def finite(moment: Tensor, task: str, name: str) -> Tensor:
+def check_finite(moment: Tensor, task: str, name: str) -> None:
     """Raises MergeError where a second moment holds NaN or infinity."""
     if not moment.isfinite().all():
         raise MergeError(
@@ -124,7 +128,6 @@ def finite(moment: Tensor, task: str, name: str) -> Tensor:
             task=task,
             weight=name,
         )
-    return moment
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -138,7 +141,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _shapes(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(own: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if isinstance(own, FileMoments):
         return own.file.shapes
     for name, value in own.items():

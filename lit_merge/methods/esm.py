@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,24 +49,26 @@ def essential_subspace(
 
 
 def essential_subspaces(
-    task_vectors: Float[Tensor, "T m n"], second_moments: list[Tensor | None], rank: int
+    task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor | None], rank: int
 ) -> tuple[Float[Tensor, "T m k"], Float[Tensor, "T k"]]:
     """P_t and ℓ_t of every task. Directions that a task lacks are zeros: norms and polar factors do not see them."""
     found = [essential_subspace(delta, C, rank) for delta, C in zip(task_vectors, second_moments, strict=True)]
     k = max(1, *(len(l) for _, l in found))
-    return torch.stack([pad(P, (0, k - P.shape[1])) for P, _ in found]), torch.stack(
-        [pad(l, (0, k - len(l))) for _, l in found]
-    )
+    P, l = ([pad(one, (0, k - one.shape[-1])) for one in side] for side in zip(*found, strict=True))
+    return torch.stack(P), torch.stack(l)
 
 
 def esm(
-    task_vectors: Float[Tensor, "T m n"], second_moments: list[Tensor | None], rank: int, preset: Preset = "paper"
+    task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor | None], rank: int, preset: Preset = "paper"
 ) -> LowRank:
     """Block t of P̃·Ã for every task, for one matrix: everything but the layer factor. In float64.
 
+    A_t = P_tᵀ·ΔW_t, times (‖A_t‖_F / mean_i ‖A_i‖_F)²; side by side P = [P_1 … P_T] and A = [A_1; …; A_T], whose column
+    j is multiplied by (‖A[:, j]‖ / mean_i ‖A[:, i]‖)²; P̃ and Ã are the polar factors of P and A.
+
     Args:
         task_vectors: ΔW_t.
-        second_moments: C_t (n, n) of the inputs, to any factor; None for C = I.
+        second_moments: C_t (n, n) of the inputs, to any factor; None for C = I. One is in memory at a time.
         rank: k of every task, T·k ≤ m; a task with fewer essential directions keeps those, one without any is left out.
         preset: the paper's equations or the authors' code, see `ESM`.
     """

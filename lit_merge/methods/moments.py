@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -47,10 +47,10 @@ class MomentsMethod(MergeMethod):
     def prepare(self, weights: WeightStream) -> MergeMethod:
         """This method with its moments opened, in the order of the tasks; says which matrices have none."""
         experts = weights.experts
-        moments = open_moments(self.moments, experts)
+        run = replace(self, moments=open_moments(self.moments, experts))
         selected = self.selected(experts.shapes)
         wanted = [name for name in experts.shapes if name in selected and self.wants_moments(name)]
-        lacking = [name for name in wanted if any(name not in own for own in moments.values())]
+        lacking = [name for name in wanted if not run.knows(name)]
         if lacking:
             named = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
             warnings.warn(
@@ -59,12 +59,17 @@ class MomentsMethod(MergeMethod):
                 MergeWarning,
                 stacklevel=3,
             )
-        return replace(self, moments=moments)
+        return run
 
-    def second_moments(self, name: str) -> list[Tensor | None]:
-        """C (n, n) of every task, float64; None where none is known. Of what `prepare` answered only."""
+    def knows(self, name: str) -> bool:
+        """Whether there are moments of this matrix for every task. Of what `prepare` answered only."""
         assert isinstance(self.moments, Mapping)
-        return [second_moment(self.moments, task, name) for task in self.moments]
+        return all(name in own for own in self.moments.values())
+
+    def second_moments(self, name: str) -> Iterator[Tensor | None]:
+        """C (n, n) of every task in turn, float64; None where none is known. Of what `prepare` answered only."""
+        assert isinstance(self.moments, Mapping)
+        return (second_moment(self.moments, task, name) for task in self.moments)
 
     def describe(self) -> dict[str, object]:
         # Not the matrices themselves: this goes into bank.json.
@@ -73,7 +78,7 @@ class MomentsMethod(MergeMethod):
         return {"class_path": type(self).__name__, "init_args": init_args}
 
 
-def open_moments(moments: Moments | str | None, experts: Experts) -> Moments:
+def open_moments(moments: Mapping[str, Mapping[str, Any]] | str | None, experts: Experts) -> Moments:
     """Moments of every task, in the order of the tasks; none of any weight where None is given."""
     if moments is None:
         return {task: {} for task in experts.tasks}

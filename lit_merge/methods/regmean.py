@@ -1,5 +1,6 @@
 """RegMean: the linear weights that answer as the experts do, in least squares (arXiv 2212.09849)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,26 +16,41 @@ from lit_merge.methods.moments import MomentsMethod
 from lit_merge.task_bank import Delta
 
 RIDGE = 1e-6
+SINGULAR = 1e-10
 
 
 def regmean(
-    task_vectors: Float[Tensor, "T m n"], second_moments: Float[Tensor, "T n n"], shrinkage: float = 0.9
+    task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor], shrinkage: float = 0.9
 ) -> Float[Tensor, "m n"]:
     """W − θ₀ of Wᵀ = (Σ_t C_t)⁻¹ Σ_t C_t W_tᵀ, off-diagonal entries of C_t multiplied by `shrinkage`.
 
     Where Σ_t C_t is singular a ridge of 1e-6 of its mean diagonal is added, the same share to every C_t: directions
     that no task's inputs have are then averaged. In float64; θ₀ cancels from the equation.
+
+    Args:
+        task_vectors: W_t − θ₀.
+        second_moments: C_t (n, n) of the inputs, to one common factor; one is in memory at a time.
+        shrinkage: in [0, 1].
     """
-    tau, C = task_vectors.double(), second_moments.double()
-    # A common factor changes nothing; without it thresholds need no unit.
-    C = C / (C.diagonal(dim1=1, dim2=2).sum(0).mean() or 1)
-    C = torch.lerp(torch.diag_embed(C.diagonal(dim1=1, dim2=2)), C, shrinkage)
-    factor, failed = torch.linalg.cholesky_ex(C.sum(0))
-    pivots = factor.diagonal().square()
-    if failed or pivots.min() <= len(pivots) * torch.finfo(pivots.dtype).eps * pivots.max():
-        C = C + RIDGE / len(C) * torch.eye(len(pivots), dtype=C.dtype, device=C.device)
-        factor = torch.linalg.cholesky(C.sum(0))
-    return torch.cholesky_solve((C @ tau.mT).sum(0), factor).T.to(task_vectors.dtype)
+    m, n = task_vectors.shape[1:]
+    tau = task_vectors.double()
+    left, right = tau.new_zeros(n, n), tau.new_zeros(n, m)
+    for C, own in zip(second_moments, tau, strict=True):
+        shrunk = shrinkage * C.double()
+        shrunk.diagonal().copy_(C.diagonal())
+        left += shrunk
+        right += shrunk @ own.T
+    unit = left.diagonal().mean()
+    if not unit:
+        return task_vectors.mean(0)
+    left, right = left / unit, right / unit
+    factor, failed = torch.linalg.cholesky_ex(left)
+    # The share of every feature that those before it do not explain: free of the features' units.
+    if failed or (factor.diagonal().square() / left.diagonal()).min() < SINGULAR:
+        left.diagonal().add_(RIDGE)
+        right += RIDGE * tau.mean(0).T
+        factor = torch.linalg.cholesky(left)
+    return torch.cholesky_solve(right, factor).T.to(task_vectors.dtype)
 
 
 @dataclass(frozen=True)
@@ -67,11 +83,10 @@ class RegMean(MomentsMethod):
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
-        moments = self.second_moments(weight.name)
-        known = [moment for moment in moments if moment is not None]
-        if len(known) < len(moments):
+        if not self.knows(weight.name):
             return self.rest(weight)
-        return weight.base, regmean(weight.task_vectors, torch.stack(known), self.shrinkage)[None]
+        moments = (moment for moment in self.second_moments(weight.name) if moment is not None)
+        return weight.base, regmean(weight.task_vectors, moments, self.shrinkage)[None]
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
