@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lit_merge.activations import collect_moments
     from lit_merge.analysis import Analysis, analyze
     from lit_merge.callbacks import CompressionExport, RankSchedule
     from lit_merge.coefficients import Coefficients
@@ -16,17 +17,20 @@ if TYPE_CHECKING:
     from lit_merge.merged_model import MergedModel, Stage
     from lit_merge.methods import (
         CART,
+        ESM,
         TIES,
         TSVM,
         ConsensusTA,
         IsoC,
         IsoCTS,
         MergeMethod,
+        RegMean,
         TaskArithmetic,
         TSVCompress,
         WeightAveraging,
         build_bank,
     )
+    from lit_merge.moments import load_moments, save_moments
     from lit_merge.networks import OpenClipImageEncoder
     from lit_merge.rank_masks import AdaRank
     from lit_merge.task_bank import TaskBank
@@ -34,13 +38,14 @@ if TYPE_CHECKING:
 
 # Where each public name is defined. Loaded on first use: `python -m lit_merge --help` must not wait for torch.
 _HOMES = {
+    "AWD": "transforms",
     "AdaRank": "rank_masks",
     "Analysis": "analysis",
-    "AWD": "transforms",
     "CART": "methods",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
     "ConsensusTA": "methods",
+    "ESM": "methods",
     "Experts": "experts",
     "ImageFolders": "data",
     "IsoC": "methods",
@@ -52,6 +57,7 @@ _HOMES = {
     "MergedModel": "merged_model",
     "OpenClipImageEncoder": "networks",
     "RankSchedule": "callbacks",
+    "RegMean": "methods",
     "Stage": "merged_model",
     "Suite": "data",
     "TIES": "methods",
@@ -63,11 +69,15 @@ _HOMES = {
     "WeightAveraging": "methods",
     "analyze": "analysis",
     "build_bank": "methods",
+    "collect_moments": "activations",
+    "load_moments": "moments",
+    "save_moments": "moments",
 }
 
 __all__ = [
     "AWD",
     "CART",
+    "ESM",
     "TIES",
     "TSVM",
     "AdaRank",
@@ -86,6 +96,7 @@ __all__ = [
     "MergedModel",
     "OpenClipImageEncoder",
     "RankSchedule",
+    "RegMean",
     "Stage",
     "Suite",
     "TSVCompress",
@@ -95,6 +106,9 @@ __all__ = [
     "WeightAveraging",
     "analyze",
     "build_bank",
+    "collect_moments",
+    "load_moments",
+    "save_moments",
 ]
 
 

@@ -1,9 +1,16 @@
-"""Truncated SVD and polar factor against their definitions."""
+"""Decompositions against their definitions."""
 
 import pytest
 import torch
 
-from lit_merge.linalg import polar_factor, truncated_svd
+from lit_merge.linalg import (
+    numerical_rank,
+    partial_isometry,
+    polar_factor,
+    product_svd,
+    square_root,
+    truncated_svd,
+)
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (8, 5), (3, 6, 4), (1, 1)])
@@ -45,3 +52,38 @@ def test_polar_factor_of_nearly_dependent_columns_in_float32() -> None:
     polar = polar_factor(matrix)
     assert polar.dtype == torch.float32
     torch.testing.assert_close(polar.T @ polar, torch.eye(2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+def test_partial_isometry(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64)
+    found, s = partial_isometry(matrix)
+    torch.testing.assert_close(found, polar_factor(matrix))
+    torch.testing.assert_close(s, torch.linalg.svdvals(matrix))
+    # Rank 2: W·Wᵀ·W = W holds of a partial isometry, and nothing outside the matrix's own spaces is touched.
+    poor = torch.randn(shape[0], 2, dtype=torch.float64) @ torch.randn(2, shape[1], dtype=torch.float64)
+    found, s = partial_isometry(poor)
+    assert int(numerical_rank(s, shape)) == 2
+    torch.testing.assert_close(found @ found.T @ found, found)
+    torch.testing.assert_close(found.square().sum().item(), 2.0)
+    torch.testing.assert_close(poor @ found.T @ found, poor)
+    assert not partial_isometry(torch.zeros(shape))[0].any()
+
+
+def test_square_root() -> None:
+    x = torch.randn(3, 7, dtype=torch.float64)
+    root = square_root(x.T @ x)
+    assert root.shape == (7, 3)  # eigenvalues that are rounding are gone
+    torch.testing.assert_close(root @ root.T, x.T @ x)
+    assert square_root(torch.zeros(4, 4)).shape == (4, 0)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5), (3, 3, 8), (7, 1, 1)])
+def test_product_svd(shape: tuple[int, int, int]) -> None:
+    m, r, n = shape
+    left, right = torch.randn(2, m, r, dtype=torch.float64), torch.randn(2, r, n, dtype=torch.float64)
+    u, s, v = product_svd(left, right)
+    torch.testing.assert_close((u * s[:, None]) @ v.mT, left @ right)
+    torch.testing.assert_close(s, torch.linalg.svdvals(left @ right)[:, :r])
+    for factor in (u, v):
+        torch.testing.assert_close(factor.mT @ factor, torch.eye(r, dtype=torch.float64).expand(2, r, r))

@@ -20,6 +20,10 @@ class Network(nn.Module, ABC):
     def prepare(self, inputs: Tensor) -> Tensor:
         """What the data holds → what the encoder takes."""
 
+    def token_mask(self, inputs: Tensor) -> Tensor | None:
+        """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
+        return None
+
     def forward(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task, from one forward over the inputs of all tasks together."""
         batch = self.prepare(cat(list(inputs.values())))

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from lit_merge import (
     CART,
+    ESM,
     TIES,
     TSVM,
     ConsensusTA,
     IsoC,
     IsoCTS,
     MergeMethod,
+    RegMean,
     TaskArithmetic,
     TaskBank,
     TSVCompress,
@@ -134,6 +136,62 @@ def ties(experts: dict[str, State], base: State) -> dict[str, tuple[Tensor, Tens
     }
 
 
+def inputs(task: int, width: int) -> Tensor:
+    """X (rows, n): what flows into every matrix of this width in this task's expert."""
+    return torch.randn(2 * width, width, generator=torch.Generator().manual_seed(100 * task + width)).double()
+
+
+MOMENTS = {
+    f"task{t}": {name: inputs(t, SHAPES[name][1]).T @ inputs(t, SHAPES[name][1]) for name in TWO_D} for t in range(4)
+}
+
+
+def esm(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    vectors = experts - base
+    if not matrix:
+        return base, vectors / len(experts)
+    p, a = [], []
+    for t, vector in enumerate(vectors):
+        _, s, vh = torch.linalg.svd(inputs(t, base.shape[1]) @ vector.T, full_matrices=False)
+        rank = min(len(base) // len(experts), int((s > 1e-10 * s[0]).sum()))
+        p.append(vh[:rank].T)
+        a.append(vh[:rank] @ vector)
+    mean = sum(one.norm() for one in a) / len(a)
+    a = [one * (one.norm() / mean) ** 2 for one in a]
+    ranks = [len(one) for one in a]
+    wide, tall = torch.cat(p, 1), torch.cat(a)
+    columns = tall.square().sum(0).sqrt()
+    tall = tall * (columns / columns.mean()) ** 2
+    polar = []
+    for factor in (wide, tall):
+        u, _, vh = torch.linalg.svd(factor, full_matrices=False)
+        polar.append(u @ vh)
+    return base, torch.stack([x @ y for x, y in zip(polar[0].split(ranks, 1), polar[1].split(ranks), strict=True)])
+
+
+def esm_layers(values: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    found = dict(values)
+    for weight in IN_BLOCK:
+        norms = [values[BLOCK.format(i, weight.split(".", 3)[3])][1].sum(0).norm() for i in range(2)]
+        origin, deltas = values[weight]
+        found[weight] = origin, deltas * (deltas.sum(0).norm() / (sum(norms) / 2)) ** 2
+    return found
+
+
+def regmean(experts: Tensor, base: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    if not matrix:
+        return base, (sum(experts) / len(experts) - base)[None]
+    left, right = 0.0, 0.0
+    for t, expert in enumerate(experts):
+        x = inputs(t, base.shape[1])
+        c = x.T @ x
+        shrunk = 0.9 * c + 0.1 * c.diagonal().diag()
+        left, right = left + shrunk, right + shrunk @ expert.T
+    return base, ((torch.linalg.inv(left) @ right).T - base)[None]
+
+
+# What a method's closing pass makes of the oracle's values of all weights.
+CLOSING = {"esm": esm_layers}
 METHODS: dict[str, tuple[MergeMethod, Oracle | WholeOracle, set[str], float]] = {
     "averaging": (WeightAveraging(), averaging, set(), 1.0),
     "arithmetic": (TaskArithmetic(scaling=0.3), arithmetic, set(), 0.3),
@@ -144,6 +202,8 @@ METHODS: dict[str, tuple[MergeMethod, Oracle | WholeOracle, set[str], float]] = 
     "consensus": (ConsensusTA(scaling=0.4), consensus, set(), 0.4),
     "compress": (TSVCompress(), compress, TWO_D, 1.0),
     "ties": (TIES(scaling=0.8), ties, set(), 0.8),
+    "esm": (ESM(scaling=1.1, moments=MOMENTS), esm, TWO_D, 1.1),
+    "regmean": (RegMean(moments=MOMENTS), regmean, TWO_D, 1.0),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -167,12 +227,13 @@ def dense(name: str, experts: dict[str, State], base: State) -> dict[str, tuple[
     _, oracle, matrices, _ = METHODS[name]
     if oracle is ties:
         return oracle(experts, base)
-    return {
+    values = {
         weight: oracle(
             torch.stack([e[weight] for e in experts.values()]).double(), base[weight].double(), weight in matrices
         )
         for weight in SHAPES
     }
+    return CLOSING[name](values) if name in CLOSING else values
 
 
 def expected(name: str, experts: dict[str, State], base: State) -> State:
