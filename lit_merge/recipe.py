@@ -1,20 +1,17 @@
 """MergeRecipe: a MergedModel from what a configuration file says."""
 
-from lightning.fabric import Fabric
-
-from lit_merge.choosing import choose_scaling
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, expert_files
 from lit_merge.merged_model import MergedModel, Stage
-from lit_merge.methods import MergeMethod, at_scaling, build_bank
+from lit_merge.methods import MergeMethod, build_bank
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
-from lit_merge.probe import Probe
 from lit_merge.rank_masks import AdaRank
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
+from lit_merge.unlabelled import Unlabelled
 
 
 class MergeRecipe(MergedModel):
@@ -58,9 +55,8 @@ class MergeRecipe(MergedModel):
         accelerator: str = "auto",
     ) -> None:
         opened = Experts(expert_files(experts), base) if experts else None
-        kept = decompositions and Decompositions(
-            None if decompositions == "memory" else decompositions, [opened and opened.identity, repr(transform)]
-        )
+        unlabelled = Unlabelled(network, data, accelerator)
+        kept = None if decompositions is None or opened is None else keep(decompositions, opened, transform)
         if bank is not None:
             built = TaskBank.load(bank)
             if opened is not None and opened.tasks != built.tasks:
@@ -71,14 +67,17 @@ class MergeRecipe(MergedModel):
         elif opened is not None and method is not None:
             for task in opened.tasks:
                 network.heads.classes(task)
-            built = build_bank(opened, method=method, transform=transform, decompositions=kept or None)
+            unlabelled.check(method)
+            method = unlabelled.prepare(method, opened)
+            built = build_bank(opened, method=method, transform=transform, decompositions=kept)
             if method.scale == "entropy":
-                built = most_confident(built, method, network, data, accelerator)
+                built = unlabelled.most_confident(built, method)
         else:
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
         super().__init__(built, network, objective, stages or [Stage()], bounds, ranks)
         self.experts = opened
-        self.method, self.transform, self.decompositions = method, transform, kept or None
+        self.method, self.transform, self.decompositions = method, transform, kept
+        self.unlabelled = unlabelled
 
     def require_method(self) -> MergeMethod:
         """The configuration's method; raises MergeError where a bank was loaded instead."""
@@ -87,20 +86,14 @@ class MergeRecipe(MergedModel):
         return self.method
 
 
-def most_confident(
-    bank: TaskBank, method: MergeMethod, network: Network, data: TaskData | None, accelerator: str
-) -> TaskBank:
-    """The bank at the scale that `choose_scaling` finds.
+def keep(where: str, experts: Experts, transform: Transform | None) -> Decompositions:
+    """Decompositions of these experts under this transform, in a folder or in memory.
 
     Raises:
-        MergeError: no data to look at.
+        MergeError: a folder for experts that are no files: nothing would tell them from others.
     """
-    if data is None:
-        raise MergeError("scaling=entropy looks at unlabelled inputs: give --data, or a number, or self_consistent")
-    device = Fabric(accelerator=accelerator, devices=1).device
-    place = next(network.parameters()).device
-    try:
-        probe = Probe.draw(network.to(device), data)
-        return at_scaling(bank, method, choose_scaling(bank, method, probe).scaling)
-    finally:
-        network.to(place)
+    if where == "memory":
+        return Decompositions()
+    if experts.identity is None:
+        raise MergeError("decompositions are kept in a folder for experts in files only: take memory")
+    return Decompositions(where, [experts.identity, None if transform is None else transform.describe()])

@@ -1,8 +1,8 @@
 """Every method, static and adapted, on the built-in suites over three seeds of the experts.
 
-Every tuned value (scale, CART's rank) is chosen on labelled validation images; the test images are used once per row and
-choice, after everything is chosen. Beside the choice by labels stand those without: by entropy, by agreement with the
-experts, and self-consistent. Adapted rows are chosen by nothing: they adapt on unlabelled images that are neither
+Every tuned value (scale, CART's rank) is chosen on labelled validation images; the test images are used once per row
+and choice, after everything is chosen. Beside the choice by labels stand those without: by entropy, by agreement with
+the experts, and self-consistent. Adapted rows are chosen by nothing: they adapt on unlabelled images that are neither
 validation nor test images.
 
 Goes on where it was cut off: every row is kept in the output folder as soon as it is measured.
@@ -24,7 +24,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lit_merge.collecting import collect_moments
 from rich.console import Console
 
 from lit_merge import (
@@ -49,6 +48,7 @@ from lit_merge import (
     WeightAveraging,
     build_bank,
 )
+from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
 from lit_merge.cli import quiet
 from lit_merge.decompositions import Decompositions
@@ -87,7 +87,7 @@ class Adapted:
     ranks: AdaRank | None = None
 
 
-ADAMERGING = {"stages": (Stage("layer", 500, 1e-3),), "bounds": (0.0, 1.0)}
+LAYERS = (Stage("layer", 500, 1e-3),)
 TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 100, 1e-3))
 
 
@@ -103,23 +103,23 @@ def rows(moments: Any) -> dict[str, Static | Adapted]:
         "TSV-M": Static(TSVM(), MIDDLE),
         "Iso-C": Static(IsoC(), MIDDLE),
         "Iso-CTS": Static(IsoCTS(), MIDDLE),
-        "ESM (paper)": Static(esm, MIDDLE),
+        "ESM (paper)": Static(esm, SMALL),
         "ESM (official)": Static(official, MIDDLE),
         "CART": Static(CART(), LARGE),
         "AWD + task arithmetic": Static(TaskArithmetic(), SMALL, AWD()),
         "AWD + TIES": Static(TIES(), MIDDLE, AWD()),
-        "AWD + ESM (paper)": Static(esm, MIDDLE, AWD()),
+        "AWD + ESM (paper)": Static(esm, SMALL, AWD()),
         "AdaMerging, task-wise": Adapted(TaskArithmetic(), (Stage("task", 500, 1e-3),), bounds=(0.0, 1.0)),
-        "AdaMerging, layer-wise": Adapted(TaskArithmetic(), **ADAMERGING),
-        "AdaMerging++, layer-wise": Adapted(TIES(merge="sum", scaling=0.3), **ADAMERGING),
-        "AWD + AdaMerging": Adapted(TaskArithmetic(), **ADAMERGING, transform=AWD()),
+        "AdaMerging, layer-wise": Adapted(TaskArithmetic(), LAYERS, bounds=(0.0, 1.0)),
+        "AdaMerging++, layer-wise": Adapted(TIES(merge="sum", scaling=0.3), LAYERS, bounds=(0.0, 1.0)),
+        "AWD + AdaMerging": Adapted(TaskArithmetic(), LAYERS, AWD(), (0.0, 1.0)),
         "TSV-M, adapted": Adapted(TSVM(), TWO_STAGES),
         "Iso-C, adapted": Adapted(IsoC(), TWO_STAGES),
-        "ESM (paper), adapted": Adapted(esm, TWO_STAGES),
+        "ESM (official), adapted": Adapted(official, TWO_STAGES),
         "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), TWO_STAGES),
-        "CART + AdaRank": Adapted(CART(1.0, 1.0), (Stage("tied", 100, 0.05), Stage("layer", 300, 1e-3)), ranks=AdaRank(0.16)),
-        "task arithmetic + AdaRank": Adapted(TaskArithmetic(rank_ratio=1.0), (Stage("layer", 500, 1e-3),), ranks=AdaRank(1.0)),
-    }  # fmt: skip
+        "CART at λ = 1 + AdaRank": Adapted(CART(1.0, 1.0), TWO_STAGES, ranks=AdaRank(0.16)),
+        "task arithmetic + AdaRank": Adapted(TaskArithmetic(rank_ratio=1.0), LAYERS, ranks=AdaRank(1.0)),
+    }
 
 
 # CLIP ViT-B/32, 8 / 14 / 20 tasks; the two protocols are other experts and must not be mixed (shared/METHODS.md).
@@ -136,7 +136,7 @@ LITERATURE = {
     "AWD + task arithmetic": ("75.2 / – / –", ""),
     "AdaMerging, layer-wise": ("80.1 / 76.7 / 69.2", ""),
     "CART at λ = 1, adapted": ("85.8 / 82.3 / 82.7", ""),
-    "CART + AdaRank": ("89.2 / – / –", ""),
+    "CART at λ = 1 + AdaRank": ("89.2 / – / –", ""),
     "experts": ("90.5 / – / –", "92.8 / 90.9 / 91.4"),
 }
 

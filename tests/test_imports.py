@@ -24,6 +24,7 @@ LAYERS = [
     ["networks", "data"],
     ["probe", "evaluation", "activations"],
     ["merged_model", "choosing"],
+    ["unlabelled"],
     ["callbacks", "recipe", "report"],
     ["figures"],
     ["sweep"],

@@ -1,5 +1,6 @@
 """A whole sweep: a folder that fills point by point, a live table, and a choice at the end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def run_sweep(
         "images": images,
     }
     folder = SweepFolder(output, plan, overwrite)
+    grid = replace(grid, methods=tuple(model.unlabelled.prepare(method, experts) for method in grid.methods))
     network = model.network.to(device or torch.device("cpu"))
     unlabelled = Probe.draw(network, data, images)
     unlabelled.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})

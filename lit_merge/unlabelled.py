@@ -1,0 +1,74 @@
+"""What methods may see of unlabelled inputs before there is a trainer: second moments, and a scale by entropy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from lightning.fabric import Fabric
+
+from lit_merge.activations import collect_moments
+from lit_merge.choosing import choose_scaling
+from lit_merge.data import TaskData, check_tasks
+from lit_merge.errors import MergeError
+from lit_merge.experts import Experts
+from lit_merge.locations import resolve
+from lit_merge.methods import MergeMethod, MomentsMethod, at_scaling
+from lit_merge.networks import Network
+from lit_merge.probe import Probe
+from lit_merge.task_bank import TaskBank
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """A network, and the data whose unlabelled inputs it may be shown.
+
+    Args:
+        network: encoder and heads.
+        data: None where a configuration names none: then moments are not collected, and entropy cannot choose.
+        accelerator: where the network runs for this.
+    """
+
+    network: Network
+    data: TaskData | None
+    accelerator: str = "auto"
+
+    def check(self, method: MergeMethod) -> None:
+        """Raises MergeError, before anything is computed, where the method's rule needs inputs that are not there."""
+        if method.scale == "entropy" and self.data is None:
+            raise MergeError("scaling=entropy looks at unlabelled inputs: give --data, or a number, or self_consistent")
+
+    def prepare(self, method: MergeMethod, experts: Experts) -> MergeMethod:
+        """The method with second moments of these experts, where it looks at such and there is data.
+
+        Moments that are named as a folder are collected and written there once, and read from it afterwards.
+
+        Raises:
+            MergeError: fewer inputs than the method asks for; a folder that cannot be written.
+        """
+        if not isinstance(method, MomentsMethod) or self.data is None:
+            return method
+        folder = method.moments if isinstance(method.moments, str) else None
+        if method.moments is not None and (folder is None or resolve(folder).exists()):
+            return method
+        check_tasks(self.data, experts.tasks)
+        with self._on_device():
+            sources = self.data.unlabelled()
+            found = collect_moments(experts, self.network, sources, method.samples, seed=self.data.seed, folder=folder)
+        return method if folder else replace(method, moments=found)
+
+    def most_confident(self, bank: TaskBank, method: MergeMethod) -> TaskBank:
+        """The bank at the scale that `choose_scaling` finds."""
+        assert self.data is not None
+        check_tasks(self.data, bank.tasks)
+        with self._on_device():
+            choice = choose_scaling(bank, method, Probe.draw(self.network, self.data))
+        return at_scaling(bank, method, choice.scaling)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        place = next(self.network.parameters()).device
+        self.network.to(Fabric(accelerator=self.accelerator, devices=1).device)
+        try:
+            yield
+        finally:
+            self.network.to(place)
