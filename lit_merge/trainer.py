@@ -13,7 +13,7 @@ from lit_merge.export import DType, Format, export_bank
 from lit_merge.merged_model import MergedModel
 from lit_merge.methods import MergeMethod
 from lit_merge.recipe import MergeRecipe
-from lit_merge.sweep import RANK_RATIOS, Grid, Select, run_sweep
+from lit_merge.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
 
 
 class Trainer(pl.Trainer):
@@ -63,6 +63,7 @@ class Trainer(pl.Trainer):
         rank_ratios: list[float] | None = None,
         scalings: list[float] | None = None,
         select: Select = "accuracy",
+        inputs: Inputs | None = None,
         images: int = 128,
         overwrite: bool = False,
     ) -> None:
@@ -71,20 +72,22 @@ class Trainer(pl.Trainer):
         Args:
             model: whose experts are merged.
             output: a folder; the same command goes on with one that is not finished.
-            datamodule: validation inputs for accuracies where it has some; unlabelled ones for the rest.
+            datamodule: where the inputs come from.
             methods: what is swept; the configuration's method by default.
             rank_ratios: shares of min(m, n); .04 to .32 by default.
             scalings: 1/3 to 4 times every method's usual scale by default.
             select: `accuracy` looks at labels; `agreement` with the experts' own predictions, `entropy` and
                 `self_consistent` do not.
-            images: unlabelled inputs of every task that are looked at.
+            inputs: `validation`, whose labels only `accuracy` makes use of, or `unlabelled`, those that fit adapts on;
+                validation inputs by default, where there are some.
+            images: of every task, where they are unlabelled.
             overwrite: start afresh where the folder holds another sweep.
         """
         if self.world_size > 1:
             raise MergeError("sweep runs in one process: pass --trainer.devices 1")
         swept = tuple(methods or [model.require_method()])
         grid = Grid(swept, tuple(rank_ratios or RANK_RATIOS), tuple(scalings) if scalings else None)
-        run_sweep(model, datamodule, grid, output, select, images, overwrite, self.strategy.root_device)
+        run_sweep(model, datamodule, grid, output, select, inputs, images, overwrite, self.strategy.root_device)
 
 
 @contextmanager

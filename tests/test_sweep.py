@@ -47,6 +47,17 @@ def test_points_are_those_of_merges_of_their_own(recipe: Any, make_trainer: Any,
         assert rows[place] == pytest.approx(mean, abs=1e-6)
 
 
+def test_without_labels_nothing_reads_them(
+    recipe: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny.data()
+    monkeypatch.setattr(data, "labelled", lambda split: pytest.fail("labels were asked for"))
+    chosen = run_sweep(recipe(), data, GRID, tmp_path / "sweep", "agreement", "unlabelled", images=8)
+    assert chosen.accuracy is None
+    with pytest.raises(MergeError, match="needs labelled validation data"):
+        run_sweep(recipe(), data, GRID, tmp_path / "sweep", "accuracy", "unlabelled", images=8)
+
+
 def test_one_decomposition_serves_all_ranks_and_scales(recipe: Any, tiny: Any, tmp_path: Path) -> None:
     model = recipe()
     matrices = model.decompositions.computed
@@ -72,7 +83,7 @@ def test_goes_on_where_it_was_cut_off(recipe: Any, tiny: Any, tmp_path: Path, mo
     (tmp_path / "cut" / "results.csv").write_text("".join(lines[:-3]))
     monkeypatch.setattr(Probe, "read", counted)
     run_sweep(recipe(), tiny.data(), GRID, tmp_path / "cut", images=8)
-    assert reads == 2 * 3  # two probes a point
+    assert reads == 3
     assert (tmp_path / "cut" / "results.csv").read_text() == wanted
 
 

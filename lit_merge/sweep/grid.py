@@ -65,7 +65,7 @@ def rank_ratio(method: MergeMethod) -> float | None:
 def walk(
     grid: Grid,
     experts: Experts,
-    unlabelled: Probe,
+    probe: Probe,
     labelled: Probe | None = None,
     transform: Transform | None = None,
     decompositions: Decompositions | None = None,
@@ -76,8 +76,8 @@ def walk(
     Args:
         grid: the points.
         experts: with their base, where a method or the self-consistent scale needs it.
-        unlabelled: with the experts' predictions, for entropy and agreement.
-        labelled: for accuracy.
+        probe: with the experts' predictions, for entropy and agreement; for accuracy too where it has labels.
+        labelled: other inputs for the accuracy.
         transform: in front of every method.
         decompositions: shared by all banks.
         known: points of an earlier sweep.
@@ -93,9 +93,9 @@ def walk(
             continue
         bank, consistent = build(method, experts, transform, decompositions, ask_rule)
         for scale in missing:
-            yield read(bank, method, scale, "grid", unlabelled, labelled)
+            yield read(bank, method, scale, "grid", probe, labelled)
         if consistent is not None:
-            yield read(bank, method, consistent, SELF_CONSISTENT, unlabelled, labelled)
+            yield read(bank, method, consistent, SELF_CONSISTENT, probe, labelled)
 
 
 def build(
@@ -114,12 +114,12 @@ def build(
 
 
 def read(
-    bank: TaskBank, method: MergeMethod, scale: float | None, rule: str, unlabelled: Probe, labelled: Probe | None
+    bank: TaskBank, method: MergeMethod, scale: float | None, rule: str, probe: Probe, labelled: Probe | None
 ) -> Point:
     """Merges and reads one point."""
     weights = (bank if scale is None else at_scaling(bank, method, scale)).merge(dtype=torch.float32)
-    seen = unlabelled.read(weights)
-    accuracy = None if labelled is None else labelled.read(weights).mean_accuracy
+    seen = probe.read(weights)
+    accuracy = (seen if labelled is None else labelled.read(weights)).mean_accuracy
     assert seen.mean_agreement is not None
     name = type(method).__name__
     return Point(name, rank_ratio(method), scale, rule, accuracy, seen.mean_entropy, seen.mean_agreement)

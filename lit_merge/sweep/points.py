@@ -7,6 +7,7 @@ from typing import Literal
 from lit_merge.errors import MergeError
 
 Select = Literal["accuracy", "agreement", "entropy", "self_consistent"]
+Inputs = Literal["validation", "unlabelled"]
 SELF_CONSISTENT = "self_consistent"
 # What a choice looks at. The self-consistent rule finds scales only: its banks are compared by agreement.
 CRITERION = {"accuracy": "accuracy", "agreement": "agreement", "entropy": "entropy", SELF_CONSISTENT: "agreement"}
@@ -22,9 +23,9 @@ class Point:
         rank_ratio: None for methods without one, or at their own.
         scaling: None for methods without one.
         rule: `grid`, or `self_consistent` for the scale that this rule found for the method and rank.
-        accuracy: on labelled validation inputs, where there are some.
-        entropy: mean entropy on unlabelled inputs, in nats.
-        agreement: share of unlabelled inputs on which the merge predicts what the task's expert does.
+        accuracy: None where the inputs have no labels.
+        entropy: mean entropy of the predictions, in nats.
+        agreement: share of inputs on which the merge predicts what the task's expert does.
     """
 
     method: str

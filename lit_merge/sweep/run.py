@@ -13,7 +13,7 @@ from lit_merge.probe import Probe
 from lit_merge.recipe import MergeRecipe
 from lit_merge.sweep.folder import SweepFolder
 from lit_merge.sweep.grid import Grid, walk
-from lit_merge.sweep.points import Point, Select, choose
+from lit_merge.sweep.points import Inputs, Point, Select, choose
 from lit_merge.sweep.tables import tables
 
 
@@ -23,6 +23,7 @@ def run_sweep(
     grid: Grid,
     output: str | Path,
     select: Select = "accuracy",
+    inputs: Inputs | None = None,
     images: int = 128,
     overwrite: bool = False,
     device: torch.device | None = None,
@@ -34,11 +35,13 @@ def run_sweep(
 
     Args:
         model: whose experts, transform and decompositions are used.
-        data: validation inputs for accuracies where it has some; unlabelled inputs for the rest.
+        data: where the inputs come from.
         grid: the points.
         output: the folder.
         select: see `choose`.
-        images: unlabelled inputs of every task.
+        inputs: `validation`, with labels, of which only `accuracy` makes use; or `unlabelled`, those that are adapted
+            on. Validation inputs by default, where there are some.
+        images: of every task, where they are unlabelled.
         overwrite: start afresh where the folder holds another sweep.
         device: where the network runs; the CPU by default.
 
@@ -48,7 +51,8 @@ def run_sweep(
     experts = model.experts
     if experts is None:
         raise MergeError("sweep builds banks from experts: give --model.experts")
-    if select == "accuracy" and not data.has("validation"):
+    inputs = inputs or ("validation" if data.has("validation") else "unlabelled")
+    if select == "accuracy" and inputs == "unlabelled":
         raise MergeError(
             "select=accuracy needs labelled validation data; agreement, entropy and self_consistent do not"
         )
@@ -61,17 +65,17 @@ def run_sweep(
         "transform": model.transform and model.transform.describe(),
         "experts": experts.identity or experts.tasks,
         "data": [data.protocol, *data.tasks],
-        "images": images,
+        "inputs": inputs if inputs == "validation" else [inputs, images],
     }
     folder = SweepFolder(output, plan, overwrite)
     grid = replace(grid, methods=tuple(model.unlabelled.prepare(method, experts) for method in grid.methods))
     network = model.network.to(device or torch.device("cpu"))
-    unlabelled = Probe.draw(network, data, images)
-    unlabelled.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
-    labelled = Probe.labelled(network, data, "validation") if data.has("validation") else None
+    labelled = inputs == "validation"
+    probe = Probe.labelled(network, data, "validation") if labelled else Probe.draw(network, data, images)
+    probe.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
     terminal = Console(stderr=True)
     with Live(console=terminal, transient=True, auto_refresh=False) as live:
-        for point in walk(grid, experts, unlabelled, labelled, model.transform, model.decompositions, folder.points):
+        for point in walk(grid, experts, probe, None, model.transform, model.decompositions, folder.points):
             folder.add(point)
             if terminal.is_terminal:
                 live.update(tables(list(folder.points.values()), None, select), refresh=True)
