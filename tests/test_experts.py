@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_merge import CART, Experts, MergeError, TaskArithmetic, build_bank
+from lit_merge import CART, Experts, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 
 GOOD = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(3)}
 
@@ -29,6 +29,7 @@ def test_names() -> None:
     assert "expert two has no weight b.bias, which expert one has" in str(error)
 
 
+@pytest.mark.filterwarnings("ignore:the experts .* are identical")
 def test_dtypes_of_experts_but_not_of_the_base() -> None:
     half = {name: value.half() for name, value in GOOD.items()}
     assert "float16" in str(refused({"one": GOOD, "two": half}))
@@ -71,3 +72,9 @@ def test_weights_come_one_at_a_time(tmp_path: object) -> None:
     first = next(stream)
     assert first.name == "a.weight"
     assert first.experts.shape == (2, 2, 3)
+
+
+def test_the_same_expert_twice_is_said() -> None:
+    other = {name: value + 1 for name, value in GOOD.items()}
+    with pytest.warns(MergeWarning, match="the experts one and three are identical: is a path wrong"):
+        build_bank({"one": GOOD, "two": other, "three": dict(GOOD)}, method=WeightAveraging())

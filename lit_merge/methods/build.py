@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -63,17 +64,7 @@ def build_bank(
     change = None if transform is None else transform.fit(experts)
     weights = WeightStream(experts, with_base, change, decompositions)
     run = method.prepare(weights)
-    origins: dict[str, Tensor] = {}
-    deltas: dict[str, Delta] = {}
-    for weight in track(weights, f"merging with {label}", len(weights)):
-        stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
-        if weight.agrees:
-            origins[weight.name] = weight.experts[0].to(stored)
-            continue
-        origin, delta = (run.matrix if weight.name in selected else run.rest)(weight)
-        origins[weight.name] = origin.to(stored)
-        if delta is not None:
-            deltas[weight.name] = delta.to(stored)
+    origins, deltas = merge_weights(run, weights, selected, dtype, f"merging with {label}")
     deltas = run.finish(deltas)
     # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
     precision = torch.float64 if torch.float64 in experts.dtypes.values() else torch.float32
@@ -92,3 +83,28 @@ def build_bank(
     if not consistent:
         return bank
     return at_scaling(bank, method, self_consistent_scaling(bank, weights, method))
+
+
+def merge_weights(
+    run: MergeMethod, weights: WeightStream, selected: frozenset[str], dtype: torch.dtype | None, label: str
+) -> tuple[dict[str, Tensor], dict[str, Delta]]:
+    """Origin of every weight, and the delta of every one that differs, as they are stored. Says which experts are the
+    same file twice, as far as can be told."""
+    experts = weights.experts
+    origins: dict[str, Tensor] = {}
+    deltas: dict[str, Delta] = {}
+    alike = set(combinations(range(len(experts.tasks)), 2))
+    for weight in track(weights, label, len(weights)):
+        alike = {(i, j) for i, j in alike if torch.equal(weight.experts[i], weight.experts[j])}
+        stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
+        if weight.agrees:
+            origins[weight.name] = weight.experts[0].to(stored)
+            continue
+        origin, delta = (run.matrix if weight.name in selected else run.rest)(weight)
+        origins[weight.name] = origin.to(stored)
+        if delta is not None:
+            deltas[weight.name] = delta.to(stored)
+    for i, j in sorted(alike):
+        told = f"the experts {experts.tasks[i]} and {experts.tasks[j]} are identical: is a path wrong?"
+        warnings.warn(told, MergeWarning, stacklevel=3)
+    return origins, deltas

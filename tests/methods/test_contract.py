@@ -299,6 +299,7 @@ def test_the_order_of_tasks_does_not_matter(name: str) -> None:
         torch.testing.assert_close(value, merged[weight], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:the experts .* are identical")
 @every_method
 def test_experts_that_changed_nothing(name: str) -> None:
     _, base = make(3)

@@ -289,6 +289,7 @@ def test_a_tensor_that_one_expert_left_alone_stays_so() -> None:
     torch.testing.assert_close(bank.expert("task0")["conv1.weight"], experts["task0"]["conv1.weight"] - delta)
 
 
+@pytest.mark.filterwarnings("ignore:the experts .* are identical")
 def test_experts_that_all_equal_the_base() -> None:
     _, base = make(1)
     bank = build_bank({f"task{t}": dict(base) for t in range(3)}, base, method=TaskArithmetic(), transform=AWD())
