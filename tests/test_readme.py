@@ -76,8 +76,12 @@ def test_python_example(workplace: Path) -> None:
 
 
 def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = blocks((ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8"), "python")
+    source, test = blocks((ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8"), "python")
+    assert len(source.strip().splitlines()) <= 30
     (tmp_path / "my_module.py").write_text(source)
+    (tmp_path / "test_my_module.py").write_text(test)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout
     monkeypatch.syspath_prepend(tmp_path)
     experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]
     network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
