@@ -118,7 +118,7 @@ def describe(bank: TaskBank) -> str:
 
 
 def _call(about: Mapping[str, Any]) -> str:
-    options = ", ".join(f"{k}={v}" for k, v in (about.get("init_args") or {}).items())
+    options = ", ".join(f"{k}={v}" for k, v in (about.get("init_args") or {}).items() if v is not None)
     return f"{about['class_path']}({options})" if "class_path" in about else ""
 
 

@@ -53,8 +53,15 @@ class Unlabelled:
         check_tasks(self.data, experts.tasks)
         with self._on_device():
             sources = self.data.unlabelled()
-            found = collect_moments(experts, self.network, sources, method.samples, seed=self.data.seed, folder=folder)
-        return method if folder else replace(method, moments=found)
+            try:
+                moments = collect_moments(
+                    experts, self.network, sources, method.samples, seed=self.data.seed, folder=folder
+                )
+            except MergeError:
+                # Another process of the same run may have been faster.
+                if folder is None or not resolve(folder).exists():
+                    raise
+        return method if folder else replace(method, moments=moments)
 
     def most_confident(self, bank: TaskBank, method: MergeMethod) -> TaskBank:
         """The bank at the scale that `choose_scaling` finds."""

@@ -20,6 +20,8 @@ SHORT = {
     "fit": ["--trainer.max_steps", "2", "--trainer.limit_test_batches", "2"],
     "test": ["--trainer.limit_test_batches", "2"],
     "predict": ["--trainer.limit_predict_batches", "2"],
+    "sweep": ["--rank_ratios", "[0.16]", "--scalings", "[6.0]", "--images", "2"],
+    "analyze": ["--matrices", '["*.c_fc.weight"]'],
 }
 QUIET = ["--trainer.enable_progress_bar", "false"]
 
@@ -37,7 +39,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_commands_in_the_order_of_the_readme(workplace: Path) -> None:
     ours = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python -m lit_merge ")]
-    assert {"fit", "test", "predict", "merge", "export", "zoo"} == {arguments[0] for arguments in ours}
+    assert {"fit", "test", "predict", "merge", "export", "sweep", "analyze", "zoo"} == {
+        arguments[0] for arguments in ours
+    }
     for arguments in ours:
         extra = SHORT.get(arguments[0], []) + (QUIET if arguments[0] != "zoo" else [])
         assert main([*arguments, *extra]) == 0, arguments

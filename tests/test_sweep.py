@@ -173,6 +173,9 @@ def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
         "sweep.json", "results.csv", "table.txt", "chosen.yaml",
         "heatmap.png", "heatmap.svg", "curves.png", "curves.svg",
     }  # fmt: skip
+    several = ["--methods", '[{"class_path": "CART"}, {"class_path": "IsoC"}]', *grid]
+    assert main([*command[:-4], "--output", str(tmp_path / "several"), *several]) == 0
+    assert "IsoC" in capsys.readouterr().out
     # The choice goes over the configuration that was swept.
     merged = ["merge", "--config", str(tmp_path / "c.yaml"), "--config", f"{output}/chosen.yaml"]
     assert main([*merged, "--output", str(tmp_path / "m.safetensors")]) == 0
