@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_merge import (
@@ -19,6 +19,8 @@ from lit_merge import (
     ConsensusTA,
     IsoC,
     IsoCTS,
+    LowRank,
+    MergeError,
     MergeMethod,
     RegMean,
     TaskArithmetic,
@@ -27,6 +29,7 @@ from lit_merge import (
     WeightAveraging,
     build_bank,
 )
+from lit_merge.export import export_bank
 
 State = dict[str, Tensor]
 # Experts (T, …) and base of one weight, and whether it is decomposed → dense origin and dense deltas (T or 1, …).
@@ -357,3 +360,59 @@ def test_save_and_load_change_nothing(name: str, tmp_path: Path) -> None:
     assert (loaded.tasks, loaded.layers, loaded.method) == (bank.tasks, bank.layers, bank.method)
     for weight, value in bank.merge(dtype=torch.float32).items():
         assert torch.equal(loaded.merge(dtype=torch.float32)[weight], value)
+
+
+@every_method
+def test_indexing_one_task(name: str) -> None:
+    experts, base = make(3)
+    bank = build(name, experts, base)
+    if bank.shared:
+        with pytest.raises(MergeError, match="one delta for all tasks"):
+            bank.expert("task1")
+        return
+    values = dense(name, experts, base)
+    for weight, value in bank.expert("task1").items():
+        if weight in SHAPES:
+            torch.testing.assert_close(value, values[weight][0] + values[weight][1][1], rtol=1e-9, atol=1e-9)
+
+
+@every_method
+def test_lower_ranks_are_the_leading_directions(name: str) -> None:
+    experts, base = make(3)
+    bank = build(name, experts, base)
+    cut = bank.truncate(0.1)
+    coefficients = bank.coefficients
+    for i, weight in enumerate(bank.layers):
+        delta = bank.deltas[weight]
+        whole = delta.to_dense() if isinstance(delta, LowRank) else delta
+        if isinstance(delta, LowRank):
+            rank = max(1, int(0.1 * min(delta.shape[1:])))
+            whole = torch.stack([top(one, rank) if one.any() else one for one in whole])
+            if delta.S.unique().numel() < delta.S.numel():  # a flat spectrum: which directions lead is arbitrary
+                whole = (delta.U[..., :rank] * delta.S[:, None, :rank]) @ delta.V[..., :rank].mT
+        expected = bank.origin[weight] + torch.einsum("t,t...->...", coefficients[:, i], whole)
+        torch.testing.assert_close(cut.merge()[weight], expected, rtol=1e-9, atol=1e-9)
+
+
+@every_method
+@pytest.mark.parametrize("format", ["bank", "merged"])
+def test_export(name: str, format: str, tmp_path: Path) -> None:
+    bank = build(name, *make(3, torch.float32))
+    output = tmp_path / ("out" if format == "bank" else "out.safetensors")
+    export_bank(bank, output, format)  # type: ignore[arg-type]
+    found = TaskBank.load(output).merge() if format == "bank" else load_file(output)
+    for weight, value in bank.merge().items():
+        assert torch.equal(found[weight], value)
+
+
+@every_method
+def test_tied_weights_stay_tied(name: str, tmp_path: Path) -> None:
+    """Two names for one tensor, as state dicts of models with tied embeddings have."""
+    experts, base = make(3, torch.float32)
+    for state in (base, *experts.values()):
+        state["tied.weight"] = state["conv1.weight"]
+    bank = build(name, experts, base)
+    assert torch.equal(bank.merge()["tied.weight"], bank.merge()["conv1.weight"])
+    export_bank(bank, tmp_path / "out.safetensors", "merged")
+    found = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(found["tied.weight"], found["conv1.weight"])
