@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from lit_merge.activations import collect_moments
     from lit_merge.analysis import Analysis, analyze
     from lit_merge.callbacks import CompressionExport, RankSchedule
+    from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
+    from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
     from lit_merge.low_rank import LowRank
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     )
     from lit_merge.moments import load_moments, save_moments
     from lit_merge.networks import OpenClipImageEncoder
+    from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.task_bank import TaskBank
     from lit_merge.transforms import AWD, Transform
@@ -45,6 +48,7 @@ _HOMES = {
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
     "ConsensusTA": "methods",
+    "Decompositions": "decompositions",
     "ESM": "methods",
     "Experts": "experts",
     "ImageFolders": "data",
@@ -56,6 +60,7 @@ _HOMES = {
     "MergeWarning": "errors",
     "MergedModel": "merged_model",
     "OpenClipImageEncoder": "networks",
+    "Probe": "probe",
     "RankSchedule": "callbacks",
     "RegMean": "methods",
     "Stage": "merged_model",
@@ -69,6 +74,7 @@ _HOMES = {
     "WeightAveraging": "methods",
     "analyze": "analysis",
     "build_bank": "methods",
+    "choose_scaling": "choosing",
     "collect_moments": "activations",
     "load_moments": "moments",
     "save_moments": "moments",
@@ -85,6 +91,7 @@ __all__ = [
     "Coefficients",
     "CompressionExport",
     "ConsensusTA",
+    "Decompositions",
     "Experts",
     "ImageFolders",
     "IsoC",
@@ -95,6 +102,7 @@ __all__ = [
     "MergeWarning",
     "MergedModel",
     "OpenClipImageEncoder",
+    "Probe",
     "RankSchedule",
     "RegMean",
     "Stage",
@@ -106,6 +114,7 @@ __all__ = [
     "WeightAveraging",
     "analyze",
     "build_bank",
+    "choose_scaling",
     "collect_moments",
     "load_moments",
     "save_moments",
