@@ -92,20 +92,26 @@ def choose_scaling(bank: TaskBank, method: MergeMethod, probe: Probe, start: flo
         return readings[scaling].mean_entropy
 
     choice = minimise(curve, start)
-    for told in doubts(choice, probe, readings[choice.scaling]):
-        warnings.warn(f"scaling=entropy: {told}", MergeWarning, stacklevel=2)
+    told = doubts(probe, min(readings[choice.scaling].balance.values()))
+    if not choice.inside:
+        told.append(f"the entropy still falls at {choice.scaling:.3g}, the end of the range: no minimum to trust")
+    for one in told:
+        warnings.warn(f"scaling=entropy: {one}", MergeWarning, stacklevel=2)
     return choice
 
 
-def doubts(choice: Choice, probe: Probe, reading: Reading) -> list[str]:
-    """What speaks against trusting a choice, in words."""
+def doubts(probe: Probe, balance: float) -> list[str]:
+    """What speaks against trusting a choice without labels, in words.
+
+    Args:
+        probe: the inputs that were looked at.
+        balance: of the chosen merge, the lowest of all tasks, see `Reading`.
+    """
     found = []
-    if not choice.inside:
-        found.append(f"the entropy still falls at {choice.scaling:.3g}, the end of the range: no minimum to trust")
     if len(probe.inputs) < FEW_TASKS:
         found.append(f"with {len(probe.inputs)} tasks the minimum lies above the best scale; trust it from eight")
     if few := [task for task, inputs in probe.inputs.items() if len(inputs) < FEW_INPUTS]:
         found.append(f"fewer than {FEW_INPUTS} inputs of {', '.join(few)}: the minimum is noisy")
-    if one_sided := [task for task, value in reading.balance.items() if value < ONE_SIDED]:
-        found.append(f"nearly all inputs of {', '.join(one_sided)} go to one class: is it a stream of one class?")
+    if balance < ONE_SIDED:
+        found.append("nearly all inputs of a task go to one class: are they of one class?")
     return found

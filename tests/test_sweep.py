@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 
-from lit_merge import CART, TSVM, IsoC, MergeError, TaskArithmetic, WeightAveraging, build_bank
+from lit_merge import CART, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.command import main
 from lit_merge.recipe import MergeRecipe
 from lit_merge.sweep import Grid, Point, choose, run_sweep
+from lit_merge.sweep.points import at_edge
 
+pytestmark = pytest.mark.filterwarnings("ignore:select=")
 GRID = Grid((CART(), TSVM(), TaskArithmetic()), rank_ratios=(0.25, 0.5), scalings=(0.5, 1.0))
 
 
@@ -104,7 +106,7 @@ def test_another_sweep_is_not_overwritten(recipe: Any, tiny: Any, tmp_path: Path
 
 
 def point(ratio: float, scaling: float, rule: str = "grid", **seen: float) -> Point:
-    return Point("CART", ratio, scaling, rule, seen.get("accuracy"), seen["entropy"], seen["agreement"])
+    return Point("CART", ratio, scaling, rule, seen.get("accuracy"), seen["entropy"], seen["agreement"], 0.9)
 
 
 POINTS = [
@@ -126,6 +128,18 @@ def test_choices() -> None:
         choose(unlabelled, "accuracy")
     with pytest.raises(MergeError, match="pretrained checkpoint"):
         choose(unlabelled, "self_consistent")
+
+
+def test_doubts_are_warnings(recipe: Any, tiny: Any, tmp_path: Path) -> None:
+    with pytest.warns(MergeWarning) as told:
+        run_sweep(recipe(), tiny.data(), GRID, tmp_path / "sweep", "agreement", "unlabelled", images=8)
+    said = " ".join(str(one.message) for one in told)
+    assert "fewer than 16 inputs of alpha, beta, gamma" in said
+    assert "3 tasks" in said
+    assert at_edge(POINTS, POINTS[2])
+    assert not at_edge(POINTS, POINTS[4])
+    middle = replace(POINTS[2], scaling=1.7)
+    assert not at_edge([*POINTS, middle], middle)
 
 
 def test_methods_without_rank_or_scale(recipe: Any, tiny: Any, tmp_path: Path) -> None:

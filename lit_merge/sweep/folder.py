@@ -104,7 +104,6 @@ def to_csv(points: Iterable[Point]) -> str:
 
 def from_row(row: Mapping[str, str]) -> Point:
     number = {name: float(row[name]) if row[name] else None for name in COLUMNS if name not in ("method", "rule")}
-    entropy, agreement = number.pop("entropy"), number.pop("agreement")
-    if entropy is None or agreement is None:
-        raise ValueError("a line without entropy or agreement")
-    return Point(method=row["method"], rule=row["rule"], entropy=entropy, agreement=agreement, **number)
+    if None in (number["entropy"], number["agreement"], number["balance"]):
+        raise ValueError("a line without entropy, agreement or balance")
+    return Point(method=row["method"], rule=row["rule"], **number)  # type: ignore[arg-type]

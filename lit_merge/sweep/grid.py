@@ -122,4 +122,5 @@ def read(
     accuracy = (seen if labelled is None else labelled.read(weights)).mean_accuracy
     assert seen.mean_agreement is not None
     name = type(method).__name__
-    return Point(name, rank_ratio(method), scale, rule, accuracy, seen.mean_entropy, seen.mean_agreement)
+    balance = min(seen.balance.values())
+    return Point(name, rank_ratio(method), scale, rule, accuracy, seen.mean_entropy, seen.mean_agreement, balance)

@@ -26,6 +26,7 @@ class Point:
         accuracy: None where the inputs have no labels.
         entropy: mean entropy of the predictions, in nats.
         agreement: share of inputs on which the merge predicts what the task's expert does.
+        balance: the lowest of all tasks, see `Reading`.
     """
 
     method: str
@@ -35,10 +36,18 @@ class Point:
     accuracy: float | None
     entropy: float
     agreement: float
+    balance: float
 
     @property
     def key(self) -> Key:
         return self.method, self.rank_ratio, self.rule if self.rule == SELF_CONSISTENT else f"{self.scaling}"
+
+
+def at_edge(points: Sequence[Point], chosen: Point) -> bool:
+    """Whether the chosen scale is the smallest or the largest of several on the grid: the best may lie beyond it."""
+    bank = (chosen.method, chosen.rank_ratio)
+    beside = [p.scaling for p in points if (p.method, p.rank_ratio) == bank and p.rule != SELF_CONSISTENT and p.scaling]
+    return chosen.rule != SELF_CONSISTENT and len(beside) > 1 and chosen.scaling in (min(beside), max(beside))
 
 
 def choose(points: Sequence[Point], select: Select) -> Point:

@@ -1,5 +1,6 @@
 """A whole sweep: a folder that fills point by point, a live table, and a choice at the end."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
+from lit_merge.choosing import doubts
 from lit_merge.data import TaskData
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.probe import Probe
 from lit_merge.recipe import MergeRecipe
 from lit_merge.sweep.folder import SweepFolder
 from lit_merge.sweep.grid import Grid, walk
-from lit_merge.sweep.points import Inputs, Point, Select, choose
+from lit_merge.sweep.points import Inputs, Point, Select, at_edge, choose
 from lit_merge.sweep.tables import tables
 
 
@@ -81,5 +83,10 @@ def run_sweep(
                 live.update(tables(list(folder.points.values()), None, select), refresh=True)
     chosen = choose(list(folder.points.values()), select)
     method = next(method for method in grid.methods if type(method).__name__ == chosen.method)
+    told = [] if select == "accuracy" else doubts(probe, chosen.balance)
+    if at_edge(list(folder.points.values()), chosen):
+        told.append(f"the chosen scaling {chosen.scaling:g} is at the edge of the grid: widen --scalings")
+    for one in told:
+        warnings.warn(f"select={select}: {one}", MergeWarning, stacklevel=2)
     folder.finish(chosen, method, select)
     return chosen
