@@ -1,5 +1,6 @@
 """Pictures of results. Each function draws one figure and returns it."""
 
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,7 +16,10 @@ def accuracy_figure(report: Report) -> Figure:
     names = [*report.tasks, "mean"]
     rows = [*(report.row(task) for task in report.tasks), report.mean_row()]
     width = 0.8 / len(report.states)
-    figure = Figure(figsize=(max(6.0, 1.05 * len(names) + 1.5), 4.0), layout="constrained")
+    inches = max(6.0, 1.05 * len(names) + 1.5)
+    # About 13 letters of this size to the inch.
+    title = textwrap.fill(report.method, int(13 * inches))
+    figure = Figure(figsize=(inches, 3.8 + 0.2 * len(title.splitlines())), layout="constrained")
     axes = figure.subplots()
     for i, state in enumerate(report.states):
         heights = [100 * (row[f"{state}_accuracy"] or 0) for row in rows]
@@ -26,7 +30,7 @@ def accuracy_figure(report: Report) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=rotation, ha=side)
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(0, 100)
-    axes.set_title(report.method, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(report.states), frameon=False)
     return figure

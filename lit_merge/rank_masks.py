@@ -52,7 +52,9 @@ class RankMasks(nn.Module):
         low_rank = {name: delta for name, delta in bank.deltas.items() if isinstance(delta, LowRank)}
         if not low_rank:
             method = bank.method.get("class_path", "this bank")
-            raise MergeError(f"{method} has no low-rank deltas, so there are no directions for AdaRank to choose from")
+            raise MergeError(
+                f"{method} has no low-rank deltas, so AdaRank has no directions to choose from: set its rank_ratio"
+            )
         self.names: Sequence[str] = tuple(low_rank)
         self.logits = nn.ParameterList(
             nn.Parameter(start_logits(delta, rank_of(rank_ratio, *delta.shape[1:]))) for delta in low_rank.values()

@@ -37,6 +37,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
 def test_commands_in_the_order_of_the_readme(workplace: Path) -> None:
     ours = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python -m lit_merge ")]
     assert {"fit", "test", "predict", "merge", "export", "sweep", "analyze", "zoo"} == {
