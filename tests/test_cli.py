@@ -225,7 +225,7 @@ def test_bad_experts(
         (["--trainer.precision", "foo"], ["trainer.precision", "bf16-mixed", "foo"]),
         (["--trainer.precision", "bf16-true"], ["bf16-true", "use bf16-mixed"]),
         (["--ckpt_path", "absent.ckpt"], ["absent.ckpt", "no such file"]),
-        (["--model.experts", "5"], ["model.experts", "expected dict[str, str]", "5"]),
+        (["--model.experts", "5"], ["5: no such folder of experts"]),
         (["--trainer.callbacks", "RankSchedul"], ["'RankSchedul'", "nearest is RankSchedule"]),
     ],
 )
