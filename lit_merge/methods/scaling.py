@@ -1,5 +1,6 @@
 """Where a method's scale enters a bank, and the rule that finds one from the weights alone."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -7,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.experts import WeightStream
+from lit_merge.low_rank import LowRank
 from lit_merge.matrices import select_matrices
 from lit_merge.methods.base import MergeMethod
 from lit_merge.task_bank import TaskBank
@@ -59,6 +61,12 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
     if not norms.all():
         unchanged = ", ".join(task for task, norm in zip(bank.tasks, norms.tolist(), strict=True) if not norm)
         raise MergeError(f"scaling=self_consistent: the experts {unchanged} equal the base in every matrix")
+    if not any(isinstance(bank.deltas.get(name), LowRank) for name in matrices):
+        warnings.warn(
+            "scaling=self_consistent overshoots where task vectors are added whole: entropy finds a better scale",
+            MergeWarning,
+            stacklevel=3,
+        )
     slope = (moving / norms).mean().item()
     if slope <= 0:
         raise MergeError("scaling=self_consistent: the merge contains none of the task vectors: give a number")

@@ -1,5 +1,6 @@
 """The grid of a sweep: methods × ranks × scales, every bank built once from shared decompositions."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -104,7 +105,12 @@ def build(
     """The bank, and the self-consistent scale where it is asked for and exists."""
     if rule:
         try:
-            bank = build_bank(experts, method=method.at("self_consistent"), transform=transform, decompositions=kept)
+            with warnings.catch_warnings():
+                # What the rule finds is measured here; doubts are for those who would trust it unseen.
+                warnings.filterwarnings("ignore", "scaling=self_consistent")
+                bank = build_bank(
+                    experts, method=method.at("self_consistent"), transform=transform, decompositions=kept
+                )
             return bank, bank.method["chosen"]["scaling"]  # type: ignore[index]
         except MergeError:
             if method.scale == "self_consistent":

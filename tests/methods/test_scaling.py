@@ -1,5 +1,6 @@
 """The self-consistent scale: closed form against a search, for every method with a scale."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_merge import (
     IsoCTS,
     MergeError,
     MergeMethod,
+    MergeWarning,
     TaskArithmetic,
     TaskBank,
     WeightAveraging,
@@ -116,3 +118,12 @@ def test_methods_without_a_scale_are_left_alone() -> None:
     assert WeightAveraging().start("x") == 1.0
     assert (CART().usual_scale, TaskArithmetic(scaling="entropy").usual_scale) == (2.0, 0.3)
     assert replace(CART(), scaling=3.0) == CART().at(3.0)
+
+
+def test_whole_task_vectors_are_a_reason_to_doubt() -> None:
+    experts, base = fine_tuned()
+    with pytest.warns(MergeWarning, match="overshoots where task vectors are added whole"):
+        build_bank(experts, base, method=TaskArithmetic("self_consistent"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_bank(experts, base, method=IsoC("self_consistent"))
