@@ -39,8 +39,8 @@ def write_suite(
             tokens[f"{task}/{split}"] = parts[split][0]
             if split != "pool":
                 labels[f"{task}/{split}"] = parts[split][1]
-    save_file(tokens, output / "tokens.safetensors")
-    save_file(labels, output / "labels.safetensors")
+    save_file(tokens, output / "tokens.safetensors", {"format": "pt"})
+    save_file(labels, output / "labels.safetensors", {"format": "pt"})
     about = {
         "seed": seed,
         "tasks": [

@@ -12,11 +12,12 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lit_merge import CART, ESM, TSVM, IsoC, MergeError, TaskArithmetic, build_bank
+from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeMethod, TaskArithmetic, build_bank
 from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
 from lit_merge.sweep import Grid
@@ -33,32 +34,28 @@ COUNTS = (64, 480)
 METHODS = ("CART", "TaskArithmetic", "TSVM", "IsoC", "ESM")
 
 
-def grids(bench: Bench, kind: str, esm: bool) -> tuple[Grid, ...]:
-    """What is read; CART's scales differ between texts and images."""
-    found = (
-        Grid((CART(),), RATIOS, SCALES[kind]),
-        Grid((TaskArithmetic(),), scalings=(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)),
-        Grid((TSVM(), IsoC()), scalings=NORMAL),
-    )
-    if not esm:
-        return found
-    moments = collect_moments(bench.experts, bench.network, bench.data.unlabelled())
-    bank = build_bank(bench.experts, method=ESM(moments=moments, scaling="self_consistent"))
-    consistent = bank.method["chosen"]["scaling"]  # type: ignore[index]
-    scalings = tuple(round(consistent * multiple, 4) for multiple in MULTIPLES)
-    return *found, Grid((ESM(moments=moments),), scalings=scalings)
+def grids(bench: Bench, kind: str, esm: bool) -> Iterator[Grid]:
+    """What is read, ESM last; CART's scales differ between texts and images."""
+    yield Grid((CART(),), RATIOS, SCALES[kind])
+    yield Grid((TaskArithmetic(),), scalings=(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6))
+    yield Grid((TSVM(), IsoC()), scalings=NORMAL)
+    if esm:
+        moments = collect_moments(bench.experts, bench.network, bench.data.unlabelled())
+        bank = build_bank(bench.experts, method=ESM(moments=moments, scaling="self_consistent"))
+        consistent = bank.method["chosen"]["scaling"]  # type: ignore[index]
+        yield Grid((ESM(moments=moments),), scalings=tuple(round(consistent * one, 4) for one in MULTIPLES))
 
 
 def measure(suite: str, output: Path, esm: bool, only_print: bool) -> str:
     """Reads what is missing, and answers the report."""
     bench, started = Bench(open_suite(suite), output, max(COUNTS)), time.monotonic()
-    wanted = grids(bench, suite.partition(":")[0], esm and not only_print)
-    for grid in () if only_print else wanted:
+    methods: dict[str, MergeMethod] = {}
+    for grid in () if only_print else grids(bench, suite.partition(":")[0], esm):
+        methods |= {type(method).__name__: method for method in grid.methods}
         for point in bench.read(grid):
             accuracy, seconds = 100 * (point.accuracy or 0.0), time.monotonic() - started
             told = f"validation {accuracy:.1f}, entropy {point.entropy:.3f}, agreement {100 * point.agreement:.1f}"
             print(f"{suite} {file_name(point)}: {told}, {seconds:.0f} s", flush=True)
-    methods = {type(method).__name__: method for grid in wanted for method in grid.methods}
     read = {one.point.method for one in load_records(output / "points")}
     names = [name for name in METHODS if name in read]
     choices = {count: {name: bench.study(name, count).choices() for name in names} for count in COUNTS}
