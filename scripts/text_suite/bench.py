@@ -1,7 +1,7 @@
 """One suite, its experts, and the folder of all that was read of their merges."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -134,13 +134,22 @@ class Bench:
         """Mean test accuracy of what was tested under a name."""
         return mean(self.tests[name].values())
 
-    def study(self, method: str, count: int) -> Study:
-        """What was read of a method, seen through `count` inputs of every task, or all where it has fewer."""
+    def records(self, method: str) -> list[Record]:
+        """What was read of a method."""
+        return [one for one in load_records(self.output / "points") if one.point.method == method]
+
+    def study(self, records: Sequence[Record], count: int, draw: int | None = None) -> Study:
+        """Merges seen through some inputs of every task, or all where it has fewer.
+
+        Args:
+            records: of one method.
+            count: of inputs.
+            draw: seed of which ones; by default those that `Probe.draw` takes.
+        """
         experts = self.said("pool")
         chosen = {}
-        for task, value in experts.items():
-            # As Probe.draw takes them.
-            generator = torch.Generator().manual_seed(self.data.seed)
-            chosen[task] = torch.randperm(len(value), generator=generator)[:count].sort().values
-        records = [one for one in load_records(self.output / "points") if one.point.method == method]
+        for number, (task, value) in enumerate(experts.items()):
+            seed = self.data.seed if draw is None else 1000 * (draw + 1) + number
+            order = torch.randperm(len(value), generator=torch.Generator().manual_seed(seed))
+            chosen[task] = order[:count].sort().values
         return Study(records, experts, chosen)

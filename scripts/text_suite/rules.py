@@ -1,7 +1,7 @@
-"""Rules that choose scale and rank: by labels, or by what the merge says of unlabelled texts."""
+"""Rules that choose scale and rank: by labels, or by what the merge says of unlabelled inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
 import torch
@@ -90,11 +90,15 @@ class Study:
     records: Sequence[Record]
     experts: Logits
     chosen: Mapping[str, Int[Tensor, " n"]]
+    known: dict[tuple[object, str], float] = field(default_factory=dict, repr=False)
 
     def value(self, record: Record, criterion: str) -> float:
-        """Mean over the tasks."""
-        function = CRITERIA[criterion]
-        return mean(function(record.pool[t][i], self.experts[t][i]) for t, i in self.chosen.items())
+        """Mean over the tasks, computed once."""
+        key = record.point.key, criterion
+        if key not in self.known:
+            pairs = [(record.pool[task][i], self.experts[task][i]) for task, i in self.chosen.items()]
+            self.known[key] = mean(CRITERIA[criterion](merged, expert) for merged, expert in pairs)
+        return self.known[key]
 
     def points(self) -> list[Point]:
         """As a sweep over these texts would have read them."""

@@ -22,7 +22,7 @@ from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
 from lit_merge.sweep import Grid
 from text_suite.bench import Bench, open_suite
-from text_suite.records import file_name, load_records
+from text_suite.records import file_name
 from text_suite.tables import report
 
 NORMAL = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -56,14 +56,14 @@ def measure(suite: str, output: Path, esm: bool, only_print: bool) -> str:
             accuracy, seconds = 100 * (point.accuracy or 0.0), time.monotonic() - started
             told = f"validation {accuracy:.1f}, entropy {point.entropy:.3f}, agreement {100 * point.agreement:.1f}"
             print(f"{suite} {file_name(point)}: {told}, {seconds:.0f} s", flush=True)
-    read = {one.point.method for one in load_records(output / "points")}
-    names = [name for name in METHODS if name in read]
-    choices = {count: {name: bench.study(name, count).choices() for name in names} for count in COUNTS}
+    read = {name: found for name in METHODS if (found := bench.records(name))}
+    studies = {count: {name: bench.study(records, count) for name, records in read.items()} for count in COUNTS}
+    choices = {count: {name: one.choices() for name, one in named.items()} for count, named in studies.items()}
     chosen = [point for named in choices.values() for rules in named.values() for point in rules.values()]
     for tested in bench.test(methods, chosen):
         print(f"{suite} {tested}: test {100 * bench.tested(tested):.1f}", flush=True)
     kept = {
-        "points": [vars(point) for name in names for point in bench.study(name, max(COUNTS)).points()],
+        "points": [vars(point) for one in studies[max(COUNTS)].values() for point in one.points()],
         "choices": {
             str(count): {name: {rule: vars(point) for rule, point in rules.items()} for name, rules in named.items()}
             for count, named in choices.items()
@@ -71,7 +71,7 @@ def measure(suite: str, output: Path, esm: bool, only_print: bool) -> str:
         "test": bench.tests,
     }
     write_text(output / "study.json", json.dumps(kept, indent=1) + "\n", overwrite=True)
-    return report(bench, choices, names)
+    return report(bench, choices, read)
 
 
 def main() -> int:
