@@ -64,7 +64,7 @@ class Trainer(pl.Trainer):
         scalings: list[float] | None = None,
         select: Select = "accuracy",
         inputs: Inputs | None = None,
-        images: int = 128,
+        images: int = 256,
         overwrite: bool = False,
     ) -> None:
         """Merges at every point of a grid, and chooses the best by labelled validation data or without labels.

@@ -104,12 +104,13 @@ def read_header(path: Path) -> dict[str, dict]:
                 raise MergeError(f"{path} is empty (0 bytes), expected a safetensors file: copy or download it again")
             if start.startswith(b"version "):
                 raise MergeError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` beside it")
-            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+            length = int.from_bytes(start, "little")
+            # Not by the first bytes alone: a header of 1,152 bytes begins as a pickle does.
+            if length > LONGEST_HEADER and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
                 raise MergeError(
                     f"{path} is a PyTorch pickle, not a safetensors file: load it with torch.load(weights_only=True) "
                     "and write it with safetensors.torch.save_file"
                 )
-            length = int.from_bytes(start, "little")
             text = file.read(length) if length <= LONGEST_HEADER else b""
     except FileNotFoundError as error:
         raise MergeError(f"{path}: no such file") from error

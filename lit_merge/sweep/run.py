@@ -26,7 +26,7 @@ def run_sweep(
     output: str | Path,
     select: Select = "accuracy",
     inputs: Inputs | None = None,
-    images: int = 128,
+    images: int = 256,
     overwrite: bool = False,
     device: torch.device | None = None,
 ) -> Point:
