@@ -108,7 +108,7 @@ def record(ratio: float, scaling: float, sharpness: float, right: bool, accuracy
     """Predictions of a sharpness that agree with the expert's, class 0, or do not."""
     sign = 1.0 if right else -1.0
     value = torch.tensor([[sharpness * sign, 0.0]]).expand(4, 2)
-    return Record(Point("CART", ratio, scaling, rule, accuracy, 9.0, 9.0), {"task": value})
+    return Record(Point("CART", ratio, scaling, rule, accuracy, 9.0, 9.0, 0.9), {"task": value})
 
 
 def test_every_rule_takes_what_it_should(tmp_path: Path) -> None:
