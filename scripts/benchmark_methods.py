@@ -250,11 +250,12 @@ def load(output: Path) -> dict[int, list[dict[str, Any]]]:
     return found
 
 
-def cells(values: list[float]) -> str:
+def cells(values: list[float], seeds: int) -> str:
+    """Mean and deviation, and a word where not all seeds are measured yet."""
     if not values:
         return "–"
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread}"
+    return f"{100 * mean(values):.1f}{spread}" + (f" ({len(values)} of {seeds})" if len(values) < seeds else "")
 
 
 def accuracy_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
@@ -263,7 +264,9 @@ def accuracy_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]
     yield f"| | {' | '.join(heads)} | CLIP B/32, P-TA: 8 / 14 / 20 | P-TALL |"
     yield f"|---|{'---|' * (len(heads) + 2)}"
     for name in ["pretrained", *rows(None), "experts"]:
-        measured = [cells([one[name]["test"] for one in files if name in one]) for files in results.values()]
+        measured = [
+            cells([one[name]["test"] for one in files if name in one], len(files)) for files in results.values()
+        ]
         yield f"| {name} | {' | '.join(measured)} | {' | '.join(LITERATURE.get(name, ('', '')))} |"
 
 
@@ -277,7 +280,7 @@ def choice_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
             chosen = [one[name]["choices"] for one in files if name in one and "choices" in one[name]]
             if not isinstance(row, Static) or not chosen or "entropy" not in chosen[0]:
                 continue
-            shown = [cells([one["accuracy"]["test"] for one in chosen])]
+            shown = [cells([one["accuracy"]["test"] for one in chosen], len(chosen))]
             for select in others:
                 apart = [one[select]["test"] - one["accuracy"]["test"] for one in chosen if select in one]
                 shown.append(" ".join(f"{100 * value:+.1f}" for value in apart) or "–")
