@@ -150,10 +150,17 @@ class MergedModel(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [{"params": [self.coefficients.offset], "lr": self.stages[0].lr}]
-        if self.masks is not None and self.ranks is not None:
-            groups.append({"params": list(self.masks.parameters()), "lr": self.ranks.lr})
+        learnt = [[self.coefficients.offset], *([] if self.masks is None else [list(self.masks.parameters())])]
+        groups = [{"params": params, "lr": lr} for params, lr in zip(learnt, self._rates(0), strict=True)]
         return torch.optim.Adam(groups)
+
+    def _rates(self, stage: int) -> list[float]:
+        """Learning rates of the coefficients, and of the masks where there are any."""
+        if self.ranks is None:
+            return [self.stages[stage].lr]
+        # A merge that is too small wants every direction it can have: ranks wait until the scale is found.
+        waits = self.stages[stage].granularity == "tied" and stage + 1 < len(self.stages)
+        return [self.stages[stage].lr, 0.0 if waits else self.ranks.lr]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Enters the stage that this step belongs to."""
@@ -164,7 +171,8 @@ class MergedModel(LightningModule):
             self.coefficients.set_granularity(self.stages[index].granularity)
             for optimizer in self.trainer.optimizers:
                 optimizer.state.pop(self.coefficients.offset, None)
-                optimizer.param_groups[0]["lr"] = self.stages[index].lr
+                for group, lr in zip(optimizer.param_groups, self._rates(index), strict=True):
+                    group["lr"] = lr
 
     def _logits(self, batch: dict[str, Any]) -> Tensor:
         """Logits of one labelled batch, with weights that are merged once per evaluation."""

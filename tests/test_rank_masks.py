@@ -83,6 +83,18 @@ def test_a_fit_learns_masks_and_leaves_a_bank_without_dropped_directions(
         torch.testing.assert_close(bank.merge()[name], value.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_ranks_wait_until_the_scale_is_found(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    model = make_model(
+        CART(rank_ratio=1.0, scaling=1.5), stages=[Stage("tied", 3, 0.05), Stage("layer", 3, 0.01)], ranks=AdaRank(0.5)
+    )
+    start = {name: logits.detach().clone() for name, logits in model.masks().items()}  # type: ignore[misc]
+    make_trainer(max_steps=3).fit(model, datamodule=tiny.data())
+    assert all(torch.equal(logits, start[name]) for name, logits in model.masks().items())  # type: ignore[misc]
+    alone = make_model(CART(rank_ratio=1.0, scaling=1.5), stages=[Stage("tied", 3, 0.05)], ranks=AdaRank(0.5))
+    make_trainer(max_steps=3).fit(alone, datamodule=tiny.data())
+    assert not all(torch.equal(logits, start[name]) for name, logits in alone.masks().items())  # type: ignore[misc]
+
+
 def test_masks_come_back_from_a_checkpoint(
     make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Any
 ) -> None:
