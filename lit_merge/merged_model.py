@@ -229,10 +229,12 @@ class MergedModel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises MergeError for a checkpoint of another bank."""
+        """Raises MergeError for a checkpoint of another bank, or with AdaRank where this has none."""
         about = checkpoint.get("lit_merge", {})
         if about.get("fingerprint") != self._frame.fingerprint:
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
+        if any(name.startswith("masks.") for name in checkpoint["state_dict"]) != (self.masks is not None):
+            raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
         self.rank_ratio, self.stage_index = about["rank_ratio"], about["stage_index"]
         self.coefficients.granularity = about["granularity"]
 

@@ -107,6 +107,13 @@ def test_masks_come_back_from_a_checkpoint(
     whole, resumed = make(), make()
     make_trainer(max_steps=4).fit(whole, datamodule=tiny.data())
     make_trainer(max_steps=4).fit(resumed, datamodule=tiny.data(), ckpt_path=tmp_path / "step2.ckpt", weights_only=True)
+    with pytest.raises(MergeError, match="AdaRank must be on in both"):
+        make_trainer(max_steps=4).fit(
+            make_model(CART(rank_ratio=1.0, scaling=1.5)),
+            datamodule=tiny.data(),
+            ckpt_path=tmp_path / "step2.ckpt",
+            weights_only=True,
+        )
     assert torch.equal(whole.coefficients(), resumed.coefficients())
     for name, logits in whole.masks().items():  # type: ignore[misc]
         assert torch.equal(logits, resumed.masks()[name])  # type: ignore[misc]
