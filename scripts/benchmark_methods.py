@@ -278,7 +278,7 @@ def choice_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
     for tasks, files in results.items():
         for name, row in rows(None).items():
             chosen = [one[name]["choices"] for one in files if name in one and "choices" in one[name]]
-            if not isinstance(row, Static) or not chosen or "entropy" not in chosen[0]:
+            if not isinstance(row, Static) or not chosen or chosen[0]["accuracy"]["scaling"] is None:
                 continue
             shown = [cells([one["accuracy"]["test"] for one in chosen], len(chosen))]
             for select in others:
