@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from lit_merge import CART, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
+from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.command import main
 from lit_merge.recipe import MergeRecipe
 from lit_merge.sweep import Grid, Point, choose, run_sweep
@@ -151,6 +151,16 @@ def test_methods_without_rank_or_scale(recipe: Any, tiny: Any, tmp_path: Path) -
         ("IsoC", "grid"),
         ("IsoC", "self_consistent"),
     ]
+
+
+@pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
+def test_the_chosen_configuration_holds_no_collected_moments(recipe: Any, tiny: Any, tmp_path: Path) -> None:
+    model = recipe(method=ESM(samples=8), data=tiny.data(), accelerator="cpu")
+    grid = Grid((model.require_method(),), scalings=(0.3, 0.5))
+    run_sweep(model, tiny.data(), grid, tmp_path / "sweep", images=8)
+    chosen = yaml.safe_load((tmp_path / "sweep" / "chosen.yaml").read_text())["model"]["method"]
+    assert chosen["class_path"] == "ESM"
+    assert chosen["init_args"]["moments"] is None
 
 
 def test_grids_that_cannot_be_walked() -> None:

@@ -72,10 +72,11 @@ class MomentsMethod(MergeMethod):
         return (second_moment(self.moments, task, name) for task in self.moments)
 
     def describe(self) -> dict[str, object]:
-        # Not the matrices themselves: this goes into bank.json.
-        given = "given" if isinstance(self.moments, Mapping) else None if self.moments is None else str(self.moments)
-        init_args = asdict(replace(self, moments=None)) | {"moments": given}
-        return {"class_path": type(self).__name__, "init_args": init_args}
+        # Not the matrices themselves: a configuration names a folder of them, or none.
+        folder = None if isinstance(self.moments, Mapping) else self.moments
+        init_args = asdict(replace(self, moments=None)) | {"moments": folder and str(folder)}
+        about: dict[str, object] = {"class_path": type(self).__name__, "init_args": init_args}
+        return about | {"moments": "given"} if isinstance(self.moments, Mapping) else about
 
 
 def open_moments(moments: Mapping[str, Mapping[str, Any]] | str | None, experts: Experts) -> Moments:

@@ -369,7 +369,8 @@ def test_a_folder_of_moments_is_the_same_as_moments(tmp_path: Path) -> None:
     for name, value in given.merge().items():
         assert torch.equal(read.merge()[name], value)
         assert torch.equal(lazy.merge()[name], value)
-    assert given.method["init_args"]["moments"] == lazy.method["init_args"]["moments"] == "given"  # type: ignore[index]
+    assert given.method["moments"] == lazy.method["moments"] == "given"
+    assert given.method["init_args"]["moments"] is lazy.method["init_args"]["moments"] is None  # type: ignore[index]
     assert read.method["init_args"]["moments"] == str(tmp_path / "moments")  # type: ignore[index]
     assert len(json.dumps(given.method)) < 300
     assert len(repr(ESM(moments=moments(3)))) < 300
