@@ -1,7 +1,5 @@
 """The verbs that need a model: LightningCLI over MergeRecipe, TaskData and our Trainer."""
 
-import logging
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +16,9 @@ from rich.console import Console
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.data import TaskData, check_tasks
-from lit_merge.errors import MergeError, MergeWarning
+from lit_merge.errors import MergeError
 from lit_merge.parse_errors import explain
+from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
 from lit_merge.report import Report
 from lit_merge.runs import describe, predictions_csv, run_fit
@@ -224,31 +223,3 @@ def _cause(error: BaseException) -> MergeError | None:
     while found is not None and not isinstance(found, MergeError):
         found = found.__cause__ or found.__context__
     return found
-
-
-def quiet() -> None:
-    """Leaves out what Lightning tells developers, not users."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        "does not have many workers",
-        "args parameter is intended to run from within Python",
-        "module\\(s\\) in eval mode at the start of training",
-        "isinstance\\(treespec, LeafSpec\\)",
-        "tensorboardX",
-        "No seed found",
-        "GPU available but not used",
-        "your dataloader is not resumable",
-        "smaller than the logging interval",
-        "was deprecated in v4.49",
-        "By default only one JsonargparseDeprecationWarning",
-    ):
-        warnings.filterwarnings("ignore", f"(?s).*{text}")
-    warnings.formatwarning = _one_line
-
-
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    told = " ".join(str(message).split())
-    return f"lit_merge: warning: {told}\n" if issubclass(category, MergeWarning) else f"{filename}:{lineno}: {told}\n"

@@ -50,11 +50,11 @@ from lit_merge import (
 )
 from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
-from lit_merge.cli import quiet
 from lit_merge.decompositions import Decompositions
 from lit_merge.locations import resolve
 from lit_merge.methods import at_scaling
 from lit_merge.probe import Probe
+from lit_merge.quiet import quiet
 from lit_merge.sweep import Grid, Point, choose, walk
 from lit_merge.transforms import Transform
 

@@ -35,7 +35,7 @@ SIZES = {
     "beta": {"adaptation": 34, "validation": 7, "test": 17},
     "gamma": {"adaptation": 13, "validation": 8, "test": 26},
 }
-# What Lightning tells developers; the command line leaves it out too (cli.quiet).
+# What Lightning tells developers; the command line leaves it out too (quiet.py).
 LIGHTNING_SAYS = (
     "does not have many workers",
     "module\\(s\\) in eval mode at the start of training",

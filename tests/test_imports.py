@@ -14,7 +14,7 @@ MODULES = {
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
     ["errors", "linalg", "progress", "parse_errors"],
-    ["locations"],
+    ["locations", "quiet"],
     ["checkpoints"],
     ["low_rank", "matrices", "objectives", "bank_files"],
     ["task_bank", "decompositions"],
