@@ -24,6 +24,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric import Fabric
 from rich.console import Console
 
 from lit_merge import (
@@ -145,11 +146,13 @@ class Bench:
     """One suite: experts, probes, and the decompositions that its rows share."""
 
     def __init__(self, zoo: str, images: int) -> None:
+        self.device = Fabric(devices=1).device
         folder = resolve(zoo)
         tasks = [task["name"] for task in json.loads((folder / "zoo.json").read_text(encoding="utf-8"))["tasks"]]
         sources = {task: folder / "experts" / f"{task}.safetensors" for task in tasks}
         self.experts = Experts(sources, folder / "base.safetensors")
         self.network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
+        self.network.to(self.device)
         self.data = Suite(str(folder), tasks=tasks)
         self.unlabelled = Probe.draw(self.network, self.data, images)
         self.unlabelled.ask_experts(self.expert)
@@ -214,6 +217,7 @@ class Bench:
             use_distributed_sampler=False,
         )
         trainer.fit(model, datamodule=self.data)
+        self.network.to(self.device)  # the trainer leaves it on the CPU
         reached = model.to_bank()
         test = self.accuracy(reached.merge(dtype=torch.float32))
         return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": model.total_steps}
