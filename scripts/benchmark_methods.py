@@ -53,6 +53,7 @@ from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
 from lit_merge.decompositions import Decompositions
 from lit_merge.locations import resolve
+from lit_merge.matrices import Matrices
 from lit_merge.methods import at_scaling
 from lit_merge.probe import Probe
 from lit_merge.quiet import quiet
@@ -92,16 +93,17 @@ LAYERS = (Stage("layer", 500, 1e-3),)
 TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 100, 1e-3))
 
 
-def rows(moments: Any) -> dict[str, Static | Adapted]:
-    """Every row of the table, by its label."""
-    esm, official = (ESM(preset=preset, moments=moments) for preset in ("paper", "official"))
+def rows(moments: Any, matrices: Matrices = "all") -> dict[str, Static | Adapted]:
+    """Every row of the table, by its label; `matrices` are those of methods that give every task directions."""
+    esm, official = (ESM(preset=preset, moments=moments, matrices=matrices) for preset in ("paper", "official"))
+    tsvm = TSVM(matrices=matrices)
     return {
         "weight averaging": Static(WeightAveraging()),
         "task arithmetic": Static(TaskArithmetic(), SMALL),
         "TIES": Static(TIES(), MIDDLE),
         "Consensus TA": Static(ConsensusTA(), SMALL),
         "RegMean": Static(RegMean(moments=moments), MIDDLE),
-        "TSV-M": Static(TSVM(), MIDDLE),
+        "TSV-M": Static(tsvm, MIDDLE),
         "Iso-C": Static(IsoC(), MIDDLE),
         "Iso-CTS": Static(IsoCTS(), MIDDLE),
         "ESM (paper)": Static(esm, SMALL),
@@ -114,7 +116,7 @@ def rows(moments: Any) -> dict[str, Static | Adapted]:
         "AdaMerging, layer-wise": Adapted(TaskArithmetic(), LAYERS, bounds=(0.0, 1.0)),
         "AdaMerging++, layer-wise": Adapted(TIES(merge="sum", scaling=0.3), LAYERS, bounds=(0.0, 1.0)),
         "AWD + AdaMerging": Adapted(TaskArithmetic(), LAYERS, AWD(), (0.0, 1.0)),
-        "TSV-M, adapted": Adapted(TSVM(), TWO_STAGES),
+        "TSV-M, adapted": Adapted(tsvm, TWO_STAGES),
         "Iso-C, adapted": Adapted(IsoC(), TWO_STAGES),
         "ESM (official), adapted": Adapted(official, TWO_STAGES),
         "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), TWO_STAGES),
@@ -161,6 +163,10 @@ class Bench:
         )
         self.moments = collect_moments(self.experts, self.network, self.data.unlabelled())
         self.kept: dict[str, Decompositions] = {}
+        shapes = {name: shape for name, shape in self.experts.shapes.items() if len(shape) == 2}
+        # 20 tasks cannot share the 17 directions of this suite's positional embedding.
+        enough = [name for name, shape in shapes.items() if min(shape) >= len(tasks)]
+        self.matrices: Matrices = "all" if len(enough) == len(shapes) else enough
 
     def expert(self, task: str) -> dict[str, torch.Tensor]:
         checkpoint = self.experts.checkpoints[task]
@@ -236,7 +242,7 @@ def measure(zoo: str, output: Path, images: int, told: Callable[[str], None]) ->
         if name in ("pretrained", "experts"):
             known |= bench.references()
         else:
-            row = rows(bench.moments)[name]
+            row = rows(bench.moments, bench.matrices)[name]
             known[name] = bench.static(row) if isinstance(row, Static) else bench.adapted(row)
             known[name]["seconds"] = time.perf_counter() - start
         write_text(path, json.dumps(known, indent=1) + "\n", overwrite=True)
