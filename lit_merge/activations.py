@@ -144,7 +144,6 @@ def input_moments(network: Network, weights: Mapping[str, Tensor], batches: Iter
     batch lie in an order of their own.
     """
     watch = InputMoments(weights)
-    device = next(network.encoder.parameters()).device
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # Attention's native path is one operation, in which no product can be seen.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -152,8 +151,8 @@ def input_moments(network: Network, weights: Mapping[str, Tensor], batches: Iter
         for batch in batches:
             mask = network.token_mask(batch)
             for i, part in enumerate(batch.split(len(batch) if mask is None else 1)):
-                prepared = network.prepare(part.to(device))
-                watch.kept = None if mask is None else mask[i].to(device)
+                prepared = network.prepare(part.to(network.device))
+                watch.kept = None if mask is None else mask[i].to(network.device)
                 with watch:
                     functional_call(network.encoder, dict(weights), (prepared,))
     finally:
@@ -163,11 +162,12 @@ def input_moments(network: Network, weights: Mapping[str, Tensor], batches: Iter
 
 def _weights(checkpoint: Checkpoint, network: Network) -> dict[str, Tensor]:
     """All weights of an expert in float32, which the inputs are in, on the network's device."""
-    device = next(network.encoder.parameters()).device
-    read = {name: checkpoint.read(name) for name in checkpoint.shapes}
+    device, read = network.device, {name: checkpoint.read(name) for name in checkpoint.shapes}
     # Copies: tensors mapped from one file share its memory, and memory is what weights are known by.
     return {
-        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        name: value.to(
+            network.device, torch.float32 if value.is_floating_point() else value.dtype, copy=True
+        ).contiguous()
         for name, value in read.items()
     }
 

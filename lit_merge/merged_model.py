@@ -8,12 +8,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lit_merge.adaptation_step import MicroBatch, Weights, adaptation_step
 from lit_merge.coefficients import Coefficients, Granularity
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
 from lit_merge.rank_masks import AdaRank, RankMasks
+from lit_merge.sharpness import SharpnessAware
 from lit_merge.task_bank import TaskBank, check_rank_ratio
 
 
@@ -46,6 +48,11 @@ class MergedModel(LightningModule):
             works from a coefficient that is far off: coefficients of different tasks compete and cannot travel far.
         bounds: (lower, upper) for the coefficients; AdaMerging clamps to [0, 1]. Off by default: CART's are above 1.
         ranks: learns which singular directions are used too.
+        sharpness: how far from the coefficients the worst gradient is looked for (SAM); 0 is off.
+        microbatch: `all` runs one forward over the batches of all tasks; `task` runs forward and backward task by task,
+            so that the activations of one are in memory at a time, however many tasks there are.
+        gradient_checkpointing: keep no activations inside the network's blocks, compute them again in the backward;
+            with `microbatch: task`.
 
     Raises:
         MergeError: a bank whose weights are not the network's, a task without a head, no stage; AdaRank over a bank
@@ -60,8 +67,17 @@ class MergedModel(LightningModule):
         stages: Sequence[Stage] = (Stage(),),
         bounds: tuple[float, float] | None = None,
         ranks: AdaRank | None = None,
+        sharpness: float = 0.0,
+        microbatch: MicroBatch = "all",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if sharpness < 0:
+            raise MergeError(f"sharpness={sharpness}: expected a number from 0, off, up")
+        if gradient_checkpointing:
+            if microbatch != "task":
+                raise MergeError("gradient_checkpointing needs microbatch=task: its backward runs inside the network")
+            network.checkpoint_gradients()
         if not stages or any(stage.steps < 1 or stage.lr <= 0 for stage in stages):
             raise MergeError("stages: expected at least one, each with steps ≥ 1 and lr > 0")
         network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
@@ -75,7 +91,7 @@ class MergedModel(LightningModule):
         self.objective = objective or Entropy()
         self.stages = tuple(stages)
         self.coefficients = Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds)
-        self.ranks = ranks
+        self.ranks, self.sharpness, self.microbatch = ranks, sharpness, microbatch
         self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
         self.metrics = TaskMetrics(bank.tasks)
         self.rank_ratio = 1.0
@@ -107,7 +123,7 @@ class MergedModel(LightningModule):
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
     def setup(self, stage: str) -> None:
-        check_precision(self.trainer)
+        check_precision(self.trainer, self)
 
     def on_fit_start(self) -> None:
         self.check_learnable()
@@ -139,20 +155,25 @@ class MergedModel(LightningModule):
         """Logits (B, C) of every task's inputs."""
         return self.network(self.merged_weights(), inputs)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        losses = {task: self.objective(logits) for task, logits in self(batch).items()}
-        loss = torch.stack(list(losses.values())).mean()
-        self.log("loss", loss, prog_bar=True)
+    def expert_weights(self, task: str) -> Weights:
+        """What an objective takes for the task's expert: here what the bank itself holds of it."""
+        return self.bank.expert(task, self.compute_dtype)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        weights = self.merged_weights()
+        step = adaptation_step(self.network, weights, batch, self.objective, self.expert_weights, self.microbatch)
+        self.log("loss", step.loss.detach(), prog_bar=True)
         self.log("coefficient", self.coefficients().mean(), prog_bar=True)
         if self.masks is not None:
             self.log("directions", self.masks.kept(), prog_bar=True)
-        self.log_dict({f"loss/{task}": value for task, value in losses.items()})
-        return loss
+        self.log_dict({f"loss/{task}": value for task, value in step.losses.items()})
+        return {"loss": step.loss, "predictions": step.predictions}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         learnt = [[self.coefficients.offset], *([] if self.masks is None else [list(self.masks.parameters())])]
         groups = [{"params": params, "lr": lr} for params, lr in zip(learnt, self._rates(0), strict=True)]
-        return torch.optim.Adam(groups)
+        adam = torch.optim.Adam(groups)
+        return SharpnessAware(adam, self.sharpness) if self.sharpness else adam
 
     def _rates(self, stage: int) -> list[float]:
         """Learning rates of the coefficients, and of the masks where there are any."""
@@ -239,11 +260,18 @@ class MergedModel(LightningModule):
         self.coefficients.granularity = about["granularity"]
 
 
-def check_precision(trainer: Trainer) -> None:
-    """Raises MergeError where the trainer would round coefficients and factors: a step may be lost in bfloat16."""
+def check_precision(trainer: Trainer, model: MergedModel) -> None:
+    """Raises MergeError where the trainer's precision or accumulation does not go with how the model steps.
+
+    Steps of coefficients and factors would be lost in bfloat16; gradients that a step computes itself would not be scaled.
+    """
     if trainer.precision in ("bf16-true", "16-true"):
         precision = trainer.precision.removesuffix("true") + "mixed"
         raise MergeError(f"precision={trainer.precision} would round the coefficients: use {precision}")
+    if trainer.precision == "16-mixed" and model.microbatch == "task":
+        raise MergeError("microbatch=task runs its own backward, which 16-mixed would have to scale: use bf16-mixed")
+    if model.sharpness and trainer.accumulate_grad_batches != 1:
+        raise MergeError("sharpness takes two backwards of one batch: leave accumulate_grad_batches at 1")
 
 
 def _bits(dtype: torch.dtype) -> int:

@@ -3,9 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
+
+from lit_merge.errors import MergeError
 
 
 def entropy(logits: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
@@ -19,12 +23,39 @@ def entropy(logits: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
     return -(log_p.exp() * log_p).sum(-1)
 
 
+def mean_prediction_entropy(logits: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Entropy of the mean prediction, in nats: log C where all classes are predicted as often, 0 where one is."""
+    log_mean = logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+    return -(log_mean.exp() * log_mean).sum()
+
+
+def confident_entropy(logits: Float[Tensor, "B C"], threshold: float) -> Float[Tensor, ""]:
+    """Mean entropy of the predictions below threshold·log C, each weighted by exp(threshold·log C − entropy), the
+    weight detached; 0 where there is none."""
+    each, limit = entropy(logits), threshold * math.log(logits.shape[-1])
+    weights = (limit - each.detach()).exp() * (each.detach() < limit)
+    return (weights * each).mean()
+
+
+def divergence(logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Mean KL divergence of the predictions from the expert's, in nats."""
+    return F.kl_div(logits.log_softmax(-1), expert.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
 class Objective(ABC):
     """A loss of one task's logits; the loss of a step is the mean over tasks."""
 
+    asks_experts: ClassVar[bool] = False
+    """Whether the task's expert is run on the same inputs, for `expert` in the call."""
+
     @abstractmethod
-    def __call__(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
-        """The loss of one batch of one task."""
+    def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
+        """The loss of one batch of one task.
+
+        Args:
+            logits: of the merge.
+            expert: logits of the task's expert, where `asks_experts`.
+        """
 
 
 @dataclass(frozen=True)
@@ -37,6 +68,57 @@ class Entropy(Objective):
 
     per_log_classes: bool = False
 
-    def __call__(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
         mean = entropy(logits).mean()
         return mean / math.log(logits.shape[-1]) if self.per_log_classes else mean
+
+
+@dataclass(frozen=True)
+class InformationMaximisation(Objective):
+    """Mean entropy of the predictions minus the entropy of their mean: sure of each, and all classes in use (SHOT,
+    arXiv 2002.08546). The mean is that of the batch, which should hold several images of most classes.
+
+    Args:
+        balance: weight of the second term.
+    """
+
+    balance: float = 1.0
+
+    def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
+        return entropy(logits).mean() - self.balance * mean_prediction_entropy(logits)
+
+
+@dataclass(frozen=True)
+class ConfidentEntropy(Objective):
+    """Entropy of confident predictions only (EATA, arXiv 2204.02610): those that are unsure have noisy gradients.
+
+    Args:
+        threshold: share of log C above which a prediction is left out.
+
+    Raises:
+        MergeError: a threshold outside (0, 1].
+    """
+
+    threshold: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise MergeError(f"ConfidentEntropy: threshold={self.threshold} is outside (0, 1]: a share of log C")
+
+    def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
+        return confident_entropy(logits, self.threshold)
+
+
+@dataclass(frozen=True)
+class ExpertAgreement(Objective):
+    """Divergence from what the task's own expert predicts on the same unlabelled inputs.
+
+    The experts are those of the configuration; without them, what the bank itself holds of every task (its origin and
+    the task's delta). One more forward of each task's batch a step.
+    """
+
+    asks_experts = True
+
+    def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
+        assert expert is not None
+        return divergence(logits, expert)

@@ -89,10 +89,6 @@ class Probe:
             inputs[task], labels[task] = source.read(range(len(source))), targets.long()
         return cls(network, inputs, labels)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.heads.parameters()).device
-
     def ask_experts(self, weights: Callable[[str], Weights]) -> None:
         """Notes what every task's own expert predicts, for `Reading.agreement`.
 
@@ -114,20 +110,20 @@ class Probe:
             entropy={task: entropy(value).mean().item() for task, value in whole.items()},
             agreement={task: share(whole[task], expected) for task, expected in self.predictions.items()},
             balance={task: balance(value) for task, value in whole.items()},
-            accuracy={task: share(whole[task], labels.to(self.device)) for task, labels in self.labels.items()},
+            accuracy={task: share(whole[task], labels) for task, labels in self.labels.items()},
         )
 
     @torch.no_grad()
     def _forward(self, weights: Weights, tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
-        moved = {name: value.to(self.device) for name, value in weights.items()}
+        moved = {name: value.to(self.network.device) for name, value in weights.items()}
         for task in tasks:
             for batch in self.inputs[task].split(BATCH):
-                yield task, self.network(moved, {task: batch.to(self.device)})[task]
+                yield task, self.network(moved, {task: batch.to(self.network.device)})[task]
 
 
 def share(logits: Float[Tensor, "B C"], classes: Int[Tensor, " B"]) -> float:
     """Share of rows whose largest logit is that of the given class."""
-    return (logits.argmax(-1) == classes).double().mean().item()
+    return (logits.argmax(-1) == classes.to(logits.device)).double().mean().item()
 
 
 def balance(logits: Float[Tensor, "B C"]) -> float:

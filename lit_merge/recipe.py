@@ -1,5 +1,6 @@
 """MergeRecipe: a MergedModel from what a configuration file says."""
 
+from lit_merge.adaptation_step import MicroBatch, Weights
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
@@ -29,6 +30,9 @@ class MergeRecipe(MergedModel):
         stages: what is learnt, for how many steps, at which rate; one after the other.
         bounds: [lower, upper] for the coefficients; none by default.
         ranks: learn which singular directions are used, too.
+        sharpness: radius of sharpness-aware steps; 0 is off.
+        microbatch: `task` runs the tasks of a step one after the other, in the memory of one.
+        gradient_checkpointing: less memory for more time, with `microbatch: task`.
         decompositions: folder in which singular value decompositions are kept for later runs; `memory` keeps them for
             this one (sweep).
         data: set by the command line: where methods that look at unlabelled inputs take them from.
@@ -50,6 +54,9 @@ class MergeRecipe(MergedModel):
         stages: list[Stage] | None = None,
         bounds: tuple[float, float] | None = None,
         ranks: AdaRank | None = None,
+        sharpness: float = 0.0,
+        microbatch: MicroBatch = "all",
+        gradient_checkpointing: bool = False,
         decompositions: str | None = None,
         data: TaskData | None = None,
         accelerator: str = "auto",
@@ -74,10 +81,19 @@ class MergeRecipe(MergedModel):
                 built = unlabelled.most_confident(built, method)
         else:
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
-        super().__init__(built, network, objective, stages or [Stage()], bounds, ranks)
+        super().__init__(
+            built, network, objective, stages or [Stage()], bounds, ranks, sharpness, microbatch, gradient_checkpointing
+        )
         self.experts = opened
         self.method, self.transform, self.decompositions = method, transform, kept
         self.unlabelled = unlabelled
+
+    def expert_weights(self, task: str) -> Weights:
+        """The expert of the configuration, where there is one."""
+        if self.experts is None:
+            return super().expert_weights(task)
+        read, shapes = self.experts.checkpoints[task].read, self.experts.shapes
+        return {name: read(name).to(self.device, self.compute_dtype) for name in shapes}
 
     def require_method(self) -> MergeMethod:
         """The configuration's method; raises MergeError where a bank was loaded instead."""

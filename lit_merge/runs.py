@@ -56,7 +56,7 @@ def run_fit(
         MergeError: nothing to adapt, an output that exists or cannot be written, or anything wrong with the data.
     """
     model.check_learnable()
-    check_precision(trainer)
+    check_precision(trainer, model)
     place = replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output))
     with place as folder, passing_interrupts():
         if not trainer.loggers:

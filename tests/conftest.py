@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from open_clip.model import _build_vision_tower
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -80,10 +81,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     (root / "experts").mkdir()
     (root / "network.json").write_text(json.dumps(NETWORK))
     save_file({task: torch.eye(n, NETWORK["embed_dim"]) for task, n in CLASSES.items()}, root / "heads.safetensors")
+    network = OpenClipImageEncoder(str(root / "network.json"), str(root / "heads.safetensors"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = OpenClipImageEncoder(str(root / "network.json"), str(root / "heads.safetensors"))
-        base = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+        # The tower alone: a network keeps no weights.
+        tower = _build_vision_tower(NETWORK["embed_dim"], NETWORK["vision_cfg"], False)
+        base = {name: value.clone() for name, value in tower.state_dict().items()}
         save_file(base, root / "base.safetensors")
         heads, images, labels = {}, {}, {}
         for task, classes in CLASSES.items():

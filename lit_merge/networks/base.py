@@ -1,17 +1,21 @@
 """An encoder whose weights are handed to every forward, and the frozen heads on it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, cat, nn
 from torch.func import functional_call
 
 from lit_merge.errors import MergeError
 from lit_merge.networks.heads import CosineHeads
 
+T = TypeVar("T")
+
 
 class Network(nn.Module, ABC):
-    """`encoder` has the names and shapes of the experts' weights; its own values are never used."""
+    """`encoder` has the names and shapes of the experts' weights; its own values are never used, and not kept."""
 
     encoder: nn.Module
     heads: CosineHeads
@@ -24,12 +28,34 @@ class Network(nn.Module, ABC):
         """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
         return None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the heads lie, and the encoder runs."""
+        return next(self.heads.parameters()).device
+
     def forward(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task, from one forward over the inputs of all tasks together."""
-        batch = self.prepare(cat(list(inputs.values())))
-        features = functional_call(self.encoder, dict(weights), (batch,))
+        return self.holding(weights, lambda: self.logits(inputs))
+
+    def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
+        """Does something while the encoder's weights are these: a backward too, where blocks are computed again."""
+        named = {f"encoder.{name}": value for name, value in weights.items()}
+        found: T = functional_call(_Holding(self.encoder, work), named, ())
+        return found
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `forward`, with the weights that the encoder holds."""
+        features = self.encoder(self.prepare(cat(list(inputs.values()))))
         parts = features.split([len(x) for x in inputs.values()])
         return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
+
+    def checkpoint_gradients(self) -> None:
+        """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.
+
+        Raises:
+            MergeError: an encoder that cannot.
+        """
+        raise MergeError(f"{type(self).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
 
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         """Raises MergeError where names or shapes of the experts' weights are not the encoder's."""
@@ -49,9 +75,43 @@ class Network(nn.Module, ABC):
                 )
 
     def freeze(self) -> None:
-        """Called once built: nothing in a network is trained, and dropout stays off."""
+        """Called once built: nothing in a network is trained, and dropout stays off.
+
+        The encoder's own weights go: they would be a whole model in memory, and a stale one. What is left of them are
+        names and shapes, which cannot be moved or broadcast, so the encoder is no registered module any more.
+        """
         self.requires_grad_(False)
         self.train(False)
+        encoder = self._modules.pop("encoder")
+        assert encoder is not None
+        kept = encoder.state_dict(keep_vars=True)
+        for module in encoder.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    module._parameters[name] = nn.Parameter(torch.empty_like(value, device="meta"), False)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and any(buffer is one for one in kept.values()):
+                    module._buffers[name] = torch.empty_like(buffer, device="meta")
+        object.__setattr__(self, "encoder", encoder)
 
     def train(self, mode: bool = True) -> "Network":
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Network":
+        found = super()._apply(fn, recurse)
+        if "encoder" not in self._modules:
+            # What the encoder computes with beside its weights, as masks of attention, moves with the network.
+            for module in self.encoder.modules():
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and not buffer.is_meta:
+                        module._buffers[name] = fn(buffer)
+        return found
+
+
+class _Holding(nn.Module):
+    def __init__(self, encoder: nn.Module, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.encoder, self.work = encoder, work
+
+    def forward(self) -> Any:
+        return self.work()

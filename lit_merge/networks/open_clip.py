@@ -48,6 +48,9 @@ class OpenClipImageEncoder(Network):
         self.register_buffer("std", tensor(preprocess.get("std", OPENAI_DATASET_STD))[:, None, None], False)
         self.freeze()
 
+    def checkpoint_gradients(self) -> None:
+        self.encoder.set_grad_checkpointing(True)
+
     def prepare(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         if inputs.shape[-2:] != (self.image_size, self.image_size):
             raise MergeError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from lightning.fabric import Fabric
 
 from lit_merge import Experts, MergeMethod, OpenClipImageEncoder, Suite, build_bank
 from lit_merge.checkpoints import write_text
@@ -60,6 +61,7 @@ class Bench:
 
     def __init__(self, suite: Opened, output: Path, count: int) -> None:
         self.experts, self.network, self.data = suite.experts, suite.network, suite.data
+        self.network.to(Fabric(devices=1).device)
         self.output, self.kept = output, Decompositions()
         self.pool = Recorder(self.network, Probe.draw(self.network, self.data, count).inputs)
         self.validation = self.labelled("validation")

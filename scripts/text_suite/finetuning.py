@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from lightning.fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +32,7 @@ def make_heads(base: Path, splits: dict[str, dict[str, Split]]) -> dict[str, Flo
     """The heads of all tasks, from `base/heads.safetensors` where that exists."""
     path = base / "heads.safetensors"
     if not path.exists():
-        encoder = read_encoder(base)
+        encoder = read_encoder(base).to(Fabric(devices=1).device)
         heads = {task: class_means(encoder, parts["train"]) for task, parts in splits.items()}
         save_file(heads, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
@@ -53,6 +54,7 @@ def epoch(texts: Split, size: int, generator: torch.Generator) -> Iterator[Split
 def finetune(encoder: SentenceEncoder, task: Task, texts: Split, head: Float[Tensor, "C d"], seed: int) -> None:
     """Trains the encoder in place; the seed decides the order of the texts and dropout."""
     torch.manual_seed(seed)
+    device, head = next(encoder.parameters()).device, head.to(next(encoder.parameters()).device)
     generator = torch.Generator().manual_seed(seed)
     adam = torch.optim.AdamW(encoder.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     steps = task.epochs * math.ceil(len(texts[0]) / task.batch)
@@ -62,9 +64,9 @@ def finetune(encoder: SentenceEncoder, task: Task, texts: Split, head: Float[Ten
     encoder.train()
     for _ in range(task.epochs):
         for ids, labels in epoch(texts, task.batch, generator):
-            with torch.autocast("cpu", torch.bfloat16):
-                found = encoder(ids)
-            loss = F.cross_entropy(LOGIT_SCALE * found @ head.T, labels.long())
+            with torch.autocast(device.type, torch.bfloat16):
+                found = encoder(ids.to(device))
+            loss = F.cross_entropy(LOGIT_SCALE * found @ head.T, labels.long().to(device))
             adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
@@ -85,11 +87,11 @@ def train_expert(
     if path.exists():
         return
     started = time.monotonic()
-    encoder = read_encoder(base)
+    encoder = read_encoder(base).to(Fabric(devices=1).device)
     before = accuracy(encoder, head, splits["validation"])
     finetune(encoder, TASKS[name], splits["train"], head, seed)
     after = accuracy(encoder, head, splits["validation"])
-    weights = {key: weight.half().contiguous() for key, weight in encoder.state_dict().items()}
+    weights = {key: weight.half().cpu().contiguous() for key, weight in encoder.state_dict().items()}
     pretrained = load_file(base / "base.safetensors")
     norm = sum((weights[key].float() - pretrained[key].float()).square().sum().item() for key in weights) ** 0.5
     seconds = time.monotonic() - started

@@ -37,10 +37,10 @@ class TextNetwork(Network):
     def token_mask(self, inputs: Int[Tensor, "B S"]) -> Bool[Tensor, "B s"]:
         return real_tokens(inputs)
 
-    def forward(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Twice as fast where the processor multiplies bfloat16; experts are trained so too.
-        with torch.autocast(self.heads.rows[0].device.type, torch.bfloat16):
-            return super().forward(weights, inputs)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return super().logits(inputs)
 
 
 class TokenIds(ImageSource):

@@ -27,7 +27,7 @@ class Recorder(Probe):
     def _forward(self, weights: Mapping[str, Tensor], tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
         self._last: dict[str, list[Tensor]] = {task: [] for task in tasks}
         for task, logits in super()._forward(weights, tasks):
-            self._last[task].append(logits)
+            self._last[task].append(logits.cpu())
             yield task, logits
 
 

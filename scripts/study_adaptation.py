@@ -1,0 +1,231 @@
+"""What adaptation does over its steps: which stages, which objective, when to stop, and how a collapse looks.
+
+Every run is watched every few steps: test accuracy, which nothing here is chosen by, beside what can be seen without
+labels on a fixed probe of unlabelled inputs: entropy, balance of the predicted classes, agreement with the experts, and
+churn (the share of predictions that differ from those at the last look).
+
+Goes on where it was cut off: every run is kept in the output folder as soon as it is done.
+
+    python scripts/study_adaptation.py zoo:8                      # one suite
+    python scripts/study_adaptation.py zoo:8 text:0 --only CART   # runs whose name starts so
+    python scripts/study_adaptation.py --print                    # the tables of what is measured already
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from text_suite.bench import open_suite
+
+from lit_merge import CART, ESM, TSVM, IsoC, MergedModel, MergeError, MergeMethod, Stage, TaskArithmetic, build_bank
+from lit_merge.activations import collect_moments
+from lit_merge.checkpoints import write_text
+from lit_merge.data import TaskData
+from lit_merge.data.streams import ImageSource, ImageTensor
+from lit_merge.objectives import (
+    ConfidentEntropy,
+    Entropy,
+    ExpertAgreement,
+    InformationMaximisation,
+    Objective,
+)
+from lit_merge.probe import Probe
+from lit_merge.quiet import quiet
+
+# Steps at which a run is looked at, and those with all test images rather than a sample of them.
+LOOKS, WHOLE = (0, 20, 40, 60, 80, 100, 150, 200, 300), (0, 100)
+IMAGES, SAMPLE = 64, 150
+TIED, LAYER = Stage("tied", 100, 0.05), Stage("layer", 300, 1e-3)
+TWO = (TIED, LAYER)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is adapted how."""
+
+    method: MergeMethod
+    stages: tuple[Stage, ...] = TWO
+    objective: Objective | None = None
+    sharpness: float = 0.0
+    one_class: bool = False
+
+
+def runs(moments: Any) -> dict[str, Run]:
+    """Every run by its name: method / what is special."""
+    cart, whole = CART(0.16, 1.0), TaskArithmetic()
+    methods = {"CART": cart, "TSV-M": TSVM(), "Iso-C": IsoC(), "ESM": ESM(preset="official", moments=moments)}
+    named = {f"{name} / two stages": Run(method) for name, method in (methods | {"task arithmetic": whole}).items()}
+    for name, method in (("CART", cart), ("task arithmetic", whole)):
+        named[f"{name} / layers only"] = Run(method, (LAYER,))
+        for label, objective in OBJECTIVES.items():
+            named[f"{name} / {label}"] = Run(method, (TIED, Stage("layer", 200, 1e-3)), objective)
+        named[f"{name} / sharpness-aware"] = Run(method, (TIED, Stage("layer", 200, 1e-3)), sharpness=0.05)
+    named["CART / gentle layers"] = Run(cart, (TIED, Stage("layer", 200, 2e-4)))
+    named["CART / high rate"] = Run(cart, (Stage("layer", 200, 0.1),))
+    named["CART / one class"] = Run(cart, (TIED, Stage("layer", 100, 1e-2)), one_class=True)
+    return named
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "entropy per log classes": Entropy(per_log_classes=True),
+    "information maximisation": InformationMaximisation(),
+    "confident entropy": ConfidentEntropy(),
+    "expert agreement": ExpertAgreement(),
+}
+
+
+class OneClass(TaskData):
+    """Inputs of a task's first class only, as a stream that shows nothing else for a long time."""
+
+    def __init__(self, data: TaskData) -> None:
+        super().__init__(data.batch_size, data.eval_batch_size, 0, data.seed)
+        self.inner, self.tasks, self.protocol = data, data.tasks, "one class"  # type: ignore[misc]
+
+    tasks: tuple[str, ...] = ()  # type: ignore[assignment]
+    protocol: str = ""  # type: ignore[assignment]
+
+    def unlabelled(self) -> Mapping[str, ImageSource]:
+        found: dict[str, ImageSource] = {}
+        for task, (source, labels) in self.inner.labelled("validation").items():
+            assert labels is not None
+            found[task] = ImageTensor(source.read((labels == 0).nonzero().flatten().tolist()))
+        return found
+
+    def labelled(self, split: str) -> Any:
+        return self.inner.labelled(split)
+
+
+class Watch(Callback):
+    """Looks at the merge every few steps."""
+
+    def __init__(self, probe: Probe, test: Probe) -> None:
+        self.probe, self.test, self.seen = probe, test, list[dict[str, Any]]()
+        self.sample = Probe(
+            test.network,
+            {task: x[:SAMPLE] for task, x in test.inputs.items()},
+            {task: x[:SAMPLE] for task, x in test.labels.items()},
+        )
+        self.last: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step in LOOKS:
+            self.look(trainer.global_step, pl_module, trainer.global_step in WHOLE)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.look(trainer.global_step, pl_module, True)
+
+    @torch.no_grad()
+    def look(self, step: int, model: MergedModel, whole: bool) -> None:
+        weights = model.merged_weights()
+        reading = self.probe.read(weights)
+        inputs = {task: x.to(model.device) for task, x in self.probe.inputs.items()}
+        now = {task: value.argmax(-1) for task, value in model.network(weights, inputs).items()}
+        churn = {task: (now[task] != self.last[task]).float().mean().item() for task in self.last}
+        self.last = now
+        self.seen.append(
+            {"step": step, "coefficient": model.coefficients().mean().item(), "churn": churn}
+            | {"sample": self.sample.read(weights).accuracy, "entropy": reading.entropy}
+            | ({"test": self.test.read(weights).accuracy} if whole else {})
+            | {"balance": reading.balance, "agreement": reading.agreement}
+        )
+
+
+def measure(name: str, output: Path, only: str) -> None:
+    """All runs of one suite that its file does not hold yet."""
+    path = output / f"{name.replace(':', '-')}.json"
+    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    wanted = [one for one in runs(None) if one.startswith(only) and one not in known]
+    if not wanted:
+        return
+    suite = open_suite(name)
+    network, data = suite.network, suite.data
+    probe = Probe.draw(network, data, IMAGES)
+    probe.ask_experts(lambda task: expert(suite, task))
+    test = Probe.labelled(network, data, "test")
+    esm = any(one.startswith("ESM") for one in wanted)
+    moments = collect_moments(suite.experts, network, data.unlabelled()) if esm else None
+    for one in wanted:
+        run = runs(moments)[one]
+        pl.seed_everything(0, verbose=False)
+        bank = build_bank(suite.experts, method=run.method)
+        model = MergedModel(bank, network, run.objective, run.stages, sharpness=run.sharpness)
+        model.expert_weights = lambda task: {n: w.to(network.device) for n, w in expert(suite, task).items()}  # type: ignore[method-assign]
+        watch = Watch(probe, test)
+        trainer = pl.Trainer(
+            max_steps=model.total_steps,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[watch],
+        )
+        trainer.fit(model, datamodule=OneClass(data) if run.one_class else data)
+        known = (json.loads(path.read_text("utf-8")) if path.exists() else {}) | {one: watch.seen}
+        write_text(path, json.dumps(known) + "\n", overwrite=True)
+        curve = [f"{100 * mean(seen['sample'].values()):.1f}" for seen in watch.seen]
+        print(f"{name}: {one}: {' '.join(curve)}", flush=True)
+
+
+def expert(suite: Any, task: str) -> dict[str, torch.Tensor]:
+    checkpoint = suite.experts.checkpoints[task]
+    return {name: checkpoint.read(name).float() for name in suite.experts.shapes}
+
+
+def tables(output: Path) -> Iterator[str]:
+    """Markdown: test accuracy at the start, after every stage, and at the end, mean and deviation over seeds."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(output.glob("*.json")):
+        kind = path.stem.partition("-seed")[0]
+        kind = "text" if kind.startswith("text") else kind
+        files.setdefault(kind, []).append(json.loads(path.read_text("utf-8")))
+    yield "| run | " + " | ".join(f"{kind} ({len(seeds)})" for kind, seeds in files.items()) + " |"
+    yield "|---|" + "---|" * len(files)
+    for name in runs(None):
+        shown = []
+        for seeds in files.values():
+            curves = [
+                [100 * mean(seen["test"].values()) for seen in one[name] if "test" in seen]
+                for one in seeds
+                if name in one
+            ]
+            shown.append(" → ".join(cell(list(values)) for values in zip(*curves, strict=True)) or "–")
+        yield f"| {name} | " + " | ".join(shown) + " |"
+
+
+def cell(values: list[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", help="zoo:8 and its like, text:SEED")
+    parser.add_argument("--output", type=Path, default=Path("runs/adaptation"), help="(default: %(default)s)")
+    parser.add_argument("--only", default="", help="runs whose name starts so")
+    parser.add_argument("--print", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    quiet()
+    for suite in [] if options.print else options.suites:
+        try:
+            measure(suite, options.output, options.only)
+        except MergeError as error:
+            print(f"study_adaptation: {error}", file=sys.stderr)
+            return 1
+    print("\n".join(tables(options.output)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
