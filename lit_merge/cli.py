@@ -18,11 +18,12 @@ from lit_merge.checkpoints import check_output, write_text
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.parse_errors import explain
+from lit_merge.prediction_files import prediction_format
 from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
-from lit_merge.report import Report
-from lit_merge.runs import describe, predictions_csv, run_fit
-from lit_merge.trainer import Trainer
+from lit_merge.report import Report, describe
+from lit_merge.runs import run_fit
+from lit_merge.trainer import Trainer, passing_interrupts
 
 # The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
 TRAINER_DEFAULTS = {
@@ -85,6 +86,9 @@ class MergeCLI(LightningCLI):
             if (cause := _cause(error)) is None:
                 raise
             raise cause from error
+        except ModuleNotFoundError as error:
+            # As TensorBoardLogger says it where tensorboard is missing.
+            raise MergeError(f"a package is missing: {str(error).splitlines()[0]}") from error
 
     def option(self, name: str) -> Any:
         """The value of an option of this verb."""
@@ -97,6 +101,8 @@ class MergeCLI(LightningCLI):
             raise MergeError(f"{self.subcommand} needs --{where}, the place to write to")
         if self.subcommand == "fit" and options.output is not None:
             raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
+        if self.subcommand == "predict":
+            prediction_format(options.output)
         if self.subcommand == "sweep":
             # Goes on with a folder that it left; all banks of it share one decomposition.
             options.model.decompositions = options.model.decompositions or "memory"
@@ -143,11 +149,11 @@ class MergeCLI(LightningCLI):
         self._evaluate(self.trainer.test, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        if self.trainer.world_size > 1:
-            # Each process has seen a part of the inputs only.
-            raise MergeError("predict writes from one process: pass --trainer.devices 1")
-        predictions = cast(list[dict[str, Any]], self.trainer.predict(**kwargs | {"return_predictions": True}))
-        write_text(self.option("output"), predictions_csv(predictions), self.option("overwrite"))
+        writer = callbacks.PredictionWriter(self.option("output"), self.option("overwrite"))
+        writer.check(self.trainer)
+        self.trainer.callbacks.append(writer)
+        with passing_interrupts():
+            self.trainer.predict(**kwargs | {"return_predictions": False})
         self._say()
 
     def merge(self, **kwargs: Any) -> None:
