@@ -82,13 +82,10 @@ class MergeCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, ModuleNotFoundError) as error:
             if (cause := _cause(error)) is None:
                 raise
             raise cause from error
-        except ModuleNotFoundError as error:
-            # As TensorBoardLogger says it where tensorboard is missing.
-            raise MergeError(f"a package is missing: {str(error).splitlines()[0]}") from error
 
     def option(self, name: str) -> Any:
         """The value of an option of this verb."""
@@ -224,8 +221,10 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _cause(error: BaseException) -> MergeError | None:
-    """The MergeError that jsonargparse has wrapped."""
+    """The MergeError that jsonargparse has wrapped; a package that is missing, as tensorboard may be, is one too."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, MergeError):
+        if isinstance(found, ModuleNotFoundError):
+            return MergeError(f"a package is missing: {str(found).splitlines()[0]}")
         found = found.__cause__ or found.__context__
     return found

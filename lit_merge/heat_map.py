@@ -128,7 +128,7 @@ def _stack_and_number(block: str) -> tuple[str, str]:
     return stack, number
 
 
-def _write_above(axes: Axes, x: float, text: str, points: float, align: str) -> None:
+def _write_above(axes: Axes, x: float, text: str, points: int, align: str) -> None:
     style: dict[str, Any] = {"ha": align, "va": "bottom", "fontsize": 8, "color": "#555555", "annotation_clip": False}
     axes.annotate(text, (x, -0.5), xytext=(0, points), textcoords="offset points", **style)
 
