@@ -95,15 +95,15 @@ def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.Mon
     assert main(["merge", *experts, *network, "--output", str(tmp_path / "merged.safetensors")]) == 0
 
 
-def test_callbacks_examples(workplace: Path) -> None:
+def test_callbacks_examples(workplace: Path, on_tiny: list[str]) -> None:
     text = (ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8")
     callbacks, logs = blocks(text, "yaml")
     if find_spec("tensorboard") is None:
         logs = logs.replace("TensorBoardLogger", "CSVLogger")
     for name, example in (("callbacks", callbacks), ("logs", logs)):
         (workplace / f"{name}.yaml").write_text(example)
-        config = ["--config", "configs/quickstart.yaml", "--config", f"{name}.yaml", "--run", "runs/cart"]
-        assert main(["fit", *config, "--overwrite", *SHORT["fit"], *QUIET]) == 0
+        config = ["--config", "configs/cart.yaml", "--config", f"{name}.yaml", *on_tiny, "--data.batch_size", "4"]
+        assert main(["fit", *config, "--run", "runs/cart", "--overwrite", *SHORT["fit"], *QUIET]) == 0
     assert (workplace / "runs" / "small-bank" / "bank.json").is_file()
     assert (workplace / "runs" / "cart" / "lightning_logs").is_dir()
     for example in blocks(text, "python"):
