@@ -98,13 +98,13 @@ class MergeCLI(LightningCLI):
             raise MergeError(f"{self.subcommand} needs --{where}, the place to write to")
         if self.subcommand == "fit" and options.output is not None:
             raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
-        if self.subcommand == "predict":
-            prediction_format(options.output)
         if self.subcommand == "sweep":
             # Goes on with a folder that it left; all banks of it share one decomposition.
             options.model.decompositions = options.model.decompositions or "memory"
         elif options[where] is not None:
             check_output(options[where], options.overwrite)
+        if self.subcommand == "predict":
+            prediction_format(options.output)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         asked = self.option("trainer")
