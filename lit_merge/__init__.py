@@ -8,13 +8,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lit_merge.activations import collect_moments
     from lit_merge.analysis import Analysis, analyze
-    from lit_merge.callbacks import CompressionExport, RankSchedule
+    from lit_merge.callbacks import CoefficientLog, CompressionExport, PredictionWriter, RankSchedule
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
+    from lit_merge.heat_map import coefficient_figure
     from lit_merge.low_rank import LowRank
     from lit_merge.merged_model import MergedModel, Stage
     from lit_merge.methods import (
@@ -45,6 +46,7 @@ _HOMES = {
     "AdaRank": "rank_masks",
     "Analysis": "analysis",
     "CART": "methods",
+    "CoefficientLog": "callbacks",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
     "ConsensusTA": "methods",
@@ -60,6 +62,7 @@ _HOMES = {
     "MergeWarning": "errors",
     "MergedModel": "merged_model",
     "OpenClipImageEncoder": "networks",
+    "PredictionWriter": "callbacks",
     "Probe": "probe",
     "RankSchedule": "callbacks",
     "RegMean": "methods",
@@ -75,6 +78,7 @@ _HOMES = {
     "analyze": "analysis",
     "build_bank": "methods",
     "choose_scaling": "choosing",
+    "coefficient_figure": "heat_map",
     "collect_moments": "activations",
     "load_moments": "moments",
     "save_moments": "moments",
@@ -88,6 +92,7 @@ __all__ = [
     "TSVM",
     "AdaRank",
     "Analysis",
+    "CoefficientLog",
     "Coefficients",
     "CompressionExport",
     "ConsensusTA",
@@ -102,6 +107,7 @@ __all__ = [
     "MergeWarning",
     "MergedModel",
     "OpenClipImageEncoder",
+    "PredictionWriter",
     "Probe",
     "RankSchedule",
     "RegMean",
@@ -115,6 +121,7 @@ __all__ = [
     "analyze",
     "build_bank",
     "choose_scaling",
+    "coefficient_figure",
     "collect_moments",
     "load_moments",
     "save_moments",

@@ -18,11 +18,12 @@ from lit_merge.checkpoints import check_output, write_text
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.parse_errors import explain
+from lit_merge.prediction_files import prediction_format
 from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
-from lit_merge.report import Report
-from lit_merge.runs import describe, predictions_csv, run_fit
-from lit_merge.trainer import Trainer
+from lit_merge.report import Report, describe
+from lit_merge.runs import run_fit
+from lit_merge.trainer import Trainer, passing_interrupts
 
 # The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
 TRAINER_DEFAULTS = {
@@ -81,7 +82,7 @@ class MergeCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, ModuleNotFoundError) as error:
             if (cause := _cause(error)) is None:
                 raise
             raise cause from error
@@ -102,6 +103,8 @@ class MergeCLI(LightningCLI):
             options.model.decompositions = options.model.decompositions or "memory"
         elif options[where] is not None:
             check_output(options[where], options.overwrite)
+        if self.subcommand == "predict":
+            prediction_format(options.output)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         asked = self.option("trainer")
@@ -143,11 +146,11 @@ class MergeCLI(LightningCLI):
         self._evaluate(self.trainer.test, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        if self.trainer.world_size > 1:
-            # Each process has seen a part of the inputs only.
-            raise MergeError("predict writes from one process: pass --trainer.devices 1")
-        predictions = cast(list[dict[str, Any]], self.trainer.predict(**kwargs | {"return_predictions": True}))
-        write_text(self.option("output"), predictions_csv(predictions), self.option("overwrite"))
+        writer = callbacks.PredictionWriter(self.option("output"), self.option("overwrite"))
+        writer.check(self.trainer)
+        self.trainer.callbacks.append(writer)
+        with passing_interrupts():
+            self.trainer.predict(**kwargs | {"return_predictions": False})
         self._say()
 
     def merge(self, **kwargs: Any) -> None:
@@ -218,8 +221,10 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _cause(error: BaseException) -> MergeError | None:
-    """The MergeError that jsonargparse has wrapped."""
+    """The MergeError that jsonargparse has wrapped; a package that is missing, as tensorboard may be, is one too."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, MergeError):
+        if isinstance(found, ModuleNotFoundError):
+            return MergeError(f"a package is missing: {str(found).splitlines()[0]}")
         found = found.__cause__ or found.__context__
     return found

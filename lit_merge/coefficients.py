@@ -79,9 +79,19 @@ class Coefficients(nn.Module):
         elif granularity == "layer":
             columns, per_row = torch.arange(layers), layers
         elif granularity == "block":
-            found = [match.group() if (match := _BLOCK.match(name)) else "" for name in self.layers]
+            found = [block_of(name) for name in self.layers]
             names = sorted(set(found))
             columns, per_row = torch.tensor([names.index(name) for name in found], dtype=torch.long), len(names)
         else:
             raise MergeError(f"granularity={granularity!r}: expected tied, task, block or layer")
         return torch.arange(rows)[:, None] * per_row + columns
+
+
+def block_of(name: str) -> str:
+    """What a weight's name begins with up to the number of its block; empty outside blocks.
+
+    >>> block_of("transformer.resblocks.3.mlp.c_fc.weight")
+    'transformer.resblocks.3.'
+    """
+    match = _BLOCK.match(name)
+    return match.group() if match else ""

@@ -11,7 +11,7 @@ VERBS = {
     "fit": "merge, adapt the coefficients on unlabelled data, report, and save the task bank",
     "validate": "accuracy and entropy per task on the validation data",
     "test": "accuracy and entropy per task on the test data",
-    "predict": "the five most probable classes of every test input, as CSV",
+    "predict": "the five most probable classes of every test input, as CSV, Parquet or JSON lines",
     "merge": "merge without adapting, as one safetensors file",
     "export": "write a task bank compressed, as merged weights, or as the weights of one task",
     "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",

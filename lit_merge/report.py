@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_merge.evaluation import TaskScore, mean_accuracy
+from lit_merge.task_bank import TaskBank
 
 # What a row of the table may be about, in the order of columns and bars.
 STATES = ("pretrained", "static", "adapted", "expert")
@@ -141,3 +143,21 @@ def _cell(key: str, value: float | int | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if key.endswith("entropy") else f"{100 * value:.1f}"
+
+
+def describe(bank: TaskBank) -> str:
+    """The method in words: CART(rank_ratio=0.16, …) of 8 experts; what a transform did; a scale that a rule chose."""
+    about: Mapping[str, Any] = bank.method
+    words = f"{_call(about) or 'bank'} of {len(bank.tasks)} experts"
+    if "chosen" in about:
+        words += f", scaling {about['chosen']['scaling']:.4g} chosen by {about['init_args']['scaling']}"
+    if "transform" in about:
+        transform: Mapping[str, Any] = about["transform"]
+        told = {k: v for k, v in transform.items() if k not in ("class_path", "init_args")}
+        words = f"{_call(transform)} and {words}" + "".join(f", {k.replace('_', ' ')} {v:.4g}" for k, v in told.items())
+    return words
+
+
+def _call(about: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{k}={v}" for k, v in (about.get("init_args") or {}).items() if v is not None)
+    return f"{about['class_path']}({options})" if "class_path" in about else ""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from lit_merge.checkpoints import replacing, write_text
@@ -20,7 +19,8 @@ from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
 from lit_merge.figures import accuracy_figure, save_figure
 from lit_merge.merged_model import MergedModel, check_precision
-from lit_merge.report import Report
+from lit_merge.report import Report, describe
+from lit_merge.run_logs import log_into
 from lit_merge.task_bank import TaskBank
 from lit_merge.trainer import Trainer, passing_interrupts
 
@@ -59,8 +59,7 @@ def run_fit(
     check_precision(trainer, model)
     place = replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output))
     with place as folder, passing_interrupts():
-        if not trainer.loggers:
-            trainer.logger = CSVLogger(folder, name="log", version="")
+        log_into(trainer, output, folder)
         start = model.to_bank()
         scores = reference_scores(trainer, model, data, experts) if data.has_test else {}
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -104,24 +103,6 @@ def score(
     return evaluator.scores
 
 
-def describe(bank: TaskBank) -> str:
-    """The method in words: CART(rank_ratio=0.16, …) of 8 experts; what a transform did; a scale that a rule chose."""
-    about: Mapping[str, Any] = bank.method
-    words = f"{_call(about) or 'bank'} of {len(bank.tasks)} experts"
-    if "chosen" in about:
-        words += f", scaling {about['chosen']['scaling']:.4g} chosen by {about['init_args']['scaling']}"
-    if "transform" in about:
-        transform: Mapping[str, Any] = about["transform"]
-        told = {k: v for k, v in transform.items() if k not in ("class_path", "init_args")}
-        words = f"{_call(transform)} and {words}" + "".join(f", {k.replace('_', ' ')} {v:.4g}" for k, v in told.items())
-    return words
-
-
-def _call(about: Mapping[str, Any]) -> str:
-    options = ", ".join(f"{k}={v}" for k, v in (about.get("init_args") or {}).items() if v is not None)
-    return f"{about['class_path']}({options})" if "class_path" in about else ""
-
-
 def write_run(
     folder: Path, report: Report, start: TaskBank, adapted: TaskBank, config: Mapping[str, Any] | None
 ) -> None:
@@ -153,21 +134,6 @@ def coefficients_csv(start: TaskBank, adapted: TaskBank) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-
-
-def predictions_csv(predictions: list[dict[str, Any]]) -> str:
-    """A line per test input: task, position, and the most probable classes (numbers of the head's rows)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    width = max((batch["classes"].shape[1] for batch in predictions), default=0)
-    numbers = range(1, width + 1)
-    writer.writerow(["task", "index", *(f"class_{i}" for i in numbers), *(f"probability_{i}" for i in numbers)])
-    for batch in predictions:
-        fill = [""] * (width - batch["classes"].shape[1])
-        for index, classes, p in zip(batch["indices"], batch["classes"], batch["probabilities"], strict=True):
-            shown = [f"{value:.6f}" for value in p.tolist()]
-            writer.writerow([batch["task"], int(index), *classes.tolist(), *fill, *shown, *fill])
-    return text.getvalue()
 
 
 def _as(model: MergedModel, value: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from lit_merge.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
 class Trainer(pl.Trainer):
     """Lightning's Trainer, and `merge`, `export` and `sweep`."""
 
+    callbacks: list[pl.Callback]
+
     def merge(self, model: MergedModel, output: str, overwrite: bool = False) -> None:
         """Writes the merge at the bank's coefficients as one safetensors file; nothing is trained.
 

@@ -73,7 +73,7 @@ def test_fit_leaves_a_whole_run_and_says_what_it_did(
     assert main(["fit", "--config", config(), "--run", str(run)]) == 0
     table = capsys.readouterr().out
     names = {"config.yaml", "versions.json", "coefficients.csv", "bank", "metrics.json", "metrics.csv", "table.txt"}
-    assert names | {"accuracy.png", "log"} == {path.name for path in run.iterdir()}
+    assert names | {"accuracy.png", "coefficients", "log"} == {path.name for path in run.iterdir()}
     assert all(task in table for task in tiny.tasks)
     for heading in ("pretrained", "expert", "adapted", "entropy", "normalised", "Experts together"):
         assert heading in table
@@ -117,13 +117,52 @@ def test_merge_and_export_need_no_data(config: Config, tiny: Any, tmp_path: Path
         torch.testing.assert_close(value, expert[name], atol=1e-5, rtol=1e-5)
 
 
-def test_predict_writes_a_line_per_image(config: Config, tmp_path: Path) -> None:
+def test_predict_writes_a_line_per_image(
+    config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "predictions.csv"
     assert main(["predict", "--config", config(), "--output", str(output)]) == 0
     lines = output.read_text().splitlines()
     assert len(lines) == 1 + 23 + 17 + 26
-    assert lines[0].startswith("task,index,class_1")
+    assert lines[0].startswith("task,index,file,class_1,class_2,class_3,class_4,class_5,probability_1")
     assert {line.count(",") for line in lines} == {lines[0].count(",")}
+    # Images without a label are enough.
+    data = {"class_path": "ImageFolders", "init_args": {"adapt": tiny.adapt_folders, "image_size": 16}}
+    output = tmp_path / "predictions.jsonl"
+    bar = ["--trainer.enable_progress_bar", "true"]
+    assert main(["predict", "--config", config(data=data), "--output", str(output), *bar]) == 0
+    told = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["file"] for row in told if row["task"] == "gamma"] == [f"{i:03d}.png" for i in range(13)]
+    assert "Predicting" in capsys.readouterr().err
+
+
+def test_predictions_of_another_kind(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "predict", "--config", config(), "--output", str(tmp_path / "p.xlsx"))
+    assert ".csv, .parquet, .jsonl" in line
+    several = ["--trainer.devices", "2", "--output", str(tmp_path / "p.csv")]
+    assert "from one process" in refused(capsys, "predict", "--config", config(), *several)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_loggers_by_name(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = [{"class_path": "CSVLogger", "init_args": {"save_dir": place, "name": "csv"}} for place in ("run", "logs")]
+    path = config(trainer__logger=listed, trainer__log_every_n_steps=1)
+    assert main(["fit", "--config", path, "--run", "run"]) == 0
+    one, two = (Path(place, "csv", "version_0", "metrics.csv").read_text() for place in ("run", "logs"))
+    assert one == two
+    assert one.count("\n") == 1 + 4
+
+
+def test_a_logger_whose_package_is_missing(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    path = config(trainer__logger={"class_path": "TensorBoardLogger", "init_args": {"save_dir": "logs"}})
+    line = refused(capsys, "fit", "--config", path, "--run", str(tmp_path / "run"))
+    assert "tensorboard" in line
+    assert "pip install" in line
 
 
 def test_callbacks_by_name(config: Config, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,20 @@ def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.Mon
     assert main(["merge", *experts, *network, "--output", str(tmp_path / "merged.safetensors")]) == 0
 
 
-def test_callbacks_example(workplace: Path) -> None:
-    (text,) = blocks((ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8"), "yaml")
-    (workplace / "callbacks.yaml").write_text(text)
-    config = ["--config", "configs/quickstart.yaml", "--config", "callbacks.yaml"]
-    assert main(["fit", *config, *SHORT["fit"], *QUIET]) == 0
+def test_callbacks_examples(workplace: Path, on_tiny: list[str]) -> None:
+    text = (ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8")
+    callbacks, logs = blocks(text, "yaml")
+    if find_spec("tensorboard") is None:
+        logs = logs.replace("TensorBoardLogger", "CSVLogger")
+    for name, example in (("callbacks", callbacks), ("logs", logs)):
+        (workplace / f"{name}.yaml").write_text(example)
+        config = ["--config", "configs/cart.yaml", "--config", f"{name}.yaml", *on_tiny, "--data.batch_size", "4"]
+        assert main(["fit", *config, "--run", "runs/cart", "--overwrite", *SHORT["fit"], *QUIET]) == 0
     assert (workplace / "runs" / "small-bank" / "bank.json").is_file()
+    assert (workplace / "runs" / "cart" / "lightning_logs").is_dir()
+    for example in blocks(text, "python"):
+        exec(example, {})
+    assert (workplace / "coefficients.svg").is_file()
 
 
 @pytest.fixture

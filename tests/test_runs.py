@@ -69,6 +69,7 @@ def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path:
     assert {path.name for path in run.iterdir()} == {
         "accuracy.png",
         "bank",
+        "coefficients",
         "coefficients.csv",
         "config.yaml",
         "log",

@@ -1,7 +1,9 @@
 """Callbacks: hooks only; the operations are functions elsewhere."""
 
+from lit_merge.callbacks.coefficient_log import CoefficientLog
 from lit_merge.callbacks.compression_export import CompressionExport
+from lit_merge.callbacks.prediction_writer import PredictionWriter
 from lit_merge.callbacks.progress_bar import MergeProgress
 from lit_merge.callbacks.rank_schedule import RankSchedule
 
-__all__ = ["CompressionExport", "MergeProgress", "RankSchedule"]
+__all__ = ["CoefficientLog", "CompressionExport", "MergeProgress", "PredictionWriter", "RankSchedule"]

@@ -1,7 +1,7 @@
 """TaskData: a DataModule with one unlabelled stream per task to adapt on, and labelled images to evaluate on."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -77,12 +77,22 @@ class TaskData(LightningDataModule):
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._evaluation("test")
 
+    def class_names(self, task: str) -> Sequence[str] | None:
+        """Names of the rows of the task's head, where the data knows them."""
+        return None
+
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._evaluation("test")
+        """The test images; where there are none, those to adapt on."""
+        if self.has_test:
+            return self._evaluation("test")
+        return self._in_turn({task: (source, None) for task, source in self.unlabelled().items()})
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Any]]:
+        return self._in_turn(self.labelled(split))
+
+    def _in_turn(self, sources: Mapping[str, Labelled]) -> DataLoader[dict[str, Any]]:
         rank, world_size = self._place()
-        dataset = LabelledImages(self.labelled(split), self.eval_batch_size)
+        dataset = LabelledImages(sources, self.eval_batch_size)
         return self._loader(dataset, range(rank, len(dataset), world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:

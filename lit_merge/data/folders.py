@@ -22,15 +22,23 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 class ImageFiles(ImageSource):
     """Image files, decoded when read: shorter side resized to `image_size`, centre cropped, RGB."""
 
-    def __init__(self, paths: Sequence[Path], image_size: int) -> None:
+    def __init__(self, paths: Sequence[Path], image_size: int, root: Path | None = None) -> None:
         self.paths = list(paths)
         self.image_size = image_size
+        self.root = root
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
         return torch.stack([self._decode(self.paths[i]) for i in indices])
+
+    def names(self, indices: Sequence[int]) -> list[str] | None:
+        if self.root is None:
+            return None
+        paths = (self.paths[i].relative_to(self.root).as_posix() for i in indices)
+        # Names that are no UTF-8 can be written nowhere as they are.
+        return [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
 
     def _decode(self, path: Path) -> UInt8[Tensor, "3 H W"]:
         try:
@@ -98,6 +106,7 @@ class ImageFolders(TaskData):
                 raise MergeError(
                     f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task
                 )
+        self._folders = adapt
         self._adapt = {task: find_images(task, folder) for task, folder in adapt.items()}
         self._labelled = {"test": test, "validation": validation}
 
@@ -113,7 +122,10 @@ class ImageFolders(TaskData):
         return bool(self._labelled[split])
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
-        return {task: ImageFiles(paths, self.image_size) for task, paths in self._adapt.items()}
+        return {
+            task: ImageFiles(paths, self.image_size, resolve(self._folders[task]))
+            for task, paths in self._adapt.items()
+        }
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         folders = self._labelled[split]
@@ -131,6 +143,11 @@ class ImageFolders(TaskData):
                     task=task,
                 )
 
+    def class_names(self, task: str) -> list[str] | None:
+        folders = (self._labelled[split] or {} for split in ("test", "validation"))
+        found = next((labelled[task] for labelled in folders if task in labelled), None)
+        return None if found is None else class_names(resolve(found))
+
     def _by_class(self, task: str, folder: str) -> Labelled:
         paths = find_images(task, folder)
         root = resolve(folder)
@@ -140,7 +157,7 @@ class ImageFolders(TaskData):
                 f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task
             )
         labels = torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
-        return ImageFiles(paths, self.image_size), labels
+        return ImageFiles(paths, self.image_size, root), labels
 
 
 def class_names(root: Path) -> list[str]:

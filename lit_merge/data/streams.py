@@ -21,6 +21,10 @@ class ImageSource(ABC):
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
         """uint8 images, (B, H, W) or (B, 3, H, W)."""
 
+    def names(self, indices: Sequence[int]) -> list[str] | None:
+        """Paths of the images' files from the task's folder, where they are files."""
+        return None
+
 
 class ImageTensor(ImageSource):
     """Images that are in memory, or mapped from a file."""
@@ -98,7 +102,7 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
 
 
 class LabelledImages(Dataset[dict[str, Any]]):
-    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn."""
+    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn; "files" where they are."""
 
     def __init__(self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int) -> None:
         self.sources = dict(sources)
@@ -116,4 +120,6 @@ class LabelledImages(Dataset[dict[str, Any]]):
         source, labels = self.sources[task]
         indices = torch.tensor(chosen)
         batch = {"task": task, "images": source.read(chosen), "indices": indices}
+        if (names := source.names(chosen)) is not None:
+            batch["files"] = names
         return batch if labels is None else batch | {"labels": labels[indices].long()}

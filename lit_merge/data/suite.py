@@ -1,5 +1,6 @@
 """Suite: the images of a built-in zoo."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -63,6 +64,13 @@ class Suite(TaskData):
     @property
     def protocol(self) -> str:
         return PROTOCOLS[self._protocol]
+
+    def class_names(self, task: str) -> list[str] | None:
+        path = self.path / "zoo.json"
+        if not path.is_file():
+            return None
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return next((one["classes"] for one in about["tasks"] if one["name"] == task), None)
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         split = "adaptation" if self._protocol == "inductive" else "test"
