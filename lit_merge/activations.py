@@ -165,9 +165,7 @@ def _weights(checkpoint: Checkpoint, network: Network) -> dict[str, Tensor]:
     device, read = network.device, {name: checkpoint.read(name) for name in checkpoint.shapes}
     # Copies: tensors mapped from one file share its memory, and memory is what weights are known by.
     return {
-        name: value.to(
-            network.device, torch.float32 if value.is_floating_point() else value.dtype, copy=True
-        ).contiguous()
+        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
         for name, value in read.items()
     }
 

@@ -263,7 +263,7 @@ class MergedModel(LightningModule):
 def check_precision(trainer: Trainer, model: MergedModel) -> None:
     """Raises MergeError where the trainer's precision or accumulation does not go with how the model steps.
 
-    Steps of coefficients and factors would be lost in bfloat16; gradients that a step computes itself would not be scaled.
+    Steps of coefficients would be lost in bfloat16; gradients that a step computes itself would not be scaled.
     """
     if trainer.precision in ("bf16-true", "16-true"):
         precision = trainer.precision.removesuffix("true") + "mixed"
