@@ -13,7 +13,7 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "linalg", "progress", "parse_errors"],
+    ["errors", "linalg", "progress", "parse_errors", "random_state"],
     ["locations", "quiet"],
     ["checkpoints"],
     ["low_rank", "matrices", "objectives", "bank_files"],
@@ -22,10 +22,10 @@ LAYERS = [
     ["transforms", "coefficients", "export", "rank_masks", "analysis", "moments"],
     ["methods"],
     ["networks", "data"],
-    ["probe", "evaluation", "activations"],
+    ["probe", "evaluation", "activations", "fit_state"],
     ["merged_model", "choosing"],
     ["unlabelled"],
-    ["callbacks", "recipe", "report"],
+    ["callbacks", "recipe", "report", "fit_plan", "unfinished"],
     ["figures"],
     ["sweep"],
     ["trainer"],

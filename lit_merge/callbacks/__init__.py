@@ -3,5 +3,6 @@
 from lit_merge.callbacks.compression_export import CompressionExport
 from lit_merge.callbacks.progress_bar import MergeProgress
 from lit_merge.callbacks.rank_schedule import RankSchedule
+from lit_merge.callbacks.resume_point import ResumePoint
 
-__all__ = ["CompressionExport", "MergeProgress", "RankSchedule"]
+__all__ = ["CompressionExport", "MergeProgress", "RankSchedule", "ResumePoint"]
