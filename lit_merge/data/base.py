@@ -97,7 +97,12 @@ class TaskData(LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Any]]:
         rank, world_size = self._place()
-        dataset = LabelledImages(self.labelled(split), self.eval_batch_size)
+        labelled, size = self.labelled(split), self.eval_batch_size
+        # A process without any batch would not take part in what the others exchange, and they would wait for ever.
+        while len(dataset := LabelledImages(labelled, size)) < world_size and size > 1:
+            size = -(-size // 2)
+        if len(dataset) < world_size:
+            raise MergeError(f"{len(dataset)} {split} images for {world_size} processes: take fewer --trainer.devices")
         return self._loader(dataset, range(rank, len(dataset), world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
