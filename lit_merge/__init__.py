@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lit_merge.activations import collect_moments
     from lit_merge.analysis import Analysis, analyze
-    from lit_merge.callbacks import CoefficientLog, CompressionExport, PredictionWriter, RankSchedule
+    from lit_merge.callbacks import CoefficientLog, CompressionExport, PredictionWriter, RankSchedule, ResumePoint
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
@@ -66,6 +66,7 @@ _HOMES = {
     "Probe": "probe",
     "RankSchedule": "callbacks",
     "RegMean": "methods",
+    "ResumePoint": "callbacks",
     "Stage": "merged_model",
     "Suite": "data",
     "TIES": "methods",
@@ -111,6 +112,7 @@ __all__ = [
     "Probe",
     "RankSchedule",
     "RegMean",
+    "ResumePoint",
     "Stage",
     "Suite",
     "TSVCompress",

@@ -12,8 +12,10 @@ from lit_merge.adaptation_step import MicroBatch, Weights, adaptation_step
 from lit_merge.coefficients import Coefficients, Granularity
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
+from lit_merge.fit_state import fit_state, own_random_state
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
+from lit_merge.random_state import set_random_state
 from lit_merge.rank_masks import AdaRank, RankMasks
 from lit_merge.sharpness import SharpnessAware
 from lit_merge.task_bank import TaskBank, check_rank_ratio
@@ -98,6 +100,7 @@ class MergedModel(LightningModule):
         self.stage_index = -1
         self.scores: dict[str, TaskScore] = {}
         self._weights: dict[str, Tensor] | None = None
+        self._random: dict[str, Any] | None = None
         # Checkpoints hold the coefficients only; the bank is a file of its own.
         self.strict_loading = False
 
@@ -247,10 +250,10 @@ class MergedModel(LightningModule):
             "rank_ratio": self.rank_ratio,
             "stage_index": self.stage_index,
             "granularity": self.coefficients.granularity,
-        }
+        } | fit_state(self.trainer, self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises MergeError for a checkpoint of another bank, or with AdaRank where this has none."""
+        """Raises MergeError for a checkpoint of another bank or other data, or with AdaRank where this has none."""
         about = checkpoint.get("lit_merge", {})
         if about.get("fingerprint") != self._frame.fingerprint:
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
@@ -258,6 +261,13 @@ class MergedModel(LightningModule):
             raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
         self.rank_ratio, self.stage_index = about["rank_ratio"], about["stage_index"]
         self.coefficients.granularity = about["granularity"]
+        self._random = None if self._trainer is None else own_random_state(about, self.trainer)
+
+    def on_train_start(self) -> None:
+        # Not before: what is set up in between may draw.
+        if self._random is not None:
+            set_random_state(self._random, self.device)
+            self._random = None
 
 
 def check_precision(trainer: Trainer, model: MergedModel) -> None:

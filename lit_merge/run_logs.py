@@ -9,19 +9,18 @@ from lit_merge.errors import MergeError
 from lit_merge.trainer import Trainer
 
 
-def log_into(trainer: Trainer, output: str | Path, folder: Path) -> None:
-    """Logs losses to a CSV file unless a logger is named, and the coefficients.
+def log_into(trainer: Trainer, output: str | Path, folder: Path, kept: Path) -> None:
+    """Takes the loggers that name a place in the run's folder there, and logs the coefficients.
 
     Args:
         trainer: whose loggers and callbacks are set up.
         output: the run's folder.
         folder: the same as long as it is being written. Loggers that name a place in `output` write into this.
+        kept: a folder that outlives a kill, where the log of the coefficients grows.
 
     Raises:
         MergeError: another kind of logger with a place in `output`.
     """
-    if not trainer.loggers:
-        trainer.logger = CSVLogger(folder, name="log", version="")
     for logger in trainer.loggers:
         _move(logger, Path(output).absolute(), folder)
     logs = [callback for callback in trainer.callbacks if isinstance(callback, CoefficientLog)]
@@ -30,7 +29,7 @@ def log_into(trainer: Trainer, output: str | Path, folder: Path) -> None:
         # Before checkpoints, which Lightning wants last.
         trainer.callbacks[:0] = logs
     for log in logs:
-        log.run_folder = folder
+        log.run_folder = kept
 
 
 def _move(logger: Logger, output: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -11,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
 from torch import Tensor
 
-from lit_merge.checkpoints import replacing, write_text
+from lit_merge.callbacks import ResumePoint
+from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.data import TaskData
 from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
 from lit_merge.figures import accuracy_figure, save_figure
+from lit_merge.fit_plan import fit_plan
 from lit_merge.merged_model import MergedModel, check_precision
+from lit_merge.random_state import random_state_kept
 from lit_merge.report import Report, describe
 from lit_merge.run_logs import log_into
 from lit_merge.task_bank import TaskBank
 from lit_merge.trainer import Trainer, passing_interrupts
+from lit_merge.unfinished import Unfinished
 
 PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
 
@@ -39,8 +46,9 @@ def run_fit(
 ) -> Report:
     """Adapts `model` and writes the folder `output`: bank, coefficients, metrics, table, figure, config, versions.
 
-    The folder appears when the run is whole; a run that fails leaves nothing. Without labelled test images there are
-    neither accuracies nor a figure.
+    The folder appears when the run is whole; a run that fails leaves nothing. One that was killed, or failed after its
+    first `ResumePoint`, leaves a hidden folder beside `output`, from which the same call goes on to the same bits.
+    Without labelled test images there are neither accuracies nor a figure.
 
     Args:
         trainer: with `max_steps`, usually `model.total_steps`.
@@ -53,16 +61,30 @@ def run_fit(
         ckpt_path: a checkpoint of a fit of the same bank to go on from.
 
     Raises:
-        MergeError: nothing to adapt, an output that exists or cannot be written, or anything wrong with the data.
+        MergeError: nothing to adapt, an output that exists or cannot be written, an unfinished run of another fit
+            beside it, or anything wrong with the data.
     """
     model.check_learnable()
     check_precision(trainer, model)
-    place = replacing(output, overwrite) if trainer.is_global_zero else nullcontext(Path(output))
-    with place as folder, passing_interrupts():
-        log_into(trainer, output, folder)
-        start = model.to_bank()
-        scores = reference_scores(trainer, model, data, experts) if data.has_test else {}
-        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    first, start = trainer.is_global_zero, model.to_bank()
+    plan = fit_plan(trainer, model, start, data, experts, ckpt_path)
+    if first:
+        check_output(output, overwrite)
+    place = replacing(output, overwrite) if first else nullcontext(Path(output))
+    with Unfinished(Path(output), plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
+        keep_resume_points(trainer, unfinished)
+        own_log = not trainer.loggers
+        if own_log:
+            # Every line at once: those of a killed process count.
+            trainer.logger = CSVLogger(unfinished.folder, "log", str(unfinished.step or 0), flush_logs_every_n_steps=1)
+        log_into(trainer, output, folder, unfinished.folder)
+        scores = dict(unfinished.scores or {})
+        if unfinished.scores is None and data.has_test:
+            with random_state_kept():
+                scores = reference_scores(trainer, model, data, experts)
+            unfinished.keep_scores(scores)
+        goes_on = ckpt_path if unfinished.step is None else unfinished.checkpoint
+        trainer.fit(model, datamodule=data, ckpt_path=goes_on, weights_only=True)
         bank = model.to_bank()
         if data.has_test:
             merged = bank.merge(dtype=model.compute_dtype)
@@ -72,7 +94,23 @@ def run_fit(
         report = Report(describe(bank), data.protocol, scores, sizes)
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
+            if own_log:
+                write_text(folder / "log" / "metrics.csv", unfinished.whole_log())
+            if (coefficients := unfinished.folder / "coefficients").is_dir():
+                shutil.copytree(coefficients, folder / "coefficients")
     return report
+
+
+def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
+    """Has the fit write checkpoints to go on from, and says where it goes on."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    point = next((one for one in callbacks if isinstance(one, ResumePoint)), None) or ResumePoint()
+    point.path, point.begins = unfinished.checkpoint, unfinished.step
+    # The last one, so that what the others keep is of the same step.
+    trainer.callbacks = [one for one in callbacks if one is not point] + [point]  # type: ignore[attr-defined]
+    if unfinished.step is not None and trainer.is_global_zero:
+        whole = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+        Console(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)
 
 
 def reference_scores(

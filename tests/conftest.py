@@ -1,8 +1,9 @@
 """Fixtures that all tests share: real files of a very small model, three experts of it, and their images."""
 
+import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,19 @@ def _write_pngs(images: Tensor, folder: Path, labels: Tensor | None = None) -> N
         place = folder if labels is None else folder / f"class{labels[i]}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.numpy()).save(place / f"{i:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs commands of the package in processes that may be killed; see forked_fits.py."""
+    spec = importlib.util.spec_from_file_location("forked_fits", Path(__file__).with_name("forked_fits.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    forks = module.Forks(tmp_path_factory.mktemp("forks") / "told")
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "linalg", "progress", "parse_errors", "sharpness"],
+    ["errors", "linalg", "progress", "parse_errors", "sharpness", "random_state"],
     ["locations", "quiet"],
     ["checkpoints"],
     ["low_rank", "matrices", "objectives", "bank_files", "prediction_files"],
@@ -22,10 +22,10 @@ LAYERS = [
     ["transforms", "coefficients", "export", "rank_masks", "analysis", "moments"],
     ["methods"],
     ["networks", "data"],
-    ["probe", "evaluation", "activations", "adaptation_step"],
+    ["probe", "evaluation", "activations", "adaptation_step", "fit_state"],
     ["merged_model", "choosing"],
     ["unlabelled"],
-    ["recipe", "report"],
+    ["recipe", "report", "fit_plan", "unfinished"],
     ["figures", "heat_map"],
     ["sweep", "callbacks"],
     ["trainer"],

@@ -5,5 +5,13 @@ from lit_merge.callbacks.compression_export import CompressionExport
 from lit_merge.callbacks.prediction_writer import PredictionWriter
 from lit_merge.callbacks.progress_bar import MergeProgress
 from lit_merge.callbacks.rank_schedule import RankSchedule
+from lit_merge.callbacks.resume_point import ResumePoint
 
-__all__ = ["CoefficientLog", "CompressionExport", "MergeProgress", "PredictionWriter", "RankSchedule"]
+__all__ = [
+    "CoefficientLog",
+    "CompressionExport",
+    "MergeProgress",
+    "PredictionWriter",
+    "RankSchedule",
+    "ResumePoint",
+]

@@ -55,7 +55,7 @@ class CoefficientLog(Callback):
             if trainer.global_step == 0:
                 check_output(self._folder, self.overwrite)
             _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
-            self._look(trainer, pl_module, "start")
+            self._look(trainer, pl_module, f"step_{trainer.global_step:05d}" if trainer.global_step else "start")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: object) -> None:
         assert isinstance(pl_module, MergedModel)

@@ -52,6 +52,10 @@ class RankSchedule(Callback):
             check_rank_ratio(ratio)
         self.ratios, self.unit, self.shape = dict(ratios), unit, shape
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(ratios=self.ratios, unit=self.unit, shape=self.shape)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not isinstance(pl_module, MergedModel):
             raise MergeError(f"RankSchedule works on a MergedModel, not on {type(pl_module).__name__}")

@@ -1,7 +1,9 @@
 """Writing without half results: everything is written beside its place and renamed when it is whole."""
 
+import ctypes
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_merge.checkpoints.leftovers import clear_leftovers, make_workplace, unlock
 from lit_merge.errors import MergeError
 
 
@@ -40,7 +43,8 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """Yields a fresh path beside `path` for a file or folder; renames it to `path` when the block succeeds.
 
-    When the block fails nothing is left of it, and what stood at `path` stands there still.
+    When the block fails nothing is left of it, and what stood at `path` stands there still. A killed process leaves
+    the old or the new one too, and a hidden folder, `.name.….writing`, which the next one that writes here removes.
 
     Raises:
         MergeError: as `check_output`, or the disk is full.
@@ -48,7 +52,8 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
     target = check_output(path, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        clear_leftovers(target)
+        workplace, lock = make_workplace(target)
     except OSError as error:
         raise MergeError(f"{target} cannot be written: {error.strerror}") from error
     new, old = workplace / target.name, workplace / f"{target.name}.old"
@@ -58,8 +63,11 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
             if not new.is_dir():
                 raise MergeError(f"{target} is a folder, which a file does not replace: choose another place")
             # A folder cannot be renamed over a full one.
-            target.rename(old)
-        os.replace(new, target)
+            if not _exchange(new, target):
+                target.rename(old)
+                os.replace(new, target)
+        else:
+            os.replace(new, target)
     except MergeError as error:
         # Of a file inside a folder that is being written: its place is where the folder will stand.
         raise MergeError(str(error).replace(str(new), str(target)), task=error.task, weight=error.weight) from error
@@ -70,6 +78,19 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(workplace, ignore_errors=True)
+        unlock(lock)
+
+
+def _exchange(new: Path, target: Path) -> bool:
+    """Swaps two folders in one step, so that there is no moment with neither. False where the system cannot: Linux can,
+    on most file systems; elsewhere a kill between two renames is mended by `clear_leftovers`."""
+    if not sys.platform.startswith("linux"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "renameat2"):
+        return False
+    return bool(libc.renameat2(here, os.fsencode(new), here, os.fsencode(target), exchange) == 0)
 
 
 def write_safetensors(

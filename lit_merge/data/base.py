@@ -1,9 +1,13 @@
 """TaskData: a DataModule with one unlabelled stream per task to adapt on, and labelled images to evaluate on."""
 
+import functools
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -58,6 +62,17 @@ class TaskData(LightningDataModule):
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         """task → images and labels of `validation` or `test`."""
 
+    def identity(self, split: str) -> list[Any]:
+        """What tells the images of `adaptation` or `test` from others, as far as it is cheap to know: every option that
+        chooses or changes images, names and sizes of files. For JSON; must not open a file that holds labels."""
+        return [type(self).__name__, list(self.tasks), self.protocol]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the images to adapt on: a fit goes on with these only."""
+        text = json.dumps(self.identity("adaptation"), default=str)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
     def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
         """Raises MergeError where the data itself shows that a task has not as many classes as its head, `classes`."""
 
@@ -92,12 +107,19 @@ class TaskData(LightningDataModule):
 
     def _in_turn(self, sources: Mapping[str, Labelled]) -> DataLoader[dict[str, Any]]:
         rank, world_size = self._place()
-        dataset = LabelledImages(sources, self.eval_batch_size)
+        size = self.eval_batch_size
+        # A process without any batch would not take part in what the others exchange, and they would wait for ever.
+        while len(dataset := LabelledImages(sources, size)) < world_size and size > 1:
+            size = -(-size // 2)
+        if len(dataset) < world_size:
+            raise MergeError(f"{len(dataset)} images for {world_size} processes: take fewer --trainer.devices")
         return self._loader(dataset, range(rank, len(dataset), world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
         # batch_size=None: the datasets answer with whole batches.
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        # A generator of its own: starting a pass draws from it, and would shift what a resumed fit draws otherwise.
+        own = torch.Generator().manual_seed(self.seed)
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, generator=own)
 
     def _position(self) -> Callable[[], int] | None:
         # From the trainer, which knows it after a resume too; a batch is one step where gradients are not accumulated.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class ImageFolders(TaskData):
                 raise MergeError(
                     f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task
                 )
-        self._folders = adapt
+        self._folders = dict(adapt)
         self._adapt = {task: find_images(task, folder) for task, folder in adapt.items()}
         self._labelled = {"test": test, "validation": validation}
 
@@ -120,6 +120,14 @@ class ImageFolders(TaskData):
 
     def has(self, split: str) -> bool:
         return bool(self._labelled[split])
+
+    def identity(self, split: str) -> list[Any]:
+        folders = self._folders if split == "adaptation" else self._labelled[split] or {}
+        files = {
+            task: [(str(path.relative_to(resolve(folder))), path.stat().st_size) for path in find_images(task, folder)]
+            for task, folder in folders.items()
+        }
+        return [*super().identity(split), self.image_size, files]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         return {

@@ -1,9 +1,10 @@
 """Suite: the images of a built-in zoo."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.data.base import Labelled, TaskData
@@ -71,6 +72,10 @@ class Suite(TaskData):
             return None
         about = json.loads(path.read_text(encoding="utf-8"))
         return next((one["classes"] for one in about["tasks"] if one["name"] == task), None)
+
+    def identity(self, split: str) -> list[Any]:
+        # Contents, which are small and read anyway: suites of other seeds have equal names and sizes.
+        return [*super().identity(split), hashlib.blake2b(self._images.path.read_bytes()).hexdigest()]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         split = "adaptation" if self._protocol == "inductive" else "test"

@@ -1,0 +1,73 @@
+"""ResumePoint: the checkpoint from which the same `fit` command goes on."""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_merge.checkpoints import replacing
+from lit_merge.errors import MergeError
+
+
+class ResumePoint(Callback):
+    """Writes a training checkpoint of a few kB, whole or not at all, over the one before.
+
+    `run_fit`, and so `fit`, adds it and says where: a run that was killed goes on from it. A fit that is over before
+    the first one is due is repeated instead.
+
+    Args:
+        every_seconds: how much of a fit a kill may cost.
+        every_steps: count optimiser steps instead.
+
+    Raises:
+        MergeError: an interval that is not above 0; a fit without `run_fit`, or whose processes do not all see the same
+            folder.
+    """
+
+    def __init__(self, every_seconds: float = 30.0, every_steps: int | None = None) -> None:
+        if every_seconds <= 0 or (every_steps is not None and every_steps < 1):
+            raise MergeError(f"ResumePoint: every_seconds={every_seconds}, every_steps={every_steps}: expected above 0")
+        self.every_seconds, self.every_steps = every_seconds, every_steps
+        self.path: Path | None = None
+        self.begins: int | None = None
+        """The step to go on from, as this process has read it."""
+        self._time, self._seen, self._saved = 0.0, 0, 0
+        self._written = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.path is None:
+            raise MergeError("ResumePoint works within run_fit: elsewhere take Lightning's ModelCheckpoint")
+        alike = trainer.strategy.broadcast(self.begins) == self.begins
+        if not trainer.strategy.reduce_boolean_decision(alike):
+            raise MergeError(f"{self.path.parent}: not every process sees this folder: choose a --run that all share")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._time, self._seen, self._saved = time.monotonic(), trainer.global_step, trainer.global_step
+        self._written = self.begins is not None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        stepped, self._seen = trainer.global_step > self._seen, trainer.global_step
+        # Between two batches of one step the gradients summed so far would be lost.
+        if not stepped:
+            return
+        if self.every_steps is None:
+            # Clocks differ between processes, which save together.
+            late = time.monotonic() - self._time >= self.every_seconds
+            due = trainer.strategy.reduce_boolean_decision(late, all=False)
+        else:
+            due = trainer.global_step % self.every_steps == 0
+        if due:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._written and trainer.global_step > self._saved:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        assert self.path is not None
+        place = replacing(self.path, overwrite=True) if trainer.is_global_zero else nullcontext(self.path)
+        with place as beside:
+            trainer.save_checkpoint(beside, weights_only=False)
+        self._time, self._saved, self._written = time.monotonic(), trainer.global_step, True

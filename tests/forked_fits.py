@@ -1,0 +1,86 @@
+"""`python -m lit_merge` commands in forks of one process that has imported everything: a start costs nothing.
+
+As a script it reads lines of JSON, {arguments, folder, environments, kill_after}: a fork for every environment, all
+killed after so many seconds unless that is null. It answers every line with the list of exit codes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class Forks:
+    """Runs commands; what they tell goes to the file `told`. To be closed."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+        with told.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def run(
+        self,
+        *arguments: str,
+        folder: str | Path = ".",
+        environments: Sequence[Mapping[str, str]] = ({},),
+        kill_after: float | None = None,
+    ) -> list[int]:
+        """Exit codes of the command, run once for every environment at a time; −9 of a process that was killed."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        asked = {"arguments": arguments, "folder": str(folder), "environments": environments, "kill_after": kill_after}
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def fork(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
+    """The number of a new process that runs the command."""
+    from lit_merge.command import main
+
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        os.dup2(2, 1)  # standard output is for the answers
+        os.chdir(folder)
+        os.environ |= environment
+        code = main(arguments)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    import torch
+
+    import lit_merge.cli  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        children = [fork(asked["arguments"], asked["folder"], each) for each in asked["environments"]]
+        if asked["kill_after"] is not None:
+            time.sleep(asked["kill_after"])
+            for child in children:
+                os.kill(child, signal.SIGKILL)  # not waited for yet: no other process can have its number
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
