@@ -44,7 +44,7 @@ class DieAt(Callback):
 class Drawing(Objective):
     """Draws, as dropout does. (Not from Python's generator: the type checks of the tests draw from that one.)"""
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, expert: torch.Tensor | None = None) -> torch.Tensor:
         kept = torch.rand(logits.shape[0]) > 0.3
         factor = 1 + 0.1 * float(np.random.rand())  # noqa: NPY002
         return Entropy()(logits * kept[:, None] * factor)

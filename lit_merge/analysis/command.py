@@ -25,7 +25,10 @@ ABOUT = (
 # What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
 # `matrices` are looked at.
 UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
-UNUSED_MODEL = ("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions")
+UNUSED_MODEL = (
+    *("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions"),
+    *("sharpness", "microbatch", "gradient_checkpointing"),
+)
 
 
 def parser() -> ArgumentParser:
