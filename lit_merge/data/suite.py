@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.data.base import Labelled, TaskData
+from lit_merge.data.corruptions import CorruptedImages, Corruption, Kind
 from lit_merge.data.streams import ImageSource, ImageTensor
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
@@ -26,12 +27,14 @@ class Suite(TaskData):
         protocol: `inductive` adapts on the adaptation images and tests on the test images; `transductive` adapts on
             the test images, whose labels it does not read.
         tasks: some of the suite's tasks; all by default.
+        corruption: noise, blur, contrast, brightness or pixelate, of all images: adapted and tested on.
+        severity: of the corruption, 1 to 5.
         batch_size: images of each task per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
-        seed: of the order in which images are drawn.
+        seed: of the order in which images are drawn, and of the noise.
 
     Raises:
-        MergeError: no suite there, or a task that it has not.
+        MergeError: no suite there, or a task that it has not; no such corruption.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Suite(TaskData):
         path: str = "zoo:8",
         protocol: Literal["inductive", "transductive"] = "inductive",
         tasks: list[str] | None = None,
+        corruption: Kind | None = None,
+        severity: int = 3,
         batch_size: int = 16,
         eval_batch_size: int = 500,
         seed: int = 0,
@@ -49,6 +54,7 @@ class Suite(TaskData):
             raise MergeError(f"protocol={protocol!r}: expected inductive or transductive")
         self.path: Path = resolve(path)
         self._protocol = protocol
+        self._corruption = None if corruption is None else Corruption(corruption, severity, seed)
         self._images = SafetensorsFile(self.path / "images.safetensors")
         all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
         for task in tasks or ():
@@ -64,7 +70,9 @@ class Suite(TaskData):
 
     @property
     def protocol(self) -> str:
-        return PROTOCOLS[self._protocol]
+        about = self._corruption
+        corrupted = f"; all images corrupted: {about.kind}, severity {about.severity}" if about else ""
+        return PROTOCOLS[self._protocol] + corrupted
 
     def class_names(self, task: str) -> list[str] | None:
         path = self.path / "zoo.json"
@@ -79,16 +87,20 @@ class Suite(TaskData):
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         split = "adaptation" if self._protocol == "inductive" else "test"
-        return {task: ImageTensor(self._images.read(f"{task}/{split}")) for task in self.tasks}
+        return {task: self._source(f"{task}/{split}") for task in self.tasks}
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         labels = SafetensorsFile(self.path / "labels.safetensors")
         found: dict[str, Labelled] = {}
         for task in self.tasks:
-            images, targets = (file.read(f"{task}/{split}") for file in (self._images, labels))
+            images, targets = self._source(f"{task}/{split}"), labels.read(f"{task}/{split}")
             if len(images) != len(targets):
                 raise MergeError(
                     f"{self.path}: {task}/{split} has {len(images)} images and {len(targets)} labels", task=task
                 )
-            found[task] = ImageTensor(images), targets
+            found[task] = images, targets
         return found
+
+    def _source(self, name: str) -> ImageSource:
+        images = ImageTensor(self._images.read(name))
+        return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
