@@ -8,7 +8,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lit_merge.activations import collect_moments
     from lit_merge.analysis import Analysis, analyze
-    from lit_merge.callbacks import CoefficientLog, CompressionExport, PredictionWriter, RankSchedule, ResumePoint
+    from lit_merge.callbacks import (
+        CoefficientLog,
+        CompressionExport,
+        OnlineScores,
+        PredictionWriter,
+        RankSchedule,
+        ResumePoint,
+    )
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
@@ -61,6 +68,7 @@ _HOMES = {
     "MergeMethod": "methods",
     "MergeWarning": "errors",
     "MergedModel": "merged_model",
+    "OnlineScores": "callbacks",
     "OpenClipImageEncoder": "networks",
     "PredictionWriter": "callbacks",
     "Probe": "probe",
@@ -107,6 +115,7 @@ __all__ = [
     "MergeMethod",
     "MergeWarning",
     "MergedModel",
+    "OnlineScores",
     "OpenClipImageEncoder",
     "PredictionWriter",
     "Probe",

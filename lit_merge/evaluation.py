@@ -1,17 +1,19 @@
 """Accuracy and entropy per task, of any weights."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
 from lit_merge.data import TaskData
+from lit_merge.data.streams import Answers
 from lit_merge.errors import MergeError
 from lit_merge.networks import Network
 from lit_merge.objectives import entropy
@@ -114,6 +116,23 @@ def check_classes(module: LightningModule, network: Network, split: str) -> None
     data = getattr(module.trainer, "datamodule", None)
     if isinstance(data, TaskData):
         data.check_classes(split, network.heads.classes)
+
+
+def online_scores(predictions: Mapping[str, Int[Tensor, " n"]], answers: Mapping[str, Answers]) -> dict[str, TaskScore]:
+    """Accuracy per task of what was predicted of streams while they passed, from their beginning.
+
+    Args:
+        predictions: stream → predicted classes of its first n images, in order.
+        answers: stream → what is known of its images; streams without any are left out.
+    """
+    hits: dict[str, list[bool]] = {}
+    for stream, known in answers.items():
+        for task, expected, found in zip(
+            known.tasks, known.classes.tolist(), predictions.get(stream, torch.empty(0)).tolist(), strict=False
+        ):
+            hits.setdefault(task, []).append(found == expected)
+    # No entropy: it is the predictions that were kept.
+    return {task: TaskScore(sum(found) / len(found), math.nan, len(found)) for task, found in hits.items()}
 
 
 def mean_accuracy(scores: Mapping[str, TaskScore]) -> float:

@@ -16,11 +16,12 @@ from lit_merge.evaluation import TaskScore, mean_accuracy
 from lit_merge.task_bank import TaskBank
 
 # What a row of the table may be about, in the order of columns and bars.
-STATES = ("pretrained", "static", "adapted", "expert")
+STATES = ("pretrained", "static", "online", "adapted", "expert")
 HEADINGS = {
     "pretrained_accuracy": "pretrained",
     "expert_accuracy": "expert",
     "static_accuracy": "static\nmerge",
+    "online_accuracy": "online",
     "adapted_accuracy": "adapted",
     "static_entropy": "entropy\nstatic",
     "adapted_entropy": "entropy\nadapted",
@@ -35,7 +36,8 @@ class Report:
     Args:
         method: what was merged how, in words.
         protocol: which images were adapted and tested on.
-        scores: state (`pretrained`, `static`, `adapted`, `expert`) → task → score; states not measured are left out.
+        scores: state (`pretrained`, `static`, `online`, `adapted`, `expert`) → task → score; states not measured are
+            left out. `online` is what was predicted of a stream while it passed, of tasks whose labels are known.
         sizes: `experts` and `bank`, in bytes.
         split: the images that the scores are of.
     """
@@ -67,7 +69,8 @@ class Report:
         """Everything about one task."""
         found: dict[str, float | int | None] = {}
         for state in self.states:
-            found[f"{state}_accuracy"] = self.scores[state][task].accuracy
+            # Only the labels of a stream can be missing.
+            found[f"{state}_accuracy"] = score.accuracy if (score := self.scores[state].get(task)) else None
         for state in ("static", "adapted"):
             if state in self.states:
                 found[f"{state}_entropy"] = self.scores[state][task].entropy

@@ -1,12 +1,13 @@
-"""The two streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
+"""The streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
 
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -37,6 +38,32 @@ class ImageTensor(ImageSource):
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
         return self.images[list(indices)]
+
+
+class OrderedImages(ImageSource):
+    """Images of a source, in another order: the i-th is the source's `order[i]`-th."""
+
+    def __init__(self, source: ImageSource, order: Sequence[int]) -> None:
+        self.source, self.order = source, list(order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
+        return self.source.read([self.order[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a simulation knows of a stream, image by image in its order, and adaptation is never told.
+
+    Args:
+        tasks: which task each image belongs to.
+        classes: its class there.
+    """
+
+    tasks: Sequence[str]
+    classes: Integer[Tensor, " N"]
 
 
 class UnlabelledImages(Dataset[dict[str, Tensor]]):
@@ -99,6 +126,30 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
             order = torch.randperm(size, generator=generator)
             drawn += order[offset : offset + self.batch_size - len(drawn)].tolist()
         return drawn
+
+
+class OnePassSampler(Sampler[dict[str, list[int]]]):
+    """Every image once, in order, one batch of every task per step; a task that is used up is left out of later ones.
+
+    Args:
+        sizes: task → number of images.
+        batch_size: images of each task per step.
+        position: asked at the start: the number of the step that comes next, 0 by default.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], batch_size: int, position: Callable[[], int] | None = None) -> None:
+        self.sizes = dict(sizes)
+        self.batch_size = batch_size
+        self.position = position
+
+    def __len__(self) -> int:
+        return -(-max(self.sizes.values()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        for step in range(self.position() if self.position else 0, len(self)):
+            start = step * self.batch_size
+            ends = {task: min(start + self.batch_size, size) for task, size in self.sizes.items() if start < size}
+            yield {task: list(range(start, end)) for task, end in ends.items()}
 
 
 class LabelledImages(Dataset[dict[str, Any]]):

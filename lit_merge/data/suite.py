@@ -2,21 +2,29 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.data.base import Labelled, TaskData
 from lit_merge.data.corruptions import CorruptedImages, Corruption, Kind
-from lit_merge.data.streams import ImageSource, ImageTensor
+from lit_merge.data.streams import Answers, ImageSource, ImageTensor, OrderedImages
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
 PROTOCOLS = {
     "inductive": "inductive (adapted on other images, of other fonts, than tested on)",
     "transductive": "transductive (adapted on the test images themselves, without their labels)",
+    "online": "online (one pass over the test images, each batch predicted before it is adapted on; adapted: the merge "
+    "at the end of the stream, on the same images)",
 }
+Order = Literal["random", "label"]
 
 
 class Suite(TaskData):
@@ -25,8 +33,11 @@ class Suite(TaskData):
     Args:
         path: `zoo:8` (shipped), `zoo:14`, `zoo:20` or a folder.
         protocol: `inductive` adapts on the adaptation images and tests on the test images; `transductive` adapts on
-            the test images, whose labels it does not read.
+            the test images, whose labels it does not read; `online` too, in one pass.
         tasks: some of the suite's tasks; all by default.
+        order: of an online stream. `label` sorts it by class, which is as skewed as a stream can be; it reads labels
+            to do so, and hands on nothing but images.
+        sizes: task → number of its images to adapt on, for tasks of unequal sizes; all by default.
         corruption: noise, blur, contrast, brightness or pixelate, of all images: adapted and tested on.
         severity: of the corruption, 1 to 5.
         batch_size: images of each task per adaptation step and process.
@@ -34,14 +45,17 @@ class Suite(TaskData):
         seed: of the order in which images are drawn, and of the noise.
 
     Raises:
-        MergeError: no suite there, or a task that it has not; no such corruption.
+        MergeError: no suite there, or a task or a number of images that it has not; no such corruption; an order
+            without `online`.
     """
 
     def __init__(
         self,
         path: str = "zoo:8",
-        protocol: Literal["inductive", "transductive"] = "inductive",
+        protocol: Literal["inductive", "transductive", "online"] = "inductive",
         tasks: list[str] | None = None,
+        order: Order = "random",
+        sizes: dict[str, int] | None = None,
         corruption: Kind | None = None,
         severity: int = 3,
         batch_size: int = 16,
@@ -51,9 +65,14 @@ class Suite(TaskData):
         # Images come from memory: a reading process would only cost.
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
         if protocol not in PROTOCOLS:
-            raise MergeError(f"protocol={protocol!r}: expected inductive or transductive")
+            raise MergeError(f"protocol={protocol!r}: expected {', '.join(PROTOCOLS)}")
+        if order != "random" and protocol != "online":
+            raise MergeError(
+                f"order={order} is of an online stream; other protocols draw at random: set protocol: online"
+            )
         self.path: Path = resolve(path)
-        self._protocol = protocol
+        self._protocol, self._order = protocol, order
+        self.online = protocol == "online"
         self._corruption = None if corruption is None else Corruption(corruption, severity, seed)
         self._images = SafetensorsFile(self.path / "images.safetensors")
         all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
@@ -63,6 +82,7 @@ class Suite(TaskData):
             if tasks is not None and tasks.count(task) > 1:
                 raise MergeError(f"tasks={tasks} names {task!r} twice", task=task)
         self._tasks = tuple(tasks or all_tasks)
+        self._sizes = self._checked(sizes or {})
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -70,9 +90,19 @@ class Suite(TaskData):
 
     @property
     def protocol(self) -> str:
-        about = self._corruption
-        corrupted = f"; all images corrupted: {about.kind}, severity {about.severity}" if about else ""
-        return PROTOCOLS[self._protocol] + corrupted
+        notes = [PROTOCOLS[self._protocol]]
+        if self._order == "label":
+            notes.append("stream sorted by class")
+        if self._sizes:
+            notes.append("adapted on " + ", ".join(f"{size} images of {task}" for task, size in self._sizes.items()))
+        if self._corruption is not None:
+            notes.append(f"all images corrupted: {self._corruption.kind}, severity {self._corruption.severity}")
+        return "; ".join(notes)
+
+    @property
+    def _split(self) -> str:
+        """Which images are adapted on."""
+        return "adaptation" if self._protocol == "inductive" else "test"
 
     def class_names(self, task: str) -> list[str] | None:
         path = self.path / "zoo.json"
@@ -86,21 +116,49 @@ class Suite(TaskData):
         return [*super().identity(split), hashlib.blake2b(self._images.path.read_bytes()).hexdigest()]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
-        split = "adaptation" if self._protocol == "inductive" else "test"
-        return {task: self._source(f"{task}/{split}") for task in self.tasks}
+        return {
+            task: OrderedImages(self._source(f"{task}/{self._split}"), self._positions(task)) for task in self.tasks
+        }
+
+    def answers(self) -> Mapping[str, Answers]:
+        if self._split != "test":
+            return {}
+        positions = {task: self._positions(task) for task in self.tasks}
+        return {
+            task: Answers([task] * len(chosen), self._labels(task, "test")[chosen])
+            for task, chosen in positions.items()
+        }
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
-        labels = SafetensorsFile(self.path / "labels.safetensors")
-        found: dict[str, Labelled] = {}
-        for task in self.tasks:
-            images, targets = self._source(f"{task}/{split}"), labels.read(f"{task}/{split}")
-            if len(images) != len(targets):
-                raise MergeError(
-                    f"{self.path}: {task}/{split} has {len(images)} images and {len(targets)} labels", task=task
-                )
-            found[task] = images, targets
-        return found
+        return {task: (self._source(f"{task}/{split}"), self._labels(task, split)) for task in self.tasks}
 
     def _source(self, name: str) -> ImageSource:
         images = ImageTensor(self._images.read(name))
         return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
+
+    def _positions(self, task: str) -> list[int]:
+        """Places in the file of the images to adapt on, in the order of the stream."""
+        size = self._sizes.get(task) or len(self._source(f"{task}/{self._split}"))
+        if not self.online:
+            return list(range(size))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{task}".encode()))
+        order = torch.randperm(size, generator=generator)
+        if self._order == "label":
+            order = order[self._labels(task, "test")[order].argsort(stable=True)]
+        return order.tolist()
+
+    def _labels(self, task: str, split: str) -> Integer[Tensor, " N"]:
+        labels = SafetensorsFile(self.path / "labels.safetensors").read(f"{task}/{split}")
+        images = len(self._source(f"{task}/{split}"))
+        if images != len(labels):
+            raise MergeError(f"{self.path}: {task}/{split} has {images} images and {len(labels)} labels", task=task)
+        return labels
+
+    def _checked(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        for task, size in sizes.items():
+            if task not in self._tasks:
+                raise MergeError(f"sizes: there is no task {task!r}; there are {', '.join(self._tasks)}", task=task)
+            there = len(self._source(f"{task}/{self._split}"))
+            if not 1 <= size <= there:
+                raise MergeError(f"sizes: {size} images of {task}, which has {there} to adapt on", task=task)
+        return dict(sizes)

@@ -103,7 +103,8 @@ def test_a_suite_corrupts_what_it_adapts_and_tests_on(tiny: Any, protocol: Any) 
     for task in tiny.tasks:
         adapted, tested = data.unlabelled()[task], data.labelled("test")[task][0]
         before = clean.unlabelled()[task].read([2, 0])
-        expected = Corruption("noise", 4)(before, [f"{adapted.name}/2", f"{adapted.name}/0"])  # type: ignore[attr-defined]
+        split = "adaptation" if protocol == "inductive" else "test"
+        expected = Corruption("noise", 4)(before, [f"{task}/{split}/2", f"{task}/{split}/0"])
         assert torch.equal(adapted.read([2, 0]), expected)
         assert not torch.equal(tested.read([3]), clean.labelled("test")[task][0].read([3]))
         assert torch.equal(adapted.read([3]), tested.read([3])) == (protocol == "transductive")
