@@ -54,8 +54,9 @@ class OnlineScores(Callback):
             self._predicted.setdefault(task, []).append(classes)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MergedModel)
         answers = _data(trainer).answers()
-        self.scores = online_scores(self.predictions, answers)
+        self.scores = online_scores(self.predictions, answers, pl_module.network.heads)
         seen, whole = sum(s.images for s in self.scores.values()), sum(len(known.tasks) for known in answers.values())
         if seen < whole:
             warnings.warn(

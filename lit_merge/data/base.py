@@ -21,6 +21,7 @@ from lit_merge.data.streams import (
     UnlabelledImages,
 )
 from lit_merge.errors import MergeError
+from lit_merge.mixed import MIXED
 
 Labelled = tuple[ImageSource, Tensor | None]
 
@@ -34,10 +35,12 @@ class TaskData(LightningDataModule):
         num_workers: processes that read images; 0 reads in the main process.
         seed: of the order in which images are drawn.
 
-    `online` says that the images to adapt on pass once, in order, and that the fit ends with them.
+    `online` says that the images to adapt on pass once, in order, and that the fit ends with them; `mixed` that they
+    are one stream, of that name, of which nobody knows which task an image belongs to.
     """
 
     online: bool = False
+    mixed: bool = False
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class TaskData(LightningDataModule):
     @property
     @abstractmethod
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
+        """Names of the tasks whose images these are; `mixed` alone where none is known."""
 
     @property
     @abstractmethod
@@ -67,7 +70,7 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def unlabelled(self) -> Mapping[str, ImageSource]:
-        """task → images to adapt on. Must not open a file that holds labels."""
+        """task → images to adapt on, or `mixed` → images of all. Hands on no label."""
 
     def answers(self) -> Mapping[str, Answers]:
         """Stream → what is known of its images; streams of unknown images are left out. Asked once an online stream is
@@ -142,7 +145,7 @@ class TaskData(LightningDataModule):
         rank, world_size = self._place()
         size = self.eval_batch_size
         # A process without any batch would not take part in what the others exchange, and they would wait for ever.
-        while len(dataset := LabelledImages(sources, size)) < world_size and size > 1:
+        while len(dataset := LabelledImages(sources, size, MIXED if self.mixed else None)) < world_size and size > 1:
             size = -(-size // 2)
         if len(dataset) < world_size:
             raise MergeError(f"{len(dataset)} images for {world_size} processes: take fewer --trainer.devices")
@@ -167,14 +170,14 @@ class TaskData(LightningDataModule):
 def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:
     """Raises MergeError where the data's tasks are not those of the merge."""
     for task in data.tasks:
-        if task not in tasks:
+        if task not in tasks and task != MIXED:
             raise MergeError(
                 f"the data has a task {task!r} that is not merged (merged: {', '.join(tasks)}): add its expert, "
                 "or choose tasks with --data.tasks",
                 task=task,
             )
     for task in tasks:
-        if task not in data.tasks:
+        if task not in data.tasks and not data.mixed:
             raise MergeError(
                 f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add its images, "
                 "or leave out its expert",

@@ -7,14 +7,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lit_merge.data.base import Labelled, TaskData
-from lit_merge.data.streams import ImageSource
+from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
+from lit_merge.mixed import MIXED, MIXED_PROTOCOL
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -72,12 +73,15 @@ class ImageFolders(TaskData):
     """Unlabelled images per task to adapt on; labelled ones, in a folder per class, where accuracy is wanted.
 
     Args:
-        adapt: task → folder of images, searched with its subfolders.
+        adapt: task → folder of images, searched with its subfolders; or `mixed` → folder with images of all tasks,
+            where nobody says which is whose.
         test: task → folder with one subfolder per class, whose sorted names are the rows of the task's head: as many
             as these, empty where there are no images.
         validation: the same, for `validate`.
+        online: adapt in one pass over the images, in the order of their names, and predict each batch before it is
+            used. These predictions are scored where all images of a task lie in its test folder too.
         image_size: side of the squares that the network takes.
-        batch_size: images of each task per adaptation step and process.
+        batch_size: images of each task, or of the mixed folder, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that decode images.
         seed: of the order in which images are drawn.
@@ -91,6 +95,7 @@ class ImageFolders(TaskData):
         adapt: dict[str, str],
         test: dict[str, str] | None = None,
         validation: dict[str, str] | None = None,
+        online: bool = False,
         image_size: int = 224,
         batch_size: int = 16,
         eval_batch_size: int = 128,
@@ -101,8 +106,11 @@ class ImageFolders(TaskData):
         self.image_size = image_size
         if not adapt:
             raise MergeError("no task: give --data.adapt, a folder of images for every task")
+        self.online, self.mixed = online, MIXED in adapt
+        if self.mixed and len(adapt) > 1:
+            raise MergeError(f"adapt: {MIXED} means that all images are in one folder, so it goes without other tasks")
         for task in [*(test or {}), *(validation or {})]:
-            if task not in adapt:
+            if task not in adapt and not self.mixed:
                 raise MergeError(
                     f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task
                 )
@@ -112,11 +120,25 @@ class ImageFolders(TaskData):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(self._adapt)
+        known = [task for folders in self._labelled.values() for task in folders or ()]
+        return tuple(dict.fromkeys(known) if self.mixed and known else self._adapt)
 
     @property
     def protocol(self) -> str:
-        return "adapted on the given folders, tested on " + ("others" if self.has_test else "none")
+        online = ["online: one pass over the images to adapt on, each batch predicted before"] if self.online else []
+        return "; ".join([self._images_used(), *online, *([MIXED_PROTOCOL] if self.mixed else [])])
+
+    def _images_used(self) -> str:
+        if not self.has_test:
+            return "adapted on the given folders, tested on none"
+        adapted = {path.resolve() for paths in self._adapt.values() for path in paths}
+        folders = self._labelled["test"] or {}
+        tested = [path.resolve() for task, folder in folders.items() for path in find_images(task, folder)]
+        shared = sum(path in adapted for path in tested)
+        if not shared:
+            return "inductive (adapted on other images than tested on)"
+        part = "the test images" if shared == len(tested) else f"{shared} of the {len(tested)} test images"
+        return f"transductive (adapted on {part}, without their labels)"
 
     def has(self, split: str) -> bool:
         return bool(self._labelled[split])
@@ -135,11 +157,29 @@ class ImageFolders(TaskData):
             for task, paths in self._adapt.items()
         }
 
+    def answers(self) -> Mapping[str, Answers]:
+        if not (self.online and self.has_test):
+            return {}
+        known: dict[Path, tuple[str, int]] = {}
+        for task, folder in (self._labelled["test"] or {}).items():
+            paths, labels = self._by_class(task, folder)
+            known |= {path.resolve(): (task, label) for path, label in zip(paths, labels.tolist(), strict=True)}
+        found = {name: [known.get(path.resolve()) for path in paths] for name, paths in self._adapt.items()}
+        return {
+            name: Answers([pair[0] for pair in pairs if pair], torch.tensor([pair[1] for pair in pairs if pair]))
+            for name, pairs in found.items()
+            if all(pairs)
+        }
+
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         folders = self._labelled[split]
         if not folders:
             raise MergeError(f"no {split} images: pass --data.{split} with a folder of class folders per task")
-        return {task: self._by_class(task, folder) for task, folder in folders.items()}
+        found = {task: self._by_class(task, folder) for task, folder in folders.items()}
+        return {
+            task: (ImageFiles(paths, self.image_size, resolve(folders[task])), labels)
+            for task, (paths, labels) in found.items()
+        }
 
     def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
         for task, folder in (self._labelled[split] or {}).items():
@@ -156,7 +196,7 @@ class ImageFolders(TaskData):
         found = next((labelled[task] for labelled in folders if task in labelled), None)
         return None if found is None else class_names(resolve(found))
 
-    def _by_class(self, task: str, folder: str) -> Labelled:
+    def _by_class(self, task: str, folder: str) -> tuple[list[Path], Integer[Tensor, " N"]]:
         paths = find_images(task, folder)
         root = resolve(folder)
         classes = class_names(root)
@@ -164,8 +204,7 @@ class ImageFolders(TaskData):
             raise MergeError(
                 f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task
             )
-        labels = torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
-        return ImageFiles(paths, self.image_size, root), labels
+        return paths, torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
 
 
 def class_names(root: Path) -> list[str]:

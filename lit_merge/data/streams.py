@@ -2,8 +2,10 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,6 +42,24 @@ class ImageTensor(ImageSource):
         return self.images[list(indices)]
 
 
+class JoinedImages(ImageSource):
+    """Images of several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = list(sources)
+        self.ends = list(accumulate(len(source) for source in self.sources))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
+        return torch.cat([self._one(i) for i in indices])
+
+    def _one(self, index: int) -> UInt8[Tensor, "1 ..."]:
+        which = bisect_right(self.ends, index)
+        return self.sources[which].read([index - (self.ends[which - 1] if which else 0)])
+
+
 class OrderedImages(ImageSource):
     """Images of a source, in another order: the i-th is the source's `order[i]`-th."""
 
@@ -64,6 +84,14 @@ class Answers:
 
     tasks: Sequence[str]
     classes: Integer[Tensor, " N"]
+
+    def ordered(self, order: Sequence[int]) -> "Answers":
+        return Answers([self.tasks[i] for i in order], self.classes[list(order)])
+
+    @classmethod
+    def joined(cls, parts: Iterable["Answers"]) -> "Answers":
+        parts = list(parts)
+        return cls([task for part in parts for task in part.tasks], torch.cat([part.classes for part in parts]))
 
 
 class UnlabelledImages(Dataset[dict[str, Tensor]]):
@@ -153,10 +181,13 @@ class OnePassSampler(Sampler[dict[str, list[int]]]):
 
 
 class LabelledImages(Dataset[dict[str, Any]]):
-    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn; "files" where they are."""
+    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn; "files" where they are, and
+    "head" where images are not classified by the head of their own task."""
 
-    def __init__(self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int) -> None:
-        self.sources = dict(sources)
+    def __init__(
+        self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int, head: str | None = None
+    ) -> None:
+        self.sources, self.head = dict(sources), head
         self.batches = [
             (task, range(start, min(start + batch_size, len(source))))
             for task, (source, _) in self.sources.items()
@@ -173,4 +204,6 @@ class LabelledImages(Dataset[dict[str, Any]]):
         batch = {"task": task, "images": source.read(chosen), "indices": indices}
         if (names := source.names(chosen)) is not None:
             batch["files"] = names
+        if self.head is not None:
+            batch["head"] = self.head
         return batch if labels is None else batch | {"labels": labels[indices].long()}

@@ -14,9 +14,10 @@ from torch import Tensor
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.data.base import Labelled, TaskData
 from lit_merge.data.corruptions import CorruptedImages, Corruption, Kind
-from lit_merge.data.streams import Answers, ImageSource, ImageTensor, OrderedImages
+from lit_merge.data.streams import Answers, ImageSource, ImageTensor, JoinedImages, OrderedImages
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
+from lit_merge.mixed import MIXED, MIXED_PROTOCOL
 
 PROTOCOLS = {
     "inductive": "inductive (adapted on other images, of other fonts, than tested on)",
@@ -38,9 +39,10 @@ class Suite(TaskData):
         order: of an online stream. `label` sorts it by class, which is as skewed as a stream can be; it reads labels
             to do so, and hands on nothing but images.
         sizes: task → number of its images to adapt on, for tasks of unequal sizes; all by default.
+        mixed: adapt on one stream of the images of all tasks, without saying which is whose.
         corruption: noise, blur, contrast, brightness or pixelate, of all images: adapted and tested on.
         severity: of the corruption, 1 to 5.
-        batch_size: images of each task per adaptation step and process.
+        batch_size: images of each task, or of the mixed stream, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
         seed: of the order in which images are drawn, and of the noise.
 
@@ -56,6 +58,7 @@ class Suite(TaskData):
         tasks: list[str] | None = None,
         order: Order = "random",
         sizes: dict[str, int] | None = None,
+        mixed: bool = False,
         corruption: Kind | None = None,
         severity: int = 3,
         batch_size: int = 16,
@@ -72,7 +75,7 @@ class Suite(TaskData):
             )
         self.path: Path = resolve(path)
         self._protocol, self._order = protocol, order
-        self.online = protocol == "online"
+        self.online, self.mixed = protocol == "online", mixed
         self._corruption = None if corruption is None else Corruption(corruption, severity, seed)
         self._images = SafetensorsFile(self.path / "images.safetensors")
         all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
@@ -91,6 +94,8 @@ class Suite(TaskData):
     @property
     def protocol(self) -> str:
         notes = [PROTOCOLS[self._protocol]]
+        if self.mixed:
+            notes.append(MIXED_PROTOCOL)
         if self._order == "label":
             notes.append("stream sorted by class")
         if self._sizes:
@@ -116,18 +121,17 @@ class Suite(TaskData):
         return [*super().identity(split), hashlib.blake2b(self._images.path.read_bytes()).hexdigest()]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
-        return {
-            task: OrderedImages(self._source(f"{task}/{self._split}"), self._positions(task)) for task in self.tasks
-        }
+        streams: dict[str, ImageSource] = {task: self._adapted(task) for task in self.tasks}
+        if self.mixed:
+            streams = {MIXED: JoinedImages(list(streams.values()))}
+        if not self.online:
+            return streams
+        return {name: OrderedImages(source, self._positions(name, len(source))) for name, source in streams.items()}
 
     def answers(self) -> Mapping[str, Answers]:
-        if self._split != "test":
+        if not self.online:
             return {}
-        positions = {task: self._positions(task) for task in self.tasks}
-        return {
-            task: Answers([task] * len(chosen), self._labels(task, "test")[chosen])
-            for task, chosen in positions.items()
-        }
+        return {name: known.ordered(self._positions(name, len(known.tasks))) for name, known in self._known().items()}
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         return {task: (self._source(f"{task}/{split}"), self._labels(task, split)) for task in self.tasks}
@@ -136,16 +140,27 @@ class Suite(TaskData):
         images = ImageTensor(self._images.read(name))
         return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
 
-    def _positions(self, task: str) -> list[int]:
-        """Places in the file of the images to adapt on, in the order of the stream."""
-        size = self._sizes.get(task) or len(self._source(f"{task}/{self._split}"))
-        if not self.online:
-            return list(range(size))
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{task}".encode()))
+    def _adapted(self, task: str) -> ImageSource:
+        source = self._source(f"{task}/{self._split}")
+        return OrderedImages(source, range(self._sizes[task])) if task in self._sizes else source
+
+    def _positions(self, stream: str, size: int) -> list[int]:
+        """The order in which an online stream passes."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{stream}".encode()))
         order = torch.randperm(size, generator=generator)
         if self._order == "label":
-            order = order[self._labels(task, "test")[order].argsort(stable=True)]
+            known = self._known()[stream]
+            keys = known.classes + (1 << 20) * torch.tensor([self.tasks.index(task) for task in known.tasks])
+            order = order[keys[order].argsort(stable=True)]
         return order.tolist()
+
+    def _known(self) -> dict[str, Answers]:
+        """What is known of the images of every stream, as they lie in the file."""
+        found: dict[str, Answers] = {}
+        for task in self.tasks:
+            labels = self._labels(task, "test")[: self._sizes.get(task)].long()
+            found[task] = Answers([task] * len(labels), labels)
+        return {MIXED: Answers.joined(found.values())} if self.mixed else found
 
     def _labels(self, task: str, split: str) -> Integer[Tensor, " N"]:
         labels = SafetensorsFile(self.path / "labels.safetensors").read(f"{task}/{split}")

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_merge.data.streams import (
+    Answers,
     ImageTensor,
+    JoinedImages,
     LabelledImages,
     OnePassSampler,
     OrderedImages,
@@ -141,3 +143,14 @@ def test_images_in_another_order() -> None:
     source = OrderedImages(ImageTensor(images), [3, 0, 4])
     assert len(source) == 3
     assert source.read([2, 0])[:, 0, 0].tolist() == [4, 3]
+
+
+def test_images_of_several_sources_one_after_the_other() -> None:
+    images = torch.arange(9, dtype=torch.uint8)[:, None, None].expand(9, 2, 2)
+    joined = JoinedImages([ImageTensor(images[:4]), ImageTensor(images[4:4]), ImageTensor(images[4:])])
+    assert len(joined) == 9
+    assert joined.read([8, 0, 4, 3])[:, 0, 0].tolist() == [8, 0, 4, 3]
+    parts = [Answers(["a"] * 2, torch.tensor([1, 0])), Answers(["b"], torch.tensor([3]))]
+    known = Answers.joined(parts).ordered([2, 0])
+    assert known.tasks == ["b", "a"]
+    assert known.classes.tolist() == [3, 1]
