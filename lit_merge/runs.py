@@ -118,10 +118,10 @@ def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
 
 def watch(trainer: Trainer) -> OnlineScores:
     """The callback that keeps what is predicted of an online stream: the trainer's own, or one that it is given."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         if isinstance(callback, OnlineScores):
             return callback
-    trainer.callbacks.insert(0, found := OnlineScores())  # type: ignore[attr-defined]
+    trainer.callbacks.insert(0, found := OnlineScores())
     return found
 
 
