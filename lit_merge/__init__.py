@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import OpenClipImageEncoder
+    from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.task_bank import TaskBank
@@ -84,6 +84,7 @@ _HOMES = {
     "TaskBank": "task_bank",
     "Transform": "transforms",
     "WeightAveraging": "methods",
+    "ZeroShotHeads": "networks",
     "analyze": "analysis",
     "build_bank": "methods",
     "choose_scaling": "choosing",
@@ -129,6 +130,7 @@ __all__ = [
     "TaskBank",
     "Transform",
     "WeightAveraging",
+    "ZeroShotHeads",
     "analyze",
     "build_bank",
     "choose_scaling",
