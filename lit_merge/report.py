@@ -27,6 +27,8 @@ HEADINGS = {
     "adapted_entropy": "entropy\nadapted",
     "normalised_accuracy": "normalised\naccuracy",
 }
+# Beside the column of an online stream, so that 80 letters still hold the names of tasks.
+NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "normal.\naccuracy"}
 
 
 @dataclass
@@ -121,8 +123,9 @@ class Report:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         # Where a terminal is narrow, names break: numbers must not.
         table.add_column("task", overflow="fold")
+        headings = HEADINGS | (NARROW if "online" in self.states else {})
         for key in keys:
-            table.add_column(HEADINGS[key], justify="right", no_wrap=True)
+            table.add_column(headings[key], justify="right", no_wrap=True)
         for task in self.tasks:
             table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()

@@ -169,3 +169,14 @@ def test_entropy_chooses_a_scale_on_a_mixed_stream(tiny: Any, tmp_path: Path, re
     start = ["--config", "configs/cart_entropy.yaml", *options, "--data.mixed", "true"]
     assert main(["merge", *start, "--output", str(tmp_path / "merged.safetensors")]) == 0
     assert not [w for w in recwarn if "with 1 tasks" in str(w.message)]
+
+
+def test_predictions_are_numbered_through_all_tasks(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    model = make_model()
+    predictions = make_trainer().predict(model, datamodule=tiny.data(mixed=True))
+    source, _ = tiny.data().labelled("test")["alpha"]
+    with torch.no_grad():
+        expected = model({"mixed": source.read(range(23))})["mixed"].argmax(1)
+    found = torch.cat([batch["classes"][:, 0] for batch in predictions if batch["task"] == "alpha"])
+    assert torch.equal(found, expected)
+    assert found.max() >= 3
