@@ -129,6 +129,11 @@ class MergedModel(LightningModule):
 
     def on_fit_start(self) -> None:
         self.check_learnable()
+        if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
+            raise MergeError(
+                f"{type(self.objective).__name__} asks every expert about images of its own task, and the data mixes "
+                "the tasks: take another objective"
+            )
 
     def set_rank_ratio(self, rank_ratio: float) -> None:
         """Uses at most this share of every matrix's directions from now on: factors are sliced, nothing is lost."""

@@ -1,6 +1,8 @@
 """Tasks mixed in one stream: nobody says which image belongs to which task, when adapting and when testing."""
 
+import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +151,16 @@ def test_what_mixed_data_cannot_be_used_for(tiny: Any, folder: str, capsys: pyte
         tiny.suite,
     ]
     start = ["--config", "configs/quickstart.yaml", *options, "--data.mixed", "true"]
+    asking = [
+        "--model.objective",
+        "ExpertAgreement",
+        "--run",
+        f"{folder}/run",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+    assert main(["fit", *start, *asking]) == 2
+    assert "ExpertAgreement asks every expert about images of its own task" in capsys.readouterr().err
     assert main(["sweep", *start, "--output", f"{folder}/sweep"]) == 2
     assert "data that does not mix the tasks" in capsys.readouterr().err
     assert main(["merge", *start, "--model.method", RegMean.__name__, "--output", f"{folder}/m.safetensors"]) == 2
@@ -180,3 +192,28 @@ def test_predictions_are_numbered_through_all_tasks(make_model: Make, make_train
     found = torch.cat([batch["classes"][:, 0] for batch in predictions if batch["task"] == "alpha"])
     assert torch.equal(found, expected)
     assert found.max() >= 3
+
+
+def test_predictions_are_called_by_task_and_class(tiny: Any, folder: str, tmp_path: Path) -> None:
+    """With test folders, whose names are the classes; without them classes have numbers."""
+    network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
+    options = ["--model.experts", f"{tiny.root}/experts", "--model.base", tiny.base, *network]
+    adapt = ["--data", "ImageFolders", "--data.adapt", json.dumps({"mixed": folder}), "--data.image_size", "16"]
+    start = [
+        "predict",
+        "--config",
+        "configs/quickstart.yaml",
+        *options,
+        *adapt,
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+    for i, (extra, wanted) in enumerate(
+        ((["--data.test", json.dumps(tiny.test_folders)], "(alpha|beta|gamma)/class[0-4]"), ([], "[0-9]+"))
+    ):
+        output = tmp_path / f"{i}.csv"
+        assert main([*start, *extra, "--output", str(output)]) == 0
+        rows = list(csv.DictReader(output.read_text().splitlines()))
+        assert {row["task"] for row in rows} == (set(tiny.tasks) if extra else {"mixed"})
+        classes = {row["class_1"] for row in rows}
+        assert all(re.fullmatch(wanted, name) for name in classes), classes
