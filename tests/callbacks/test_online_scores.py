@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_merge import MergedModel, MergeError, MergeWarning, OnlineScores, Stage
+from lit_merge import MergedModel, MergeError, MergeWarning, OnlineScores, ResumePoint, Stage
 from lit_merge.command import main
 from lit_merge.runs import run_fit
 from lit_merge.trainer import Trainer
@@ -144,3 +144,29 @@ def test_the_command_line_stops_with_the_stream(
         assert len((run / "log" / "metrics.csv").read_text().splitlines()) == 1 + 7
         assert json.loads((run / "metrics.json").read_text())["mean"]["online"] > 0
     assert "online" in capsys.readouterr().out
+
+
+class Die(Callback):
+    """Stands for a kill."""
+
+    def on_train_batch_start(self, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step == 5:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_run_that_was_killed_in_mid_stream(
+    mixed: bool, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    def start(name: str, *callbacks: Callback) -> None:
+        trainer = make_trainer(max_steps=99, callbacks=[ResumePoint(every_steps=2), *callbacks])
+        data = tiny.data(protocol="online", mixed=mixed, batch_size=4)
+        run_fit(trainer, make_model(stages=STAGES), data, tmp_path / name)
+
+    start("whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        start("killed", Die())
+    start("killed")
+    whole, killed = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed"))
+    assert whole["mean"]["online"] > 0
+    assert killed == whole
