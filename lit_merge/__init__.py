@@ -8,7 +8,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lit_merge.activations import collect_moments
     from lit_merge.analysis import Analysis, analyze
-    from lit_merge.callbacks import CoefficientLog, CompressionExport, PredictionWriter, RankSchedule, ResumePoint
+    from lit_merge.callbacks import (
+        CoefficientLog,
+        CompressionExport,
+        OnlineScores,
+        PredictionWriter,
+        RankSchedule,
+        ResumePoint,
+    )
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.data import ImageFolders, Suite
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import OpenClipImageEncoder
+    from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.task_bank import TaskBank
@@ -61,6 +68,7 @@ _HOMES = {
     "MergeMethod": "methods",
     "MergeWarning": "errors",
     "MergedModel": "merged_model",
+    "OnlineScores": "callbacks",
     "OpenClipImageEncoder": "networks",
     "PredictionWriter": "callbacks",
     "Probe": "probe",
@@ -76,6 +84,7 @@ _HOMES = {
     "TaskBank": "task_bank",
     "Transform": "transforms",
     "WeightAveraging": "methods",
+    "ZeroShotHeads": "networks",
     "analyze": "analysis",
     "build_bank": "methods",
     "choose_scaling": "choosing",
@@ -107,6 +116,7 @@ __all__ = [
     "MergeMethod",
     "MergeWarning",
     "MergedModel",
+    "OnlineScores",
     "OpenClipImageEncoder",
     "PredictionWriter",
     "Probe",
@@ -120,6 +130,7 @@ __all__ = [
     "TaskBank",
     "Transform",
     "WeightAveraging",
+    "ZeroShotHeads",
     "analyze",
     "build_bank",
     "choose_scaling",

@@ -9,6 +9,7 @@ import torch
 
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.methods import MergeMethod, at_scaling
+from lit_merge.mixed import MIXED
 from lit_merge.probe import Probe, Reading
 from lit_merge.task_bank import TaskBank
 
@@ -108,7 +109,7 @@ def doubts(probe: Probe, balance: float) -> list[str]:
         balance: of the chosen merge, the lowest of all tasks, see `Reading`.
     """
     found = []
-    if len(probe.inputs) < FEW_TASKS:
+    if len(probe.inputs) < FEW_TASKS and MIXED not in probe.inputs:
         found.append(f"with {len(probe.inputs)} tasks the minimum lies above the best scale; trust it from eight")
     if few := [task for task, inputs in probe.inputs.items() if len(inputs) < FEW_INPUTS]:
         found.append(f"fewer than {FEW_INPUTS} inputs of {', '.join(few)}: the minimum is noisy")

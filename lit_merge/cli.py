@@ -109,7 +109,8 @@ class MergeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         asked = self.option("trainer")
         if asked["max_steps"] == -1 and asked["max_epochs"] is None and asked["max_time"] is None:
-            kwargs["max_steps"] = self.model.total_steps
+            steps = None if self.datamodule is None else self.datamodule.steps
+            kwargs["max_steps"] = self.model.total_steps if steps is None else steps
         if self.subcommand == "fit" and asked["limit_val_batches"] is None:
             # Adaptation has no use for labels; `--trainer.limit_val_batches 1.0` watches them nevertheless.
             kwargs["limit_val_batches"] = 0

@@ -1,19 +1,20 @@
 """Accuracy and entropy per task, of any weights."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
 from lit_merge.data import TaskData
-from lit_merge.errors import MergeError
-from lit_merge.networks import Network
+from lit_merge.data.streams import Answers
+from lit_merge.networks import CosineHeads, Network
 from lit_merge.objectives import entropy
 
 
@@ -41,13 +42,7 @@ class TaskMetrics(Metric):
         self.add_state("sums", torch.zeros(len(self.tasks), 3), dist_reduce_fx="sum")
 
     def update(self, task: str, logits: Tensor, labels: Tensor) -> None:
-        """Adds logits (B, C) and labels (B,) of one task.
-
-        Raises:
-            MergeError: a label that the head has no row for, which could only be missed.
-        """
-        if (highest := int(labels.max())) >= logits.shape[-1]:
-            raise MergeError(f"task {task} has a label {highest}, its head {logits.shape[-1]} classes", task=task)
+        """Adds logits (B, C) of inputs of one task, and the classes (B,) that are right."""
         hits = (logits.argmax(-1) == labels).sum()
         self.sums[self.tasks.index(task)] += torch.stack([hits, entropy(logits).sum(), hits.new_tensor(len(labels))])
 
@@ -99,8 +94,7 @@ class Evaluator(LightningModule):
         task = batch["task"]
         if self._loaded is None or self._loaded[0] != task:
             self._loaded = task, {name: w.to(self.device) for name, w in self.weights(task).items()}
-        logits = self.network(self._loaded[1], {task: batch["images"]})
-        self.metrics.update(task, logits[task], batch["labels"])
+        self.metrics.update(task, self.network.evaluate(self._loaded[1], batch), self.network.rows(batch))
 
     def on_test_start(self) -> None:
         check_classes(self, self.network, "test")
@@ -114,6 +108,26 @@ def check_classes(module: LightningModule, network: Network, split: str) -> None
     data = getattr(module.trainer, "datamodule", None)
     if isinstance(data, TaskData):
         data.check_classes(split, network.heads.classes)
+
+
+def online_scores(
+    predictions: Mapping[str, Int[Tensor, " n"]], answers: Mapping[str, Answers], heads: CosineHeads
+) -> dict[str, TaskScore]:
+    """Accuracy per task of what was predicted of streams while they passed, from their beginning.
+
+    Args:
+        predictions: stream → predicted classes of its first n images, in order.
+        answers: stream → what is known of its images; streams without any are left out.
+        heads: those that predicted, a stream being called as its head.
+    """
+    hits: dict[str, list[bool]] = {}
+    for stream, known in answers.items():
+        first = {task: heads.first_row(stream, task) for task in dict.fromkeys(known.tasks)}
+        found = predictions[stream].tolist() if stream in predictions else []
+        for task, label, predicted in zip(known.tasks, known.classes.tolist(), found, strict=False):
+            hits.setdefault(task, []).append(predicted == first[task] + label)
+    # No entropy: it is the predictions that were kept.
+    return {task: TaskScore(sum(right) / len(right), math.nan, len(right)) for task, right in hits.items()}
 
 
 def mean_accuracy(scores: Mapping[str, TaskScore]) -> float:

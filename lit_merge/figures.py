@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from lit_merge.checkpoints import replacing
 from lit_merge.report import Report
 
-COLOURS = {"pretrained": "#b8bcc4", "static": "#7fa8d9", "adapted": "#1f5fa8", "expert": "#e0a03c"}
+COLOURS = {"pretrained": "#b8bcc4", "static": "#7fa8d9", "online": "#4f9d8f", "adapted": "#1f5fa8", "expert": "#e0a03c"}
 
 
 def accuracy_figure(report: Report) -> Figure:

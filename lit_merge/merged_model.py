@@ -83,8 +83,7 @@ class MergedModel(LightningModule):
         if not stages or any(stage.steps < 1 or stage.lr <= 0 for stage in stages):
             raise MergeError("stages: expected at least one, each with steps ≥ 1 and lr > 0")
         network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
-        for task in bank.tasks:
-            network.heads.classes(task)
+        network.heads.mix(bank.tasks)
         self._frame = bank
         self._names, tensors = zip(*bank.tensors().items(), strict=True)
         # Frozen parameters rather than buffers: DDP broadcasts buffers at every forward.
@@ -130,6 +129,11 @@ class MergedModel(LightningModule):
 
     def on_fit_start(self) -> None:
         self.check_learnable()
+        if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
+            raise MergeError(
+                f"{type(self.objective).__name__} asks every expert about images of its own task, and the data mixes "
+                "the tasks: take another objective"
+            )
 
     def set_rank_ratio(self, rank_ratio: float) -> None:
         """Uses at most this share of every matrix's directions from now on: factors are sliced, nothing is lost."""
@@ -202,8 +206,7 @@ class MergedModel(LightningModule):
         """Logits of one labelled batch, with weights that are merged once per evaluation."""
         if self._weights is None:
             self._weights = self.merged_weights()
-        task = batch["task"]
-        return self.network(self._weights, {task: batch["images"]})[task]
+        return self.network.evaluate(self._weights, batch)
 
     def on_validation_start(self) -> None:
         check_classes(self, self.network, "validation")
@@ -212,10 +215,10 @@ class MergedModel(LightningModule):
         check_classes(self, self.network, "test")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.metrics.update(batch["task"], self._logits(batch), batch["labels"])
+        self.metrics.update(batch["task"], self._logits(batch), self.network.rows(batch))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.metrics.update(batch["task"], self._logits(batch), batch["labels"])
+        self.metrics.update(batch["task"], self._logits(batch), self.network.rows(batch))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The five most probable classes of every input, fewer where there are fewer."""

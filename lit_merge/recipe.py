@@ -72,8 +72,7 @@ class MergeRecipe(MergedModel):
                     f"{', '.join(opened.tasks)}"
                 )
         elif opened is not None and method is not None:
-            for task in opened.tasks:
-                network.heads.classes(task)
+            network.heads.mix(opened.tasks)
             unlabelled.check(method)
             method = unlabelled.prepare(method, opened)
             built = build_bank(opened, method=method, transform=transform, decompositions=kept)

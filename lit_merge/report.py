@@ -16,16 +16,19 @@ from lit_merge.evaluation import TaskScore, mean_accuracy
 from lit_merge.task_bank import TaskBank
 
 # What a row of the table may be about, in the order of columns and bars.
-STATES = ("pretrained", "static", "adapted", "expert")
+STATES = ("pretrained", "static", "online", "adapted", "expert")
 HEADINGS = {
     "pretrained_accuracy": "pretrained",
     "expert_accuracy": "expert",
     "static_accuracy": "static\nmerge",
+    "online_accuracy": "online",
     "adapted_accuracy": "adapted",
     "static_entropy": "entropy\nstatic",
     "adapted_entropy": "entropy\nadapted",
     "normalised_accuracy": "normalised\naccuracy",
 }
+# Beside the column of an online stream, so that 80 letters still hold the names of tasks.
+NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "normal.\naccuracy"}
 
 
 @dataclass
@@ -35,7 +38,8 @@ class Report:
     Args:
         method: what was merged how, in words.
         protocol: which images were adapted and tested on.
-        scores: state (`pretrained`, `static`, `adapted`, `expert`) → task → score; states not measured are left out.
+        scores: state (`pretrained`, `static`, `online`, `adapted`, `expert`) → task → score; states not measured are
+            left out. `online` is what was predicted of a stream while it passed, of tasks whose labels are known.
         sizes: `experts` and `bank`, in bytes.
         split: the images that the scores are of.
     """
@@ -67,7 +71,8 @@ class Report:
         """Everything about one task."""
         found: dict[str, float | int | None] = {}
         for state in self.states:
-            found[f"{state}_accuracy"] = self.scores[state][task].accuracy
+            # Only the labels of a stream can be missing.
+            found[f"{state}_accuracy"] = score.accuracy if (score := self.scores[state].get(task)) else None
         for state in ("static", "adapted"):
             if state in self.states:
                 found[f"{state}_entropy"] = self.scores[state][task].entropy
@@ -118,8 +123,9 @@ class Report:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         # Where a terminal is narrow, names break: numbers must not.
         table.add_column("task", overflow="fold")
+        headings = HEADINGS | (NARROW if "online" in self.states else {})
         for key in keys:
-            table.add_column(HEADINGS[key], justify="right", no_wrap=True)
+            table.add_column(headings[key], justify="right", no_wrap=True)
         for task in self.tasks:
             table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()

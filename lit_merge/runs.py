@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from torch import Tensor
 
-from lit_merge.callbacks import ResumePoint
+from lit_merge.callbacks import OnlineScores, ResumePoint
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.data import TaskData
 from lit_merge.evaluation import Evaluator, TaskScore
@@ -84,7 +84,10 @@ def run_fit(
                 scores = reference_scores(trainer, model, data, experts)
             unfinished.keep_scores(scores)
         goes_on = ckpt_path if unfinished.step is None else unfinished.checkpoint
+        online = watch(trainer) if data.online else None
         trainer.fit(model, datamodule=data, ckpt_path=goes_on, weights_only=True)
+        if online is not None and online.scores:
+            scores["online"] = online.scores
         bank = model.to_bank()
         if data.has_test:
             merged = bank.merge(dtype=model.compute_dtype)
@@ -111,6 +114,15 @@ def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
     if unfinished.step is not None and trainer.is_global_zero:
         whole = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
         Console(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)
+
+
+def watch(trainer: Trainer) -> OnlineScores:
+    """The callback that keeps what is predicted of an online stream: the trainer's own, or one that it is given."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, OnlineScores):
+            return callback
+    trainer.callbacks.insert(0, found := OnlineScores())
+    return found
 
 
 def reference_scores(

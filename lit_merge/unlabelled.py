@@ -51,6 +51,11 @@ class Unlabelled:
         if method.moments is not None and (folder is None or resolve(folder).exists()):
             return method
         check_tasks(self.data, experts.tasks)
+        if self.data.mixed:
+            raise MergeError(
+                f"{type(method).__name__} looks at images of every task by itself, and the data mixes them: name a "
+                "folder of moments with --model.method.moments"
+            )
         with self._on_device():
             sources = self.data.unlabelled()
             try:

@@ -15,6 +15,7 @@ SCORES = {
     "expert": {"one": TaskScore(1.0, 0.1, 40), "another_task": TaskScore(0.875, 0.2, 10)},
     "pretrained": {"one": TaskScore(0.25, 1.5, 40), "another_task": TaskScore(0.5, 1.0, 10)},
     "static": {"one": TaskScore(0.5, 1.0, 40), "another_task": TaskScore(0.6, 0.9, 10)},
+    "online": {"one": TaskScore(0.7, 0.6, 40), "another_task": TaskScore(0.65, 0.8, 10)},
     "adapted": {"one": TaskScore(0.75, 0.5, 40), "another_task": TaskScore(0.7, 0.8, 10)},
 }
 

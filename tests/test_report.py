@@ -100,3 +100,18 @@ def test_a_run_without_labelled_images_has_no_scores() -> None:
     assert "CART of 2" in text
     assert "1.0 MB" in text
     assert "no labelled" in text
+
+
+def test_a_task_whose_stream_has_no_labels_is_left_out_of_the_online_mean() -> None:
+    report = Report("CART", "online", SCORES | {"online": {"one": TaskScore(0.6, float("nan"), 40)}})
+    assert report.states == ["pretrained", "static", "online", "adapted", "expert"]
+    assert report.row("another_task")["online_accuracy"] is None
+    assert report.mean_row()["online_accuracy"] == json.loads(report.to_json())["mean"]["online"] == 0.6
+    assert "online_entropy" not in report.row("one")
+    renamed = {
+        state: {"georgian" if t == "one" else t: s for t, s in scores.items()}
+        for state, scores in report.scores.items()
+    }
+    text = Report("CART", "online", renamed).to_text(80)
+    assert {"georgian", "pre-", "trained", "online", "normal.", "60.0"} <= set(text.split())
+    assert "–" in report.to_text()

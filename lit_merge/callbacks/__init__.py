@@ -2,6 +2,7 @@
 
 from lit_merge.callbacks.coefficient_log import CoefficientLog
 from lit_merge.callbacks.compression_export import CompressionExport
+from lit_merge.callbacks.online_scores import OnlineScores
 from lit_merge.callbacks.prediction_writer import PredictionWriter
 from lit_merge.callbacks.progress_bar import MergeProgress
 from lit_merge.callbacks.rank_schedule import RankSchedule
@@ -11,6 +12,7 @@ __all__ = [
     "CoefficientLog",
     "CompressionExport",
     "MergeProgress",
+    "OnlineScores",
     "PredictionWriter",
     "RankSchedule",
     "ResumePoint",

@@ -10,6 +10,7 @@ from lit_merge.checkpoints import check_output
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.merged_model import MergedModel
+from lit_merge.mixed import MIXED
 from lit_merge.prediction_files import TOP, PredictionFile, Row, prediction_format, writing
 
 
@@ -86,7 +87,7 @@ def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Seque
 
 
 def class_names(data: TaskData, model: MergedModel) -> dict[str, Sequence[str]]:
-    """task → names of the rows of its head, where the data knows them.
+    """task → names of the rows of its head, where the data knows them; where tasks are mixed, those of all tasks.
 
     Raises:
         MergeError: more or fewer names than rows.
@@ -103,4 +104,9 @@ def class_names(data: TaskData, model: MergedModel) -> dict[str, Sequence[str]]:
                 task=task,
             )
         found[task] = names
+    if data.mixed:
+        tasks = model.network.heads.mixed
+        # Several tasks may have a class of one name.
+        names = [f"{task}/{name}" for task in tasks for name in found.get(task, ())]
+        return dict.fromkeys((*data.tasks, MIXED), names) if all(task in found for task in tasks) else {}
     return found

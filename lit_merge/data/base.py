@@ -12,8 +12,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_merge.data.streams import ImageSource, LabelledImages, TaskBatchSampler, UnlabelledImages
+from lit_merge.data.streams import (
+    Answers,
+    ImageSource,
+    LabelledImages,
+    OnePassSampler,
+    TaskBatchSampler,
+    UnlabelledImages,
+)
 from lit_merge.errors import MergeError
+from lit_merge.mixed import MIXED
 
 Labelled = tuple[ImageSource, Tensor | None]
 
@@ -26,7 +34,13 @@ class TaskData(LightningDataModule):
         eval_batch_size: images per batch of validation, test and predict.
         num_workers: processes that read images; 0 reads in the main process.
         seed: of the order in which images are drawn.
+
+    `online` says that the images to adapt on pass once, in order, and that the fit ends with them; `mixed` that they
+    are one stream, of that name, of which nobody knows which task an image belongs to.
     """
+
+    online: bool = False
+    mixed: bool = False
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -38,7 +52,7 @@ class TaskData(LightningDataModule):
     @property
     @abstractmethod
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
+        """Names of the tasks whose images these are; `mixed` alone where none is known."""
 
     @property
     @abstractmethod
@@ -56,7 +70,12 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def unlabelled(self) -> Mapping[str, ImageSource]:
-        """task → images to adapt on. Must not open a file that holds labels."""
+        """task → images to adapt on, or `mixed` → images of all. Hands on no label."""
+
+    def answers(self) -> Mapping[str, Answers]:
+        """Stream → what is known of its images; streams of unknown images are left out. Asked once an online stream is
+        over, to score what was predicted of it."""
+        return {}
 
     @abstractmethod
     def labelled(self, split: str) -> Mapping[str, Labelled]:
@@ -81,10 +100,27 @@ class TaskData(LightningDataModule):
         for task, source in sources.items():
             if not len(source):
                 raise MergeError(f"task {task} has no image to adapt on", task=task)
-        rank, world_size = self._place()
         sizes = {task: len(source) for task, source in sources.items()}
-        sampler = TaskBatchSampler(sizes, self.batch_size, self.seed, rank, world_size, self._position())
-        return self._loader(UnlabelledImages(sources), sampler)
+        return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self._passes(sizes))
+
+    @property
+    def steps(self) -> int | None:
+        """Batches of an online stream; None for one that goes on for as long as it is asked."""
+        if not self.online:
+            return None
+        return len(OnePassSampler({task: len(source) for task, source in self.unlabelled().items()}, self.batch_size))
+
+    def _passes(self, sizes: Mapping[str, int]) -> TaskBatchSampler:
+        rank, world_size = self._place()
+        return TaskBatchSampler(sizes, self.batch_size, self.seed, rank, world_size, self._position())
+
+    def _one_pass(self, sizes: Mapping[str, int]) -> OnePassSampler:
+        if self._place()[1] > 1:
+            raise MergeError("an online stream has one order, so it is adapted on by one process: --trainer.devices 1")
+        if self.trainer is not None:
+            # The fit ends with the stream, however many steps the trainer was given.
+            self.trainer.fit_loop.max_epochs = 1
+        return OnePassSampler(sizes, self.batch_size, self._position())
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._evaluation("validation")
@@ -109,7 +145,7 @@ class TaskData(LightningDataModule):
         rank, world_size = self._place()
         size = self.eval_batch_size
         # A process without any batch would not take part in what the others exchange, and they would wait for ever.
-        while len(dataset := LabelledImages(sources, size)) < world_size and size > 1:
+        while len(dataset := LabelledImages(sources, size, MIXED if self.mixed else None)) < world_size and size > 1:
             size = -(-size // 2)
         if len(dataset) < world_size:
             raise MergeError(f"{len(dataset)} images for {world_size} processes: take fewer --trainer.devices")
@@ -134,14 +170,14 @@ class TaskData(LightningDataModule):
 def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:
     """Raises MergeError where the data's tasks are not those of the merge."""
     for task in data.tasks:
-        if task not in tasks:
+        if task not in tasks and task != MIXED:
             raise MergeError(
                 f"the data has a task {task!r} that is not merged (merged: {', '.join(tasks)}): add its expert, "
                 "or choose tasks with --data.tasks",
                 task=task,
             )
     for task in tasks:
-        if task not in data.tasks:
+        if task not in data.tasks and not data.mixed:
             raise MergeError(
                 f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add its images, "
                 "or leave out its expert",

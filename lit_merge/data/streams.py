@@ -1,12 +1,15 @@
-"""The two streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
+"""The streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -37,6 +40,58 @@ class ImageTensor(ImageSource):
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
         return self.images[list(indices)]
+
+
+class JoinedImages(ImageSource):
+    """Images of several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = list(sources)
+        self.ends = list(accumulate(len(source) for source in self.sources))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
+        return torch.cat([self._one(i) for i in indices])
+
+    def _one(self, index: int) -> UInt8[Tensor, "1 ..."]:
+        which = bisect_right(self.ends, index)
+        return self.sources[which].read([index - (self.ends[which - 1] if which else 0)])
+
+
+class OrderedImages(ImageSource):
+    """Images of a source, in another order: the i-th is the source's `order[i]`-th."""
+
+    def __init__(self, source: ImageSource, order: Sequence[int]) -> None:
+        self.source, self.order = source, list(order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
+        return self.source.read([self.order[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a simulation knows of a stream, image by image in its order, and adaptation is never told.
+
+    Args:
+        tasks: which task each image belongs to.
+        classes: its class there.
+    """
+
+    tasks: Sequence[str]
+    classes: Integer[Tensor, " N"]
+
+    def ordered(self, order: Sequence[int]) -> "Answers":
+        return Answers([self.tasks[i] for i in order], self.classes[list(order)])
+
+    @classmethod
+    def joined(cls, parts: Iterable["Answers"]) -> "Answers":
+        parts = list(parts)
+        return cls([task for part in parts for task in part.tasks], torch.cat([part.classes for part in parts]))
 
 
 class UnlabelledImages(Dataset[dict[str, Tensor]]):
@@ -101,11 +156,38 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
         return drawn
 
 
-class LabelledImages(Dataset[dict[str, Any]]):
-    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn; "files" where they are."""
+class OnePassSampler(Sampler[dict[str, list[int]]]):
+    """Every image once, in order, one batch of every task per step; a task that is used up is left out of later ones.
 
-    def __init__(self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int) -> None:
-        self.sources = dict(sources)
+    Args:
+        sizes: task → number of images.
+        batch_size: images of each task per step.
+        position: asked at the start: the number of the step that comes next, 0 by default.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], batch_size: int, position: Callable[[], int] | None = None) -> None:
+        self.sizes = dict(sizes)
+        self.batch_size = batch_size
+        self.position = position
+
+    def __len__(self) -> int:
+        return -(-max(self.sizes.values()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        for step in range(self.position() if self.position else 0, len(self)):
+            start = step * self.batch_size
+            ends = {task: min(start + self.batch_size, size) for task, size in self.sizes.items() if start < size}
+            yield {task: list(range(start, end)) for task, end in ends.items()}
+
+
+class LabelledImages(Dataset[dict[str, Any]]):
+    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn; "files" where they are, and
+    "head" where images are not classified by the head of their own task."""
+
+    def __init__(
+        self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int, head: str | None = None
+    ) -> None:
+        self.sources, self.head = dict(sources), head
         self.batches = [
             (task, range(start, min(start + batch_size, len(source))))
             for task, (source, _) in self.sources.items()
@@ -122,4 +204,6 @@ class LabelledImages(Dataset[dict[str, Any]]):
         batch = {"task": task, "images": source.read(chosen), "indices": indices}
         if (names := source.names(chosen)) is not None:
             batch["files"] = names
+        if self.head is not None:
+            batch["head"] = self.head
         return batch if labels is None else batch | {"labels": labels[indices].long()}

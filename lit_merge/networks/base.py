@@ -49,6 +49,22 @@ class Network(nn.Module, ABC):
         parts = features.split([len(x) for x in inputs.values()])
         return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
 
+    def evaluate(self, weights: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """Logits (B, C) of a batch of one task, of its own head or of the one that the batch names."""
+        head = batch.get("head", batch["task"])
+        return self(weights, {head: batch["images"]})[head]
+
+    def rows(self, batch: Mapping[str, Any]) -> Tensor:
+        """Which rows of those logits are right, (B,): the labels, counted from the task's first row.
+
+        Raises:
+            MergeError: a label that the task's head has no row for, which could only be missed.
+        """
+        task, labels = batch["task"], batch["labels"]
+        if (highest := int(labels.max())) >= (classes := self.heads.classes(task)):
+            raise MergeError(f"task {task} has a label {highest}, its head {classes} classes", task=task)
+        return labels + self.heads.first_row(batch.get("head", task), task)
+
     def checkpoint_gradients(self) -> None:
         """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,19 +12,27 @@ from torch.nn import functional as F
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
+from lit_merge.mixed import MIXED
 
 
 class CosineHeads(nn.Module):
     """Zero-shot classifiers as CLIP's: logits = scale · normalise(features) · Wᵀ.
 
+    Beside the heads of the tasks there is one called `mixed`: the rows of all of them, one head after the other.
+
     Args:
         weights: task → (C, d), one row per class, of norm 1.
         logit_scale: the factor on the cosines.
+
+    Raises:
+        MergeError: a task called `mixed`.
     """
 
     def __init__(self, weights: Mapping[str, Float[Tensor, "C d"]], logit_scale: float = 100.0) -> None:
         super().__init__()
-        self.tasks = tuple(weights)
+        if MIXED in weights:
+            raise MergeError(f"a task called {MIXED!r}: that is the name of all heads together; rename it", task=MIXED)
+        self.tasks = self.mixed = tuple(weights)
         self.logit_scale = logit_scale
         # Parameters rather than buffers: DDP broadcasts buffers at every forward.
         self.rows = nn.ParameterList(nn.Parameter(w.float(), requires_grad=False) for w in weights.values())
@@ -48,6 +56,28 @@ class CosineHeads(nn.Module):
                 raise MergeError(f"{file.path}: head {task} holds NaN or infinity", task=task)
         return cls(rows, _scale(file))
 
+    def mix(self, tasks: Sequence[str]) -> None:
+        """Says which heads make up `mixed`, all by default: those of the tasks that are merged.
+
+        Raises:
+            MergeError: a task without a head.
+        """
+        for task in tasks:
+            self._row(task)
+        self.mixed = tuple(tasks)
+
+    def first_row(self, head: str, task: str) -> int:
+        """Where the classes of a task begin in a head: at 0 in its own, after those of other tasks in `mixed`.
+
+        Raises:
+            MergeError: a task that is not mixed.
+        """
+        if head != MIXED:
+            return 0
+        if task not in self.mixed:
+            raise MergeError(f"task {task} is not among those that are mixed: {', '.join(self.mixed)}", task=task)
+        return sum(self.classes(before) for before in self.mixed[: self.mixed.index(task)])
+
     def classes(self, task: str) -> int:
         return len(self._row(task))
 
@@ -62,6 +92,11 @@ class CosineHeads(nn.Module):
             return self.logit_scale * F.normalize(features.float(), dim=-1) @ rows.T
 
     def _row(self, task: str) -> Tensor:
+        if task == MIXED:
+            rows = [self._row(one) for one in self.mixed]
+            if len({row.shape[1] for row in rows}) > 1:
+                raise MergeError("heads of several widths cannot be mixed: they are of several networks")
+            return torch.cat(rows)
         if task not in self.tasks:
             raise MergeError(f"no head for task {task!r}; there are heads for {', '.join(self.tasks)}", task=task)
         return self.rows[self.tasks.index(task)]

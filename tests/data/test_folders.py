@@ -12,17 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_merge import ImageFolders, MergedModel, MergeError
-from lit_merge.data.folders import ImageFiles
+from lit_merge import ImageFolders, MergedModel, MergeError, MergeWarning, OnlineScores, Stage
 
 
 def folders(tiny: Any, **options: Any) -> ImageFolders:
     test = None if "adapt" in options else tiny.test_folders
     return ImageFolders(**{"adapt": tiny.adapt_folders, "test": test, "image_size": 16, "batch_size": 4} | options)
-
-
-def read(path: Path, size: int = 16) -> torch.Tensor:
-    return ImageFiles([path], size).read([0])[0]
 
 
 def gradient(mode: str = "L") -> Image.Image:
@@ -147,40 +142,6 @@ def test_images_are_found_in_subfolders_and_whatever_their_case(tiny: Any, tmp_p
     assert len(folders(tiny, adapt={"alpha": str(tmp_path)}).unlabelled()["alpha"]) == 2
 
 
-def broken_files(folder: Path) -> dict[str, Path]:
-    whole = folder / "whole.png"
-    Image.effect_noise((64, 64), 90).save(whole)
-    content = whole.read_bytes()
-    files = {
-        "truncated": content[: len(content) // 2],
-        "header only": content[:20],
-        "text": b"this is no image",
-        "empty": b"",
-    }
-    paths = {}
-    for kind, bytes_ in files.items():
-        paths[kind] = folder / f"{kind.replace(' ', '_')}.png"
-        paths[kind].write_bytes(bytes_)
-    return paths
-
-
-@pytest.mark.parametrize("kind", ["truncated", "header only", "text", "empty"])
-def test_broken_image_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
-    path = broken_files(tmp_path)[kind]
-    refused(lambda: read(path), str(path), "cannot be read as an image", "mend or remove it")
-
-
-def test_truncated_jpeg(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    Image.effect_noise((64, 64), 90).save(path)
-    path.write_bytes(path.read_bytes()[:-500])
-    refused(lambda: read(path), str(path), "truncated")
-
-
-def test_image_that_vanished(tmp_path: Path) -> None:
-    refused(lambda: read(tmp_path / "gone.png"), "gone.png", "No such file")
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_broken_image_stops_a_fit_in_one_line(
     tiny: Any,
@@ -198,64 +159,83 @@ def test_broken_image_stops_a_fit_in_one_line(
     assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [("RGB", "png"), ("L", "png"), ("P", "png"), ("P", "gif"), ("CMYK", "tif"), ("RGBA", "png")]
-)
-def test_gray_gradient_reads_the_same_in_every_mode(tmp_path: Path, mode: str, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    gradient("RGB").convert(mode).save(path)
-    image = read(path)
-    assert image.dtype == torch.uint8
-    assert image.shape == (3, 16, 16)
-    expected = torch.arange(0, 256, 17).expand(3, 16, 16)
-    # A palette has the colours of the web, 51 apart.
-    assert (image.long() - expected).abs().max() <= (26 if mode == "P" else 1)
+@pytest.fixture
+def with_bad_images(tiny: Any, tmp_path: Path) -> ImageFolders:
+    """Beta with three files that are no images among its own, and one among its test images."""
+    adapt, test = tmp_path / "adapt", tmp_path / "test"
+    shutil.copytree(tiny.adapt_folders["beta"], adapt)
+    shutil.copytree(tiny.test_folders["beta"], test)
+    (adapt / "000a.png").touch()
+    (adapt / "020.png").write_bytes((adapt / "020.png").read_bytes()[:-30])
+    (adapt / "zzz.jpg").write_text("no image")
+    (test / "class1" / "000a.png").touch()
+    return folders(
+        tiny,
+        adapt=tiny.adapt_folders | {"beta": str(adapt)},
+        test=tiny.test_folders | {"beta": str(test)},
+        on_bad_image="skip",
+    )
 
 
-def test_black_and_white_image(tmp_path: Path) -> None:
-    Image.fromarray(np.tile([0, 255], (16, 8)).astype(np.uint8)).convert("1").save(tmp_path / "a.png")
-    assert read(tmp_path / "a.png")[0, 0].tolist() == [0, 255] * 8
+def test_bad_images_are_skipped_where_that_was_asked_for(
+    tiny: Any, with_bad_images: ImageFolders, make_model: Callable[..., MergedModel], make_trainer: Callable[..., Any]
+) -> None:
+    data = with_bad_images
+    with pytest.warns(MergeWarning) as told:
+        batches = list(data.train_dataloader())
+    assert len(told) == 1
+    assert "3 of 36 images of task beta cannot be read" in str(told[0].message)
+    assert all(name in str(told[0].message) for name in ("000a.png", "020.png", "zzz.jpg"))
+    whole = folders(tiny).unlabelled()["beta"].read([i for i in range(34) if i != 20])
+    assert torch.equal(data.unlabelled()["beta"].read(range(33)), whole)
+    # Nothing is decoded twice to be checked, and batches are those of the step's number.
+    for first, again in zip(batches, data.train_dataloader(), strict=True):
+        assert all(torch.equal(first[task], again[task]) for task in first)
+    with pytest.warns(MergeWarning, match="1 of 18 images of task beta"):
+        source, labels = data.labelled("test")["beta"]
+    expected, classes = folders(tiny).labelled("test")["beta"]
+    assert torch.equal(source.read(range(17)), expected.read(range(17)))
+    assert labels is not None
+    assert torch.equal(labels, classes)
+    make_trainer(max_steps=2).fit(make_model(), datamodule=data)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
-    deep = np.tile(np.arange(0, 256, 17, dtype=np.uint16) * 257, (16, 1))
-    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
-    assert torch.equal(read(tmp_path / f"a.{suffix}").long(), torch.arange(0, 256, 17).expand(3, 16, 16))
+def test_nothing_is_decoded_before_it_is_needed(with_bad_images: ImageFolders, tiny: Any) -> None:
+    """Warnings are errors here."""
+    assert with_bad_images.tasks == tiny.tasks
+    assert "inductive" in with_bad_images.protocol
 
 
-def test_colours_keep_their_order(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.png")
-    assert read(tmp_path / "a.png")[:, 3, 3].tolist() == [200, 100, 50]
+def test_a_task_of_bad_images_only(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    data = folders(tiny, adapt=tiny.adapt_folders | {"beta": str(tmp_path)}, on_bad_image="skip")
+    refused(data.train_dataloader, "none of the 1 images of task beta", str(tmp_path / "a.png"))
 
 
-def test_transparent_palette_reads_without_a_warning(tmp_path: Path) -> None:
-    image = gradient("RGB").quantize(16)
-    image.save(tmp_path / "a.png", transparency=bytes([0] * 8 + [255] * 8))
-    assert (read(tmp_path / "a.png").long() - torch.arange(0, 256, 17).expand(3, 16, 16)).abs().max() <= 8
+def test_the_protocol_says_whether_test_images_were_adapted_on(tiny: Any, tmp_path: Path) -> None:
+    assert folders(tiny).protocol == "inductive (adapted on other images than tested on)"
+    same = folders(tiny, adapt=tiny.test_folders, test=tiny.test_folders)
+    assert same.protocol == "transductive (adapted on the test images, without their labels)"
+    adapt = tiny.test_folders | {"alpha": tiny.adapt_folders["alpha"]}
+    assert "43 of the 66 test images" in folders(tiny, adapt=adapt, test=tiny.test_folders).protocol
+    assert folders(tiny, test=None).protocol == "adapted on the given folders, tested on none"
 
 
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    stored = gradient("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn by 90° clockwise to view
-    stored.save(tmp_path / "a.png", exif=exif)
-    image = read(tmp_path / "a.png")
-    # What was dark at the left is dark at the top.
-    assert torch.equal(image[0, :, 0].long(), torch.arange(0, 256, 17))
-    assert torch.equal(image[0, :, 0], image[0, :, 15])
-
-
-def test_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None:
-    wide = np.zeros((32, 96, 3), dtype=np.uint8)
-    wide[:, 32:64] = 255
-    Image.fromarray(wide).save(tmp_path / "a.png")
-    image = read(tmp_path / "a.png", 16)
-    assert image.shape == (3, 16, 16)
-    assert (image[:, :, 2:-2] > 240).all()
-
-
-def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("black", "white")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read(tmp_path / "a.gif").max() == 0
+def test_one_pass_over_folders_is_scored_where_labels_are_known(
+    tiny: Any, make_model: Callable[..., MergedModel], make_trainer: Callable[..., Any]
+) -> None:
+    adapt = tiny.test_folders | {"alpha": tiny.adapt_folders["alpha"]}
+    data, scores = folders(tiny, adapt=adapt, test=tiny.test_folders, online=True), OnlineScores()
+    assert "each batch predicted before" in data.protocol
+    model = make_model(stages=(Stage("layer", 9, 1e-9),))
+    make_trainer(max_steps=99, callbacks=[scores]).fit(model, datamodule=data)
+    assert {task: len(classes) for task, classes in scores.predictions.items()} == {
+        "alpha": 21,
+        "beta": 17,
+        "gamma": 26,
+    }
+    make_trainer().test(model, datamodule=data, verbose=False)
+    assert {task: score.accuracy for task, score in scores.scores.items()} == {
+        task: model.scores[task].accuracy for task in ("beta", "gamma")
+    }
+    assert folders(tiny, test=None, online=True).answers() == {}

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_merge.data.streams import ImageTensor, LabelledImages, TaskBatchSampler, UnlabelledImages
+from lit_merge.data.streams import (
+    Answers,
+    ImageTensor,
+    JoinedImages,
+    LabelledImages,
+    OnePassSampler,
+    OrderedImages,
+    TaskBatchSampler,
+    UnlabelledImages,
+)
 
 
 def steps(sampler: TaskBatchSampler, count: int) -> list[dict[str, list[int]]]:
@@ -112,3 +121,36 @@ def test_labelled_batches_are_of_one_task_each_and_whole(labelled: bool) -> None
         if labelled:
             assert batch["labels"].dtype == torch.int64
             assert torch.equal(batch["labels"], batch["indices"] % 3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), batch_size=st.integers(1, 40))
+def test_one_pass_yields_every_image_once_in_order(sizes: list[int], batch_size: int) -> None:
+    named = {f"task{i}": size for i, size in enumerate(sizes)}
+    sampler = OnePassSampler(named, batch_size)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    for task, size in named.items():
+        parts = [batch[task] for batch in batches if task in batch]
+        assert list(chain.from_iterable(parts)) == list(range(size))
+        assert all(len(part) == batch_size for part in parts[:-1])
+        assert all(task in batch for batch in batches[: len(parts)])
+    assert list(OnePassSampler(named, batch_size, lambda: 1)) == batches[1:]
+
+
+def test_images_in_another_order() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2)
+    source = OrderedImages(ImageTensor(images), [3, 0, 4])
+    assert len(source) == 3
+    assert source.read([2, 0])[:, 0, 0].tolist() == [4, 3]
+
+
+def test_images_of_several_sources_one_after_the_other() -> None:
+    images = torch.arange(9, dtype=torch.uint8)[:, None, None].expand(9, 2, 2)
+    joined = JoinedImages([ImageTensor(images[:4]), ImageTensor(images[4:4]), ImageTensor(images[4:])])
+    assert len(joined) == 9
+    assert joined.read([8, 0, 4, 3])[:, 0, 0].tolist() == [8, 0, 4, 3]
+    parts = [Answers(["a"] * 2, torch.tensor([1, 0])), Answers(["b"], torch.tensor([3]))]
+    known = Answers.joined(parts).ordered([2, 0])
+    assert known.tasks == ["b", "a"]
+    assert known.classes.tolist() == [3, 1]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ def adapted(
     return model.coefficients().detach()
 
 
-@pytest.mark.parametrize("protocol", ["inductive", "transductive"])
+@pytest.mark.parametrize("protocol", ["inductive", "transductive", "online"])
 def test_labels_have_no_influence_on_adaptation(
     tiny: Any,
     make_model: Callable[..., MergedModel],
@@ -148,6 +149,66 @@ def test_labels_have_no_influence_on_adaptation(
     assert torch.equal(adapted(make_model, make_trainer, suite, protocol), expected)
     (suite / "labels.safetensors").unlink()
     assert torch.equal(adapted(make_model, make_trainer, suite, protocol), expected)
+
+
+def test_online_passes_over_the_test_images_once(tiny: Any) -> None:
+    data, files = tiny.data(protocol="online"), load_file(tiny.root / "images.safetensors")
+    labels = load_file(tiny.root / "labels.safetensors")
+    for task in tiny.tasks:
+        images, tested = pool(data, task), files[f"{task}/test"]
+        assert not torch.equal(images, tested)
+        known = data.answers()[task]
+        pairs = {(x.numpy().tobytes(), int(c)) for x, c in zip(images, known.classes, strict=True)}
+        assert pairs == {(x.numpy().tobytes(), int(c)) for x, c in zip(tested, labels[f"{task}/test"], strict=True)}
+        assert set(known.tasks) == {task}
+        assert torch.equal(pool(tiny.data(protocol="online"), task), images)
+        assert not torch.equal(pool(tiny.data(protocol="online", seed=1), task), images)
+    batches = list(data.train_dataloader())
+    assert [len(batch["beta"]) for batch in batches if "beta" in batch] == [4, 4, 4, 4, 1]
+    assert data.steps == len(batches) == 7
+    assert list(batches[-1]) == ["gamma"]
+    assert tiny.data().steps is None
+    assert tiny.data().answers() == {}
+
+
+def test_stream_sorted_by_class_hands_on_images_only(tiny: Any) -> None:
+    data = tiny.data(protocol="online", order="label")
+    for known in data.answers().values():
+        assert known.classes.tolist() == sorted(known.classes.tolist())
+    for batch in data.train_dataloader():
+        assert all(images.dtype == torch.uint8 and images.shape[1:] == (16, 16) for images in batch.values())
+    assert "stream sorted by class" in data.protocol
+    for protocol in ("inductive", "transductive"):
+        with pytest.raises(MergeError, match="order=label is of an online stream"):
+            tiny.data(protocol=protocol, order="label")
+
+
+def test_tasks_of_unequal_sizes(tiny: Any) -> None:
+    data = tiny.data(sizes={"beta": 2}, batch_size=5)
+    assert [len(source) for source in data.unlabelled().values()] == [21, 2, 13]
+    assert torch.equal(pool(data, "beta"), pool(tiny.data(), "beta")[:2])
+    assert all(len(batch["beta"]) == 5 for batch in data.train_dataloader())
+    assert data.protocol.endswith("adapted on 2 images of beta")
+    assert len(data.labelled("test")["beta"][0]) == 17
+    assert [len(source) for source in tiny.data(sizes={"beta": 2}, protocol="online").unlabelled().values()] == [
+        23,
+        2,
+        26,
+    ]
+    for sizes, told in (
+        ({"delta": 1}, "no task 'delta'"),
+        ({"beta": 0}, "0 images"),
+        ({"beta": 35}, "which has 34 to"),
+    ):
+        with pytest.raises(MergeError, match=told):
+            tiny.data(sizes=sizes)
+
+
+def test_an_online_stream_is_for_one_process(tiny: Any) -> None:
+    data = tiny.data(protocol="online")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(MergeError, match="adapted on by one process"):
+        data.train_dataloader()
 
 
 def test_shipped_images_of_all_splits_are_different() -> None:

@@ -57,3 +57,37 @@ def test_rows_that_are_not_finite(bad: float, tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="head b holds NaN or infinity") as error:
         CosineHeads.load(tmp_path / "heads.safetensors")
     assert error.value.task == "b"
+
+
+def test_mixed_is_all_heads_one_after_the_other() -> None:
+    rows = {task: F.normalize(torch.randn(n, 6)) for task, n in {"a": 2, "b": 3, "c": 4}.items()}
+    heads, features = CosineHeads(rows), torch.randn(5, 6)
+    logits = torch.cat([heads(features, task) for task in rows], dim=1)
+    torch.testing.assert_close(heads(features, "mixed"), logits)
+    assert heads.classes("mixed") == 9
+    assert [heads.first_row("mixed", task) for task in rows] == [0, 2, 5]
+    assert [heads.first_row(task, task) for task in rows] == [0, 0, 0]
+
+
+def test_only_merged_tasks_are_mixed() -> None:
+    heads, features = (
+        CosineHeads({task: torch.eye(n, 6) for task, n in {"a": 2, "b": 3, "c": 4}.items()}),
+        torch.ones(1, 6),
+    )
+    heads.mix(["c", "a"])
+    assert torch.equal(heads(features, "mixed"), torch.cat([heads(features, "c"), heads(features, "a")], dim=1))
+    assert heads.first_row("mixed", "a") == 4
+    assert heads.classes("b") == 3
+    with pytest.raises(MergeError, match="task b is not among those that are mixed: c, a"):
+        heads.first_row("mixed", "b")
+    with pytest.raises(MergeError, match="no head for task 'd'"):
+        heads.mix(["a", "d"])
+
+
+def test_heads_that_cannot_be_mixed() -> None:
+    with pytest.raises(MergeError, match="a task called 'mixed'"):
+        CosineHeads({"mixed": torch.eye(3)})
+    heads = CosineHeads({"a": torch.eye(2, 6), "b": torch.eye(2, 5)})
+    assert heads.classes("b") == 2
+    with pytest.raises(MergeError, match="several widths"):
+        heads.classes("mixed")

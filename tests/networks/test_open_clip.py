@@ -101,3 +101,12 @@ def test_heads(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4)}, tmp_path / "flat.safetensors")
     with pytest.raises(MergeError, match=r"flat\.safetensors: head a has shape \[4\]"):
         CosineHeads.load(tmp_path / "flat.safetensors")
+
+
+def test_a_label_beyond_the_head_is_refused(tiny: Any) -> None:
+    for head in ({}, {"head": "mixed"}):
+        with pytest.raises(MergeError, match="task alpha has a label 3, its head 3 classes") as error:
+            tiny.encoder().rows({"task": "alpha", "labels": torch.tensor([0, 3]), **head})
+        assert error.value.task == "alpha"
+    rows = tiny.encoder().rows({"task": "gamma", "labels": torch.tensor([0, 4]), "head": "mixed"})
+    assert rows.tolist() == [7, 11]

@@ -1,0 +1,236 @@
+"""ImageFiles: every kind of image file is read as a viewer shows it, or refused in one line."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_merge import MergeError, MergeWarning
+from lit_merge.data.image_files import ImageFiles, readable
+
+
+def read(path: Path, size: int = 16) -> torch.Tensor:
+    return ImageFiles([path], size).read([0])[0]
+
+
+def gradient(mode: str = "L") -> Image.Image:
+    """16 × 16, from black at the left to white at the right."""
+    return Image.fromarray(np.tile(np.arange(0, 256, 17, dtype=np.uint8), (16, 1))).convert(mode)
+
+
+def refused(action: Callable[[], Any], *parts: str) -> None:
+    with pytest.raises(MergeError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    whole = folder / "whole.png"
+    Image.effect_noise((64, 64), 90).save(whole)
+    content = whole.read_bytes()
+    files = {
+        "truncated": content[: len(content) // 2],
+        "header only": content[:20],
+        "text": b"this is no image",
+        "empty": b"",
+    }
+    paths = {}
+    for kind, bytes_ in files.items():
+        paths[kind] = folder / f"{kind.replace(' ', '_')}.png"
+        paths[kind].write_bytes(bytes_)
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["truncated", "header only", "text", "empty"])
+def test_broken_image_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = broken_files(tmp_path)[kind]
+    refused(lambda: read(path), str(path), "cannot be read as an image", "mend or remove it")
+
+
+def test_truncated_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    refused(lambda: read(path), str(path), "truncated")
+
+
+def test_image_that_vanished(tmp_path: Path) -> None:
+    refused(lambda: read(tmp_path / "gone.png"), "gone.png", "No such file")
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "png"), ("L", "png"), ("P", "png"), ("P", "gif"), ("CMYK", "tif"), ("RGBA", "png")]
+)
+def test_gray_gradient_reads_the_same_in_every_mode(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    gradient("RGB").convert(mode).save(path)
+    image = read(path)
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 16, 16)
+    expected = torch.arange(0, 256, 17).expand(3, 16, 16)
+    # A palette has the colours of the web, 51 apart.
+    assert (image.long() - expected).abs().max() <= (26 if mode == "P" else 1)
+
+
+def test_black_and_white_image(tmp_path: Path) -> None:
+    Image.fromarray(np.tile([0, 255], (16, 8)).astype(np.uint8)).convert("1").save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png")[0, 0].tolist() == [0, 255] * 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    deep = np.tile(np.arange(0, 256, 17, dtype=np.uint16) * 257, (16, 1))
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    assert torch.equal(read(tmp_path / f"a.{suffix}").long(), torch.arange(0, 256, 17).expand(3, 16, 16))
+
+
+def test_colours_keep_their_order(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png")[:, 3, 3].tolist() == [200, 100, 50]
+
+
+def test_transparent_palette_reads_without_a_warning(tmp_path: Path) -> None:
+    image = gradient("RGB").quantize(16)
+    image.save(tmp_path / "a.png", transparency=bytes([0] * 8 + [255] * 8))
+    assert (read(tmp_path / "a.png").long() - torch.arange(0, 256, 17).expand(3, 16, 16)).abs().max() <= 8
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    stored = gradient("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90° clockwise to view
+    stored.save(tmp_path / "a.png", exif=exif)
+    image = read(tmp_path / "a.png")
+    # What was dark at the left is dark at the top.
+    assert torch.equal(image[0, :, 0].long(), torch.arange(0, 256, 17))
+    assert torch.equal(image[0, :, 0], image[0, :, 15])
+
+
+def test_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None:
+    wide = np.zeros((32, 96, 3), dtype=np.uint8)
+    wide[:, 32:64] = 255
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    image = read(tmp_path / "a.png", 16)
+    assert image.shape == (3, 16, 16)
+    assert (image[:, :, 2:-2] > 240).all()
+
+
+def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("black", "white")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read(tmp_path / "a.gif").max() == 0
+
+
+def png(rows: np.ndarray, colour_type: int, bits: int) -> bytes:
+    """A PNG of big-endian samples (H, W, channels), which Pillow does not write with 16 bits and colours."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], bits, colour_type, 0, 0, 0)
+    scanlines = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in parts)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_sixteen_bits_with_colours_or_transparency(tmp_path: Path, colour_type: int, channels: int) -> None:
+    deep = (np.tile(np.arange(0, 256, 17), (16, 1)) * 257).astype(">u2")
+    rows = np.repeat(deep[:, :, None], channels, 2)
+    if colour_type == 2:
+        rows[:, :, 1] = 0x1234
+    (tmp_path / "a.png").write_bytes(png(rows, colour_type, 16))
+    image = read(tmp_path / "a.png")
+    assert torch.equal(image[0].long(), torch.arange(0, 256, 17).expand(16, 16))
+    assert torch.equal(image[2], image[0])
+    assert (image[1] == (0x12 if colour_type == 2 else image[0])).all()
+
+
+def test_dark_sixteen_bits_are_not_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((16, 16), 3000, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png") == 3000 // 256).all()
+
+
+@pytest.mark.parametrize("values", [np.full((16, 16), 0.5, np.float32), np.full((16, 16), 70_000, np.int32)])
+def test_values_of_an_unknown_range(tmp_path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    refused(lambda: read(tmp_path / "a.tif"), str(tmp_path / "a.tif"), "black and white are not known")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_other_animations_give_their_first_frame(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("black", "white")]
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert image.n_frames == 2  # type: ignore[attr-defined]
+    assert read(tmp_path / f"a.{suffix}").max() == 0
+
+
+def test_inks_of_a_jpeg_are_not_inverted(tmp_path: Path) -> None:
+    """Adobe's CMYK files hold 255 − ink; Pillow writes them so, with Adobe's marker."""
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=100)
+    content = (tmp_path / "red.jpg").read_bytes()
+    assert b"Adobe" in content
+    red, green, blue = read(tmp_path / "red.jpg")[:, 8, 8].tolist()
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
+def test_exif_rotation_of_other_files(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(np.repeat(np.array([20, 230], np.uint8), 8)[:, None].repeat(16, 1)).convert("RGB").save(
+        tmp_path / f"a.{suffix}", exif=exif
+    )
+    image = read(tmp_path / f"a.{suffix}")[0].float()
+    assert image[:6].mean() > 200
+    assert image[10:].mean() < 50
+
+
+def test_the_content_says_what_a_file_is(tmp_path: Path) -> None:
+    gradient("RGB").save(tmp_path / "a.bmp")
+    for suffix in ("jpg", "png", "tif"):
+        (tmp_path / f"a.{suffix}").write_bytes((tmp_path / "a.bmp").read_bytes())
+        assert torch.equal(read(tmp_path / f"a.{suffix}")[0].long(), torch.arange(0, 256, 17).expand(16, 16))
+
+
+@pytest.mark.parametrize("side", [9_600, 14_000])
+def test_a_few_bytes_that_would_fill_the_memory(tmp_path: Path, side: int) -> None:
+    """Pillow only warns of the smaller one."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(path)
+    assert path.stat().st_size < 100_000
+    refused(lambda: read(path), str(path), "more than 89,478,485 pixels", "remove it")
+
+
+def test_a_text_that_would_fill_the_memory(tmp_path: Path) -> None:
+    content = png(np.zeros((16, 16, 1), np.uint8), 0, 8)
+    text = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(70_000_000), 9)
+    bomb = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    (tmp_path / "a.png").write_bytes(content[:33] + bomb + content[33:])
+    refused(lambda: read(tmp_path / "a.png"), str(tmp_path / "a.png"), "cannot be read as an image")
+
+
+def test_readable_files_in_their_order(tmp_path: Path) -> None:
+    broken = broken_files(tmp_path)
+    gradient().save(tmp_path / "a.png")
+    paths = [*broken.values(), tmp_path / "a.png", tmp_path / "whole.png"]
+    with pytest.warns(MergeWarning, match="4 of 6 images of task alpha cannot be read and are left out: ") as told:
+        assert readable("alpha", paths) == paths[4:]
+    message = str(told[0].message)
+    assert message.endswith(", …")
+    assert [str(path) in message for path in broken.values()] == [True, True, True, False]
+    with pytest.raises(MergeError, match="none of the 4 images of task alpha can be read, the first is") as error:
+        readable("alpha", list(broken.values()))
+    assert error.value.task == "alpha"
