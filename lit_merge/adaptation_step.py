@@ -102,7 +102,7 @@ def one_by_one(
         nonlocal total
         # Backwards run in the precision of their forwards, whatever autocast says meanwhile.
         with torch.autocast(loss.device.type, enabled=False):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         total = total.to(loss.device) + loss.detach()
 
     for task in tasks:

@@ -106,11 +106,11 @@ def run_fit(
 
 def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
     """Has the fit write checkpoints to go on from, and says where it goes on."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks
     point = next((one for one in callbacks if isinstance(one, ResumePoint)), None) or ResumePoint()
     point.path, point.begins = unfinished.checkpoint, unfinished.step
     # The last one, so that what the others keep is of the same step.
-    trainer.callbacks = [one for one in callbacks if one is not point] + [point]  # type: ignore[attr-defined]
+    trainer.callbacks = [one for one in callbacks if one is not point] + [point]
     if unfinished.step is not None and trainer.is_global_zero:
         whole = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
         Console(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)

@@ -70,7 +70,7 @@ def test_other_loggers(make_trainer: MakeTrainer, tmp_path: Path) -> None:
         trainer = make_trainer(logger=Elsewhere(str(place)))
         if refused:
             with pytest.raises(MergeError, match=r"Elsewhere writes to .* choose another"):
-                log_into(trainer, tmp_path / "run", tmp_path / ".run.1")
+                log_into(trainer, tmp_path / "run", tmp_path / ".run.1", tmp_path)
         else:
-            log_into(trainer, tmp_path / "run", tmp_path / ".run.1")
+            log_into(trainer, tmp_path / "run", tmp_path / ".run.1", tmp_path)
             assert trainer.loggers[0].save_dir == str(place)

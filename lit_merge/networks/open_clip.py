@@ -1,5 +1,7 @@
 """Image towers of open_clip."""
 
+from typing import Any, cast
+
 from jaxtyping import Float, UInt8
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import _build_vision_tower
@@ -44,7 +46,7 @@ class OpenClipImageEncoder(Network):
         self.freeze()
 
     def checkpoint_gradients(self) -> None:
-        self.encoder.set_grad_checkpointing(True)
+        cast(Any, self.encoder).set_grad_checkpointing(True)
 
     def prepare(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         if inputs.shape[-2:] != (self.image_size, self.image_size):
