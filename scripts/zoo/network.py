@@ -47,9 +47,9 @@ def logits(features: Tensor, head: Tensor) -> Tensor:
 @torch.no_grad()
 def accuracy(network: nn.Module, head: Tensor, images: Tensor, labels: Tensor) -> float:
     """The share of images uint8 (N, 32, 32) that the network, in evaluation mode meanwhile, gets right."""
-    training = network.training
+    training, device = network.training, next(network.parameters()).device
     network.eval()
-    with torch.autocast(images.device.type, enabled=False):
-        guesses = [logits(network(pixels(part)), head).argmax(1) for part in images.split(500)]
+    with torch.autocast(device.type, enabled=False):
+        guesses = [logits(network(pixels(part.to(device))), head.to(device)).argmax(1) for part in images.split(500)]
     network.train(training)
-    return torch.cat(guesses).eq(labels).float().mean().item()
+    return torch.cat(guesses).cpu().eq(labels).float().mean().item()

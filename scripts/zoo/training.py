@@ -26,13 +26,11 @@ class Deadline(Callback):
 
 
 def trainer(callbacks: Sequence[Callback] = (), **options: Any) -> L.Trainer:
-    """A trainer for the CPU in bf16 with a progress bar, and nothing written but the checkpoints asked for."""
+    """A trainer in bf16 with a progress bar, and nothing written but the checkpoints asked for."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
     return L.Trainer(
-        accelerator="cpu",
         devices=1,
         precision="bf16-mixed",
         logger=False,
