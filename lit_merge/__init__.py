@@ -7,9 +7,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lit_merge.activations import collect_moments
+    from lit_merge.adapting import adapt, evaluate
     from lit_merge.analysis import Analysis, analyze
     from lit_merge.callbacks import (
         CoefficientLog,
+        CollapseGuard,
         CompressionExport,
         OnlineScores,
         PredictionWriter,
@@ -54,6 +56,7 @@ _HOMES = {
     "Analysis": "analysis",
     "CART": "methods",
     "CoefficientLog": "callbacks",
+    "CollapseGuard": "callbacks",
     "Coefficients": "coefficients",
     "CompressionExport": "callbacks",
     "ConsensusTA": "methods",
@@ -87,9 +90,11 @@ _HOMES = {
     "ZeroShotHeads": "networks",
     "analyze": "analysis",
     "build_bank": "methods",
+    "adapt": "adapting",
     "choose_scaling": "choosing",
     "coefficient_figure": "heat_map",
     "collect_moments": "activations",
+    "evaluate": "adapting",
     "load_moments": "moments",
     "save_moments": "moments",
 }
@@ -104,6 +109,7 @@ __all__ = [
     "Analysis",
     "CoefficientLog",
     "Coefficients",
+    "CollapseGuard",
     "CompressionExport",
     "ConsensusTA",
     "Decompositions",
@@ -131,11 +137,13 @@ __all__ = [
     "Transform",
     "WeightAveraging",
     "ZeroShotHeads",
+    "adapt",
     "analyze",
     "build_bank",
     "choose_scaling",
     "coefficient_figure",
     "collect_moments",
+    "evaluate",
     "load_moments",
     "save_moments",
 ]

@@ -12,6 +12,7 @@ from lit_merge.adaptation_step import MicroBatch, Weights, adaptation_step
 from lit_merge.coefficients import Coefficients, Granularity
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
+from lit_merge.experts import Experts
 from lit_merge.fit_state import fit_state, own_random_state
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
@@ -36,6 +37,10 @@ class Stage:
     lr: float = 1e-3
 
 
+# The scale first: coefficients of different tasks compete and cannot travel far. docs/adaptation.md compares.
+TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 200, 1e-3))
+
+
 class MergedModel(LightningModule):
     """The merged weights as a function of the coefficients λ[task, weight], which are all that is learnt.
 
@@ -46,8 +51,7 @@ class MergedModel(LightningModule):
         bank: origin, deltas and the coefficients to start from.
         network: encoder and heads.
         objective: entropy by default.
-        stages: what is learnt when. First one coefficient for the whole merge and then one per task and weight is what
-            works from a coefficient that is far off: coefficients of different tasks compete and cannot travel far.
+        stages: what is learnt when: first one coefficient for the whole merge, then one per task and weight.
         bounds: (lower, upper) for the coefficients; AdaMerging clamps to [0, 1]. Off by default: CART's are above 1.
         ranks: learns which singular directions are used too.
         sharpness: how far from the coefficients the worst gradient is looked for (SAM); 0 is off.
@@ -55,6 +59,7 @@ class MergedModel(LightningModule):
             so that the activations of one are in memory at a time, however many tasks there are.
         gradient_checkpointing: keep no activations inside the network's blocks, compute them again in the backward;
             with `microbatch: task`.
+        experts: the models that were merged, where they are at hand: for objectives and callbacks that ask them.
 
     Raises:
         MergeError: a bank whose weights are not the network's, a task without a head, no stage; AdaRank over a bank
@@ -66,12 +71,13 @@ class MergedModel(LightningModule):
         bank: TaskBank,
         network: Network,
         objective: Objective | None = None,
-        stages: Sequence[Stage] = (Stage(),),
+        stages: Sequence[Stage] = TWO_STAGES,
         bounds: tuple[float, float] | None = None,
         ranks: AdaRank | None = None,
         sharpness: float = 0.0,
         microbatch: MicroBatch = "all",
         gradient_checkpointing: bool = False,
+        experts: Experts | None = None,
     ) -> None:
         super().__init__()
         if sharpness < 0:
@@ -94,6 +100,7 @@ class MergedModel(LightningModule):
         self.coefficients = Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds)
         self.ranks, self.sharpness, self.microbatch = ranks, sharpness, microbatch
         self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
+        self.experts = experts
         self.metrics = TaskMetrics(bank.tasks)
         self.rank_ratio = 1.0
         self.stage_index = -1
@@ -162,9 +169,17 @@ class MergedModel(LightningModule):
         """Logits (B, C) of every task's inputs."""
         return self.network(self.merged_weights(), inputs)
 
+    @property
+    def knows_experts(self) -> bool:
+        """Whether there is something to take for a task's expert."""
+        return self.experts is not None or not self._frame.shared
+
     def expert_weights(self, task: str) -> Weights:
-        """What an objective takes for the task's expert: here what the bank itself holds of it."""
-        return self.bank.expert(task, self.compute_dtype)
+        """The task's expert; without experts, what the bank itself holds of it."""
+        if self.experts is None:
+            return self.bank.expert(task, self.compute_dtype)
+        read, shapes = self.experts.checkpoints[task].read, self.experts.shapes
+        return {name: read(name).to(self.device, self.compute_dtype) for name in shapes}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         weights = self.merged_weights()
@@ -243,11 +258,13 @@ class MergedModel(LightningModule):
         if self.scores:
             self.log(f"{split}/accuracy", mean_accuracy(self.scores))
 
+    def learnt_state(self) -> dict[str, Tensor]:
+        """What a fit changes: of coefficients and masks."""
+        return {name: v for name, v in self.state_dict().items() if name.startswith(("coefficients.", "masks."))}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A few kB: coefficients, masks, active rank, stage, and which bank they belong to."""
-        learnt = ("coefficients.", "masks.")
-        kept = {name: v for name, v in checkpoint["state_dict"].items() if name.startswith(learnt)}
-        checkpoint["state_dict"] = kept
+        checkpoint["state_dict"] = self.learnt_state()
         checkpoint["lit_merge"] = {
             "fingerprint": self._frame.fingerprint,
             "rank_ratio": self.rank_ratio,

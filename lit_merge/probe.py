@@ -63,6 +63,8 @@ class Probe:
         self.labels = dict(labels or {})
         self.predictions: dict[str, Int[Tensor, " N"]] = {}
         self.expert_entropy: dict[str, float] = {}
+        self.classes: dict[str, Int[Tensor, " N"]] = {}
+        """What was predicted at the last reading, on the CPU."""
 
     @classmethod
     def draw(cls, network: Network, data: TaskData, images: int = 64) -> "Probe":
@@ -106,6 +108,7 @@ class Probe:
         for task, logits in self._forward(weights, list(self.inputs)):
             found[task].append(logits)
         whole = {task: torch.cat(parts) for task, parts in found.items()}
+        self.classes = {task: value.argmax(-1).cpu() for task, value in whole.items()}
         return Reading(
             entropy={task: entropy(value).mean().item() for task, value in whole.items()},
             agreement={task: share(whole[task], expected) for task, expected in self.predictions.items()},

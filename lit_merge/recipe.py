@@ -1,11 +1,11 @@
 """MergeRecipe: a MergedModel from what a configuration file says."""
 
-from lit_merge.adaptation_step import MicroBatch, Weights
+from lit_merge.adaptation_step import MicroBatch
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, expert_files
-from lit_merge.merged_model import MergedModel, Stage
+from lit_merge.merged_model import TWO_STAGES, MergedModel, Stage
 from lit_merge.methods import MergeMethod, build_bank
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
@@ -81,18 +81,11 @@ class MergeRecipe(MergedModel):
         else:
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
         super().__init__(
-            built, network, objective, stages or [Stage()], bounds, ranks, sharpness, microbatch, gradient_checkpointing
+            *(built, network, objective, stages or TWO_STAGES, bounds, ranks),
+            *(sharpness, microbatch, gradient_checkpointing, opened),
         )
-        self.experts = opened
         self.method, self.transform, self.decompositions = method, transform, kept
         self.unlabelled = unlabelled
-
-    def expert_weights(self, task: str) -> Weights:
-        """The expert of the configuration, where there is one."""
-        if self.experts is None:
-            return super().expert_weights(task)
-        read, shapes = self.experts.checkpoints[task].read, self.experts.shapes
-        return {name: read(name).to(self.device, self.compute_dtype) for name in shapes}
 
     def require_method(self) -> MergeMethod:
         """The configuration's method; raises MergeError where a bank was loaded instead."""

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from torch import Tensor
 
-from lit_merge.callbacks import OnlineScores, ResumePoint
+from lit_merge.callbacks import CollapseGuard, OnlineScores, ResumePoint
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.data import TaskData
 from lit_merge.evaluation import Evaluator, TaskScore
@@ -67,6 +67,9 @@ def run_fit(
     model.check_learnable()
     check_precision(trainer, model)
     first, start = trainer.is_global_zero, model.to_bank()
+    if not data.online and not any(isinstance(one, CollapseGuard) for one in trainer.callbacks):
+        # An online stream is not looked at before it comes.
+        trainer.callbacks.insert(0, CollapseGuard())
     plan = fit_plan(trainer, model, start, data, experts, ckpt_path)
     if first:
         check_output(output, overwrite)

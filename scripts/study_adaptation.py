@@ -205,6 +205,22 @@ def tables(output: Path) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(shown) + " |"
 
 
+def signs(output: Path) -> str:
+    """What the guard's signs come to in fits that are healthy: its thresholds must lie well apart from these."""
+    curves = [
+        seen
+        for path in output.glob("*.json")
+        for name, seen in json.loads(path.read_text("utf-8")).items()
+        if not name.endswith(("high rate", "one class"))
+    ]
+    kept = [
+        look["balance"][task] / seen[0]["balance"][task] for seen in curves for look in seen for task in look["balance"]
+    ]
+    churn = [mean(look["churn"].values()) for seen in curves for look in seen[2:]]
+    told = f"balance at least {min(kept):.2f} of that at the start, churn at most {max(churn):.2f}"
+    return f"{len(curves)} healthy runs: {told}"
+
+
 def cell(values: list[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
@@ -224,6 +240,7 @@ def main() -> int:
             print(f"study_adaptation: {error}", file=sys.stderr)
             return 1
     print("\n".join(tables(options.output)))
+    print(signs(options.output))
     return 0
 
 

@@ -29,6 +29,7 @@ LAYERS = [
     ["figures", "heat_map"],
     ["sweep", "callbacks"],
     ["trainer"],
+    ["adapting"],
     ["run_logs"],
     ["runs"],
     ["cli", "zoo"],

@@ -41,7 +41,7 @@ def adapt(model: MergedModel, make_trainer: MakeTrainer, data: Any, **options: A
 
 @pytest.mark.parametrize("method", [CART(rank_ratio=0.5, scaling=1.0), TaskArithmetic(0.3)], ids=["cart", "arithmetic"])
 def test_gradient_of_a_step_is_that_of_the_dense_sum(method: Any, make_model: Make, tiny: Any) -> None:
-    model = make_model(method)
+    model = make_model(method, stages=[Stage("layer")])
     batch = next(iter(tiny.data().train_dataloader()))
     loss = torch.stack([model.objective(logits) for logits in model(batch).values()]).mean()
     loss.backward()

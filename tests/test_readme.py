@@ -68,7 +68,8 @@ def test_every_configuration_runs(path: Path, workplace: Path, on_tiny: list[str
     if path.stem == "weight_averaging":
         assert main(["test", *start, *QUIET]) == 0
     else:
-        assert main(["fit", *start, "--data.batch_size", "4", *SHORT["fit"], *QUIET]) == 0
+        plain = ["--trainer.callbacks+=CoefficientLog", "--trainer.callbacks.figures=false"]
+        assert main(["fit", *start, "--data.batch_size", "4", *SHORT["fit"], *QUIET, *plain]) == 0
         assert (workplace / "runs" / path.stem / "bank").is_dir()
 
 
@@ -93,6 +94,18 @@ def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.Mon
     network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
     network += ["--model.network.heads", tiny.heads, "--model.method", "my_module.MedianLowRank"]
     assert main(["merge", *experts, *network, "--output", str(tmp_path / "merged.safetensors")]) == 0
+
+
+def test_adaptation_examples(workplace: Path, on_tiny: list[str]) -> None:
+    text = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    found = blocks(text, "yaml")
+    assert len(found) == 3
+    start = ["--config", "configs/cart.yaml"]
+    plain = ["--trainer.callbacks+=CoefficientLog", "--trainer.callbacks.figures=false"]
+    for i, block in enumerate(found):
+        Path(f"block{i}.yaml").write_text(block)
+        options = [*start, "--config", f"block{i}.yaml", *on_tiny, "--data.batch_size", "4", "--run", f"run{i}"]
+        assert main(["fit", *options, *SHORT["fit"], *QUIET, *plain]) == 0
 
 
 def test_callbacks_examples(workplace: Path, on_tiny: list[str]) -> None:

@@ -15,7 +15,17 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from lit_merge import CART, ImageFolders, MergedModel, MergeError, RankSchedule, ResumePoint, Stage, TaskBank
+from lit_merge import (
+    CART,
+    CollapseGuard,
+    ImageFolders,
+    MergedModel,
+    MergeError,
+    RankSchedule,
+    ResumePoint,
+    Stage,
+    TaskBank,
+)
 from lit_merge.objectives import Entropy, Objective
 from lit_merge.rank_masks import AdaRank
 from lit_merge.runs import run_fit
@@ -55,11 +65,16 @@ def killed_and_resumed(
 ) -> MergedModel:
     for stop in stops:
         with pytest.raises(Die):
-            run_fit(trainer(callbacks=[ResumePoint(every_steps=2), DieAt(stop)]), make(), data(), run)
+            run_fit(trainer(callbacks=[*callbacks(), DieAt(stop)]), make(), data(), run)
         assert not run.exists()
     model = make()
-    run_fit(trainer(callbacks=[ResumePoint(every_steps=2)]), model, data(), run)
+    run_fit(trainer(callbacks=callbacks()), model, data(), run)
     return model
+
+
+def callbacks() -> list[Callback]:
+    """The guard would stop this fit, whose objective is noise."""
+    return [ResumePoint(every_steps=2), CollapseGuard(every_n_steps=0)]
 
 
 @pytest.mark.parametrize("stops", [(3,), (9, 20)])

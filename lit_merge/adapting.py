@@ -1,0 +1,116 @@
+"""The whole job in one call each: adapt a bank on unlabelled data, evaluate weights on labelled data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from lit_merge.adaptation_step import MicroBatch
+from lit_merge.callbacks import CollapseGuard, MergeProgress
+from lit_merge.data import TaskData, check_tasks
+from lit_merge.errors import MergeError
+from lit_merge.evaluation import Evaluator, TaskScore
+from lit_merge.experts import Experts
+from lit_merge.merged_model import TWO_STAGES, MergedModel, Stage
+from lit_merge.networks import Network
+from lit_merge.objectives import Objective
+from lit_merge.quiet import quiet
+from lit_merge.rank_masks import AdaRank
+from lit_merge.task_bank import TaskBank
+from lit_merge.trainer import Trainer, passing_interrupts
+
+# No logger, no files: what comes back is the result.
+PLAIN: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+def adapt(
+    bank: TaskBank,
+    network: Network,
+    data: TaskData,
+    *,
+    objective: Objective | None = None,
+    stages: Sequence[Stage] = TWO_STAGES,
+    bounds: tuple[float, float] | None = None,
+    ranks: AdaRank | None = None,
+    sharpness: float = 0.0,
+    microbatch: MicroBatch = "all",
+    experts: Experts | None = None,
+    guard: bool = True,
+    accelerator: str = "auto",
+    precision: Any = "32-true",
+    progress: bool = True,
+) -> TaskBank:
+    """The bank with coefficients that were adapted on the unlabelled images of every task. No label is read.
+
+    Args:
+        bank: what is adapted, from its own coefficients.
+        network: encoder and heads.
+        data: where the unlabelled images come from.
+        objective: entropy by default.
+        stages, bounds, ranks, sharpness, microbatch: as of `MergedModel`.
+        experts: the models that were merged, for the guard and for objectives that ask them; what the bank holds of
+            every task by default.
+        guard: watch for a collapse and for a fit that goes on for too long, and go back; see `CollapseGuard`.
+        accelerator, precision: Lightning's.
+        progress: show a bar.
+
+    Raises:
+        MergeError: a bank, a network and data that do not belong together; a bank without coefficients.
+    """
+    quiet()
+    check_tasks(data, bank.tasks)
+    model = MergedModel(bank, network, objective, stages, bounds, ranks, sharpness, microbatch, experts=experts)
+    watching = guard and not data.online
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_steps=model.total_steps,
+        limit_val_batches=0,
+        enable_progress_bar=progress,
+        callbacks=[*([CollapseGuard()] if watching else []), *([MergeProgress()] if progress else [])],
+        **PLAIN,
+    )
+    with passing_interrupts():
+        trainer.fit(model, datamodule=data)
+    return model.to_bank()
+
+
+def evaluate(
+    weights: TaskBank | Mapping[str, Tensor],
+    network: Network,
+    data: TaskData,
+    *,
+    accelerator: str = "auto",
+    progress: bool = False,
+) -> dict[str, TaskScore]:
+    """Task → accuracy (in [0, 1]) and mean entropy (nats) on the labelled test images.
+
+    Args:
+        weights: a bank, which is merged at its coefficients, or merged weights by name.
+        network: encoder and heads.
+        data: whose test images are read.
+        accelerator: Lightning's.
+        progress: show a bar.
+
+    Raises:
+        MergeError: no labelled test images; weights that are not the network's.
+    """
+    quiet()
+    if not data.has_test:
+        raise MergeError("the data has no labelled test images to evaluate on")
+    merged = weights.merge(dtype=torch.float32) if isinstance(weights, TaskBank) else weights
+    network.check({name: tuple(value.shape) for name, value in merged.items()})
+    evaluator = Evaluator(network, data.tasks, lambda task: merged, "evaluating")
+    callbacks: list[Callback] = [MergeProgress()] if progress else []
+    trainer = Trainer(accelerator=accelerator, devices=1, enable_progress_bar=progress, callbacks=callbacks, **PLAIN)
+    with passing_interrupts():
+        trainer.test(evaluator, datamodule=data, verbose=False)
+    return evaluator.scores
