@@ -124,6 +124,15 @@ class Network(nn.Module, ABC):
         return found
 
 
+def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, without memory for weights where it can do without: buffers that are no weights, as masks of
+    attention, have to be computed."""
+    with torch.device("meta"):
+        made = build()
+    weights = made.state_dict()
+    return made if all(name in weights for name, _ in made.named_buffers()) else build()
+
+
 class _Holding(nn.Module):
     def __init__(self, encoder: nn.Module, work: Callable[[], Any]) -> None:
         super().__init__()

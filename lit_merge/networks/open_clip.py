@@ -8,7 +8,7 @@ from open_clip.model import _build_vision_tower
 from torch import Tensor, tensor
 
 from lit_merge.errors import MergeError
-from lit_merge.networks.base import Network
+from lit_merge.networks.base import Network, without_weights
 from lit_merge.networks.heads import CosineHeads
 from lit_merge.networks.open_clip_config import read_config
 from lit_merge.networks.zero_shot import ZeroShotHeads
@@ -32,8 +32,10 @@ class OpenClipImageEncoder(Network):
         super().__init__()
         options = read_config(config)
         try:
-            self.encoder = _build_vision_tower(
-                options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False)
+            self.encoder = without_weights(
+                lambda: _build_vision_tower(
+                    options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False)
+                )
             )
         except (KeyError, TypeError) as error:
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
