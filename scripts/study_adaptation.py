@@ -28,7 +28,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from text_suite.bench import open_suite
 
-from lit_merge import CART, ESM, TSVM, IsoC, MergedModel, MergeError, MergeMethod, Stage, TaskArithmetic, build_bank
+from lit_merge import (
+    CART,
+    ESM,
+    TSVM,
+    CollapseGuard,
+    IsoC,
+    MergedModel,
+    MergeError,
+    MergeMethod,
+    Stage,
+    TaskArithmetic,
+    build_bank,
+)
 from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
 from lit_merge.data import TaskData
@@ -217,8 +229,21 @@ def signs(output: Path) -> str:
         look["balance"][task] / seen[0]["balance"][task] for seen in curves for look in seen for task in look["balance"]
     ]
     churn = [mean(look["churn"].values()) for seen in curves for look in seen[2:]]
-    told = f"balance at least {min(kept):.2f} of that at the start, churn at most {max(churn):.2f}"
-    return f"{len(curves)} healthy runs: {told}"
+    gained = [back for seen in curves if (back := too_long(seen)) is not None]
+    return (
+        f"{len(curves)} healthy runs: balance at least {min(kept):.2f} of that at the start, churn at most "
+        f"{max(churn):.2f}; the guard ends {len(gained)} of them at an earlier look, for {mean(gained or [0.0]):+.1f} points of accuracy "
+        f"({min(gained or [0.0]):+.1f} to {max(gained or [0.0]):+.1f})"
+    )
+
+
+def too_long(seen: list[dict[str, Any]]) -> float | None:
+    """Points of accuracy that the guard brings where it goes back to the look with the highest agreement."""
+    agreement = [mean(look["agreement"].values()) for look in seen]
+    best = agreement.index(max(agreement))
+    if agreement[-1] >= agreement[best] - CollapseGuard().margin:
+        return None
+    return 100 * (mean(seen[best]["sample"].values()) - mean(seen[-1]["sample"].values()))
 
 
 def cell(values: list[float]) -> str:
