@@ -38,7 +38,6 @@ from lit_merge import (
     Experts,
     IsoC,
     IsoCTS,
-    MergedModel,
     MergeError,
     MergeMethod,
     OpenClipImageEncoder,
@@ -47,6 +46,7 @@ from lit_merge import (
     Suite,
     TaskArithmetic,
     WeightAveraging,
+    adapt,
     build_bank,
 )
 from lit_merge.activations import collect_moments
@@ -212,21 +212,12 @@ class Bench:
         pl.seed_everything(0, verbose=False)
         kept = self.kept.setdefault(repr(row.transform), Decompositions())
         bank = build_bank(self.experts, method=row.method, transform=row.transform, decompositions=kept)
-        model = MergedModel(bank, self.network, stages=row.stages, bounds=row.bounds, ranks=row.ranks)
-        trainer = pl.Trainer(
-            max_steps=model.total_steps,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(model, datamodule=self.data)
+        options = {"stages": row.stages, "bounds": row.bounds, "ranks": row.ranks}
+        reached = adapt(bank, self.network, self.data, **options, guard=False, progress=False)  # type: ignore[arg-type]
         self.network.to(self.device)  # the trainer leaves it on the CPU
-        reached = model.to_bank()
         test = self.accuracy(reached.merge(dtype=torch.float32))
-        return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": model.total_steps}
+        steps = sum(stage.steps for stage in row.stages)
+        return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": steps}
 
 
 def measure(zoo: str, output: Path, images: int, told: Callable[[str], None]) -> None:

@@ -229,11 +229,11 @@ def signs(output: Path) -> str:
         look["balance"][task] / seen[0]["balance"][task] for seen in curves for look in seen for task in look["balance"]
     ]
     churn = [mean(look["churn"].values()) for seen in curves for look in seen[2:]]
-    gained = [back for seen in curves if (back := too_long(seen)) is not None]
+    gained = [back for seen in curves if (back := too_long(seen)) is not None] or [0.0]
+    spread = f"{mean(gained):+.1f} points of accuracy ({min(gained):+.1f} to {max(gained):+.1f})"
     return (
         f"{len(curves)} healthy runs: balance at least {min(kept):.2f} of that at the start, churn at most "
-        f"{max(churn):.2f}; the guard ends {len(gained)} of them at an earlier look, for {mean(gained or [0.0]):+.1f} points of accuracy "
-        f"({min(gained or [0.0]):+.1f} to {max(gained or [0.0]):+.1f})"
+        f"{max(churn):.2f}; the guard ends {len(gained)} of them at an earlier look, for {spread}"
     )
 
 
