@@ -18,6 +18,8 @@ import yaml
 from lit_merge import MergeError, TaskBank
 
 STEPS = 7
+# Its fits take long: once, in one process of the tests.
+pytestmark = pytest.mark.xdist_group("distributed")
 
 
 def config(tiny: Any, processes: int, callbacks: list[dict[str, Any]]) -> dict[str, Any]:
