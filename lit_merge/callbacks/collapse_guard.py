@@ -105,7 +105,7 @@ class CollapseGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MergedModel)
-        if trainer.interrupted or not self.looks:
+        if trainer.interrupted or self.stopped or not self.looks:
             return
         if trainer.global_step != self.looks[-1]["step"]:
             self._look(trainer, pl_module)
@@ -117,7 +117,7 @@ class CollapseGuard(Callback):
             self._back(pl_module, "best", best["step"])
 
     def _best(self) -> dict[str, Any] | None:
-        known = [look for look in self.looks if look["mean_agreement"] is not None]
+        known = [look for look in self.looks if look["healthy"] and look["mean_agreement"] is not None]
         return max(known, key=lambda look: look["mean_agreement"], default=None)
 
     @torch.no_grad()
@@ -125,10 +125,11 @@ class CollapseGuard(Callback):
         weights = model.merged_weights()
         reading, classes = self._probe.read(weights), self._probe.classes
         churn = [(classes[task] != last).float().mean().item() for task, last in self._last.items()]
-        look = {"step": trainer.global_step, "churn": sum(churn) / len(churn) if churn else 0.0}
+        look: dict[str, Any] = {"step": trainer.global_step, "churn": sum(churn) / len(churn) if churn else 0.0}
         signs = self._signs(reading, look["churn"])
         self._last = classes
-        self.looks.append(look | asdict(reading) | {"mean_agreement": reading.mean_agreement})
+        look |= {"healthy": not signs, "mean_agreement": reading.mean_agreement}
+        self.looks.append(look | asdict(reading))
         if signs:
             self._tell(f"step {trainer.global_step}: {'; '.join(signs)}: the fit collapses")
             if self._back(model, "healthy", self._kept["healthy"]["step"]):
