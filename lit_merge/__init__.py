@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lit_merge.experts import Experts
     from lit_merge.heat_map import coefficient_figure
     from lit_merge.low_rank import LowRank
-    from lit_merge.merged_model import MergedModel, Stage
+    from lit_merge.merged_model import MergedModel
     from lit_merge.methods import (
         CART,
         ESM,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
+    from lit_merge.stages import Stage
     from lit_merge.task_bank import TaskBank
     from lit_merge.transforms import AWD, Transform
 
@@ -78,7 +79,7 @@ _HOMES = {
     "RankSchedule": "callbacks",
     "RegMean": "methods",
     "ResumePoint": "callbacks",
-    "Stage": "merged_model",
+    "Stage": "stages",
     "Suite": "data",
     "TIES": "methods",
     "TSVCompress": "methods",

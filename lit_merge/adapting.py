@@ -13,11 +13,12 @@ from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
-from lit_merge.merged_model import TWO_STAGES, MergedModel, Stage
+from lit_merge.merged_model import MergedModel
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
 from lit_merge.quiet import quiet
 from lit_merge.rank_masks import AdaRank
+from lit_merge.stages import TWO_STAGES, Stage
 from lit_merge.task_bank import TaskBank
 from lit_merge.trainer import Trainer, passing_interrupts
 

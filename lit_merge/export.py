@@ -13,10 +13,9 @@ Format = Literal["bank", "merged", "task"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 
 
-def compress(bank: TaskBank, rank_ratio: float | None = None, dtype: DType | None = None) -> TaskBank:
-    """The bank cut to a rank and stored in a precision; None keeps what it has."""
-    if rank_ratio is not None:
-        bank = bank.truncate(rank_ratio)
+def compress(bank: TaskBank, rank_ratio: float = 1.0, energy: float = 1.0, dtype: DType | None = None) -> TaskBank:
+    """The bank cut as `TaskBank.truncate` does and stored in a precision; None keeps its own."""
+    bank = bank.truncate(rank_ratio, energy)
     return bank if dtype is None else bank.to(getattr(torch, dtype))
 
 
@@ -25,7 +24,8 @@ def export_bank(
     output: str | Path,
     format: Format = "bank",
     task: str | None = None,
-    rank_ratio: float | None = None,
+    rank_ratio: float = 1.0,
+    energy: float = 1.0,
     dtype: DType | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -36,18 +36,18 @@ def export_bank(
         output: a folder for `bank`, a .safetensors file for `merged` and `task`.
         format: `bank`; `merged`, one model for all tasks; `task`, one task's model from the bank (task indexing).
         task: which task, for `task`.
-        rank_ratio: cut the bank first.
+        rank_ratio, energy: cut the bank first, as `TaskBank.truncate`.
         dtype: of what is written; None keeps the bank's precision, and the experts' for weights.
         overwrite: replace what stands there.
 
     Raises:
-        MergeError: `task` missing or not in the bank, a ratio outside (0, 1], a path that cannot be written.
+        MergeError: `task` missing or not in the bank, a share outside (0, 1], a path that cannot be written.
     """
     weights_dtype = None if dtype is None else getattr(torch, dtype)
     if format == "bank":
-        compress(bank, rank_ratio, dtype).save(output, overwrite)
+        compress(bank, rank_ratio, energy, dtype).save(output, overwrite)
         return
-    bank = compress(bank, rank_ratio)
+    bank = bank.truncate(rank_ratio, energy)
     if format == "merged":
         weights = bank.merge(dtype=weights_dtype)
     elif format != "task":

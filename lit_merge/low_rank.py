@@ -58,6 +58,16 @@ class LowRank:
         """Squared singular values: their sum is the squared Frobenius norm of each matrix."""
         return self.S.square()
 
+    def rank_keeping(self, share: float) -> int:
+        """The smallest rank that keeps this share of the energy of all T matrices together.
+
+        >>> LowRank.from_dense(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), rank=2).rank_keeping(0.8)
+        1
+        """
+        kept = self.energy().double().sum(0).cumsum(0)
+        # A share that is reached but for rounding is reached.
+        return int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
+
     def select(self, kept: Bool[Tensor, "T r"]) -> "LowRank":
         """Only the chosen directions of every matrix, still sorted; where tasks keep different numbers, the shorter
         ones end with singular values of 0."""

@@ -1,15 +1,15 @@
 """MergedModel: a task bank with learnable coefficients, adapted on unlabelled data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_merge.adaptation_step import MicroBatch, Weights, adaptation_step
-from lit_merge.coefficients import Coefficients, Granularity
+from lit_merge.adaptation_step import MicroBatch, Weights, adaptation_step, check_precision
+from lit_merge.coefficients import Coefficients
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.experts import Experts
@@ -19,26 +19,8 @@ from lit_merge.objectives import Entropy, Objective
 from lit_merge.random_state import set_random_state
 from lit_merge.rank_masks import AdaRank, RankMasks
 from lit_merge.sharpness import SharpnessAware
-from lit_merge.task_bank import TaskBank, check_rank_ratio
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the fit: what is learnt, for how many steps, at which rate of Adam.
-
-    Args:
-        granularity: tied (one coefficient for the whole merge), task, block or layer.
-        steps: number of optimiser steps; the last stage goes on for as long as the trainer does.
-        lr: Adam's learning rate.
-    """
-
-    granularity: Granularity = "layer"
-    steps: int = 500
-    lr: float = 1e-3
-
-
-# The scale first: coefficients of different tasks compete and cannot travel far. docs/adaptation.md compares.
-TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 200, 1e-3))
+from lit_merge.stages import TWO_STAGES, Stage, check_stages, stage_at
+from lit_merge.task_bank import TaskBank
 
 
 class MergedModel(LightningModule):
@@ -86,8 +68,7 @@ class MergedModel(LightningModule):
             if microbatch != "task":
                 raise MergeError("gradient_checkpointing needs microbatch=task: its backward runs inside the network")
             network.checkpoint_gradients()
-        if not stages or any(stage.steps < 1 or stage.lr <= 0 for stage in stages):
-            raise MergeError("stages: expected at least one, each with steps ≥ 1 and lr > 0")
+        check_stages(stages)
         network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
         network.heads.mix(bank.tasks)
         self._frame = bank
@@ -102,7 +83,8 @@ class MergedModel(LightningModule):
         self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
         self.experts = experts
         self.metrics = TaskMetrics(bank.tasks)
-        self.rank_ratio = 1.0
+        self.rank_ratio = self.energy = 1.0
+        self._ranks: dict[str, int] = {}
         self.stage_index = -1
         self.scores: dict[str, TaskScore] = {}
         self._weights: dict[str, Tensor] | None = None
@@ -123,7 +105,7 @@ class MergedModel(LightningModule):
     def bank(self) -> TaskBank:
         """The bank on the module's device, at the active rank, with the coefficients it started from."""
         bank = self._frame.with_tensors(dict(zip(self._names, self.factors, strict=True)))
-        return bank if self.rank_ratio == 1 else bank.truncate(self.rank_ratio)
+        return bank.cut(self._ranks) if self._ranks else bank
 
     def check_learnable(self) -> None:
         """Raises MergeError where the bank has no deltas, as that of weight averaging."""
@@ -132,7 +114,7 @@ class MergedModel(LightningModule):
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
     def setup(self, stage: str) -> None:
-        check_precision(self.trainer, self)
+        check_precision(self.trainer, self.microbatch, self.sharpness)
 
     def on_fit_start(self) -> None:
         self.check_learnable()
@@ -142,9 +124,18 @@ class MergedModel(LightningModule):
                 "the tasks: take another objective"
             )
 
-    def set_rank_ratio(self, rank_ratio: float) -> None:
-        """Uses at most this share of every matrix's directions from now on: factors are sliced, nothing is lost."""
-        self.rank_ratio = check_rank_ratio(rank_ratio)
+    def set_rank(self, rank_ratio: float = 1.0, energy: float = 1.0) -> None:
+        """Uses only the leading directions of every matrix from now on, as `TaskBank.truncate` takes them: factors are
+        sliced, nothing is lost."""
+        if (rank_ratio, energy) != (self.rank_ratio, self.energy):
+            self._ranks = {} if rank_ratio == energy == 1 else self._frame.ranks_at(rank_ratio, energy)
+            self.rank_ratio, self.energy = rank_ratio, energy
+
+    @property
+    def mean_rank(self) -> float:
+        """Directions in use, per matrix and task."""
+        ranks = self.bank.ranks.values()
+        return sum(ranks) / max(1, len(ranks))
 
     def merged_weights(self) -> dict[str, Tensor]:
         """name → merged weight, in float32 (float64 for float64 banks), differentiable in the coefficients."""
@@ -207,8 +198,7 @@ class MergedModel(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Enters the stage that this step belongs to."""
-        ends = torch.tensor([stage.steps for stage in self.stages]).cumsum(0)
-        index = min(int((ends <= self.global_step).sum()), len(self.stages) - 1)
+        index = stage_at(self.stages, self.global_step)
         if index != self.stage_index:
             self.stage_index = index
             self.coefficients.set_granularity(self.stages[index].granularity)
@@ -268,6 +258,7 @@ class MergedModel(LightningModule):
         checkpoint["lit_merge"] = {
             "fingerprint": self._frame.fingerprint,
             "rank_ratio": self.rank_ratio,
+            "energy": self.energy,
             "stage_index": self.stage_index,
             "granularity": self.coefficients.granularity,
         } | fit_state(self.trainer, self.device)
@@ -279,7 +270,8 @@ class MergedModel(LightningModule):
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
         if any(name.startswith("masks.") for name in checkpoint["state_dict"]) != (self.masks is not None):
             raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
-        self.rank_ratio, self.stage_index = about["rank_ratio"], about["stage_index"]
+        self.set_rank(about["rank_ratio"], about["energy"])
+        self.stage_index = about["stage_index"]
         self.coefficients.granularity = about["granularity"]
         self._random = None if self._trainer is None else own_random_state(about, self.trainer)
 
@@ -288,20 +280,6 @@ class MergedModel(LightningModule):
         if self._random is not None:
             set_random_state(self._random, self.device)
             self._random = None
-
-
-def check_precision(trainer: Trainer, model: MergedModel) -> None:
-    """Raises MergeError where the trainer's precision or accumulation does not go with how the model steps.
-
-    Steps of coefficients would be lost in bfloat16; gradients that a step computes itself would not be scaled.
-    """
-    if trainer.precision in ("bf16-true", "16-true"):
-        precision = trainer.precision.removesuffix("true") + "mixed"
-        raise MergeError(f"precision={trainer.precision} would round the coefficients: use {precision}")
-    if trainer.precision == "16-mixed" and model.microbatch == "task":
-        raise MergeError("microbatch=task runs its own backward, which 16-mixed would have to scale: use bf16-mixed")
-    if model.sharpness and trainer.accumulate_grad_batches != 1:
-        raise MergeError("sharpness takes two backwards of one batch: leave accumulate_grad_batches at 1")
 
 
 def _bits(dtype: torch.dtype) -> int:

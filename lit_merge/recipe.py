@@ -5,11 +5,12 @@ from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, expert_files
-from lit_merge.merged_model import TWO_STAGES, MergedModel, Stage
+from lit_merge.merged_model import MergedModel
 from lit_merge.methods import MergeMethod, build_bank
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
 from lit_merge.rank_masks import AdaRank
+from lit_merge.stages import TWO_STAGES, Stage
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
 from lit_merge.unlabelled import Unlabelled

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from torch import Tensor
 
+from lit_merge.adaptation_step import check_precision
 from lit_merge.callbacks import CollapseGuard, OnlineScores, ResumePoint
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.data import TaskData
@@ -23,7 +24,7 @@ from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
 from lit_merge.figures import accuracy_figure, save_figure
 from lit_merge.fit_plan import fit_plan
-from lit_merge.merged_model import MergedModel, check_precision
+from lit_merge.merged_model import MergedModel
 from lit_merge.random_state import random_state_kept
 from lit_merge.report import Report, describe
 from lit_merge.run_logs import log_into
@@ -65,7 +66,7 @@ def run_fit(
             beside it, or anything wrong with the data.
     """
     model.check_learnable()
-    check_precision(trainer, model)
+    check_precision(trainer, model.microbatch, model.sharpness)
     first, start = trainer.is_global_zero, model.to_bank()
     if not data.online and not any(isinstance(one, CollapseGuard) for one in trainer.callbacks):
         # An online stream is not looked at before it comes.

@@ -35,6 +35,13 @@ def check_rank_ratio(ratio: float) -> float:
     return ratio
 
 
+def check_energy(share: float) -> float:
+    """Raises MergeError outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise MergeError(f"energy={share} is outside (0, 1]: 0.9 keeps 90 % of the squared singular values")
+    return share
+
+
 @dataclass(frozen=True, eq=False)
 class TaskBank:
     """W_l = origin_l + Σ_t coefficients[t, l] · Δ[t, l].
@@ -119,11 +126,34 @@ class TaskBank:
         only[self.tasks.index(task)] = 1
         return self.merge(only, dtype)
 
-    def truncate(self, rank_ratio: float) -> "TaskBank":
-        """The same bank with at most ⌊rank_ratio·min(m, n)⌋ directions a matrix; factors are views."""
+    def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
+        """The same bank with fewer directions; factors are views.
+
+        Args:
+            rank_ratio: at most ⌊rank_ratio·min(m, n)⌋ directions of every matrix.
+            energy: as many directions of every matrix as keep this share of the squared singular values that the bank
+                has of it, over all tasks: few where the spectrum is steep, many where it is flat.
+
+        Raises:
+            MergeError: a share outside (0, 1].
+        """
+        return self.cut(self.ranks_at(rank_ratio, energy))
+
+    def ranks_at(self, rank_ratio: float = 1.0, energy: float = 1.0) -> dict[str, int]:
+        """Rank of every low-rank delta after `truncate` to the same shares."""
         check_rank_ratio(rank_ratio)
+        check_energy(energy)
+        found = {}
+        for name, delta in self.deltas.items():
+            if isinstance(delta, LowRank):
+                kept = delta.rank if energy == 1 else delta.rank_keeping(energy)
+                found[name] = min(rank_of(rank_ratio, *delta.shape[1:]), kept)
+        return found
+
+    def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
+        """The same bank with at most so many directions of the matrices that are named; factors are views."""
         deltas = {
-            name: delta.truncate(rank_of(rank_ratio, *delta.shape[1:])) if isinstance(delta, LowRank) else delta
+            name: delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
             for name, delta in self.deltas.items()
         }
         return replace(self, deltas=deltas)

@@ -38,7 +38,8 @@ class Trainer(pl.Trainer):
         output: str,
         format: Format = "bank",
         task: str | None = None,
-        rank_ratio: float | None = None,
+        rank_ratio: float = 1.0,
+        energy: float = 1.0,
         dtype: DType | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -50,11 +51,12 @@ class Trainer(pl.Trainer):
             format: `bank` (compressed, all tasks), `merged` (one model), or `task` (one task's model from the bank).
             task: which task, for `task`.
             rank_ratio: cut every matrix to this share of min(m, n) first.
+            energy: cut every matrix to as many directions as keep this share of its squared singular values.
             dtype: precision of what is written; the bank's own by default.
             overwrite: replace what stands there.
         """
         if self.is_global_zero:
-            export_bank(model.to_bank(), output, format, task, rank_ratio, dtype, overwrite)
+            export_bank(model.to_bank(), output, format, task, rank_ratio, energy, dtype, overwrite)
 
     def sweep(
         self,

@@ -90,6 +90,7 @@ def runs(moments: Any) -> dict[str, Run]:
 
 
 OBJECTIVES: dict[str, Objective] = {
+    "entropy": Entropy(),
     "entropy per log classes": Entropy(per_log_classes=True),
     "information maximisation": InformationMaximisation(),
     "confident entropy": ConfidentEntropy(),

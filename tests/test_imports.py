@@ -22,7 +22,7 @@ LAYERS = [
     ["transforms", "coefficients", "export", "rank_masks", "analysis", "moments"],
     ["methods"],
     ["networks", "data"],
-    ["probe", "evaluation", "activations", "adaptation_step", "fit_state"],
+    ["probe", "evaluation", "activations", "adaptation_step", "fit_state", "stages"],
     ["merged_model", "choosing"],
     ["unlabelled"],
     ["recipe", "report", "fit_plan", "unfinished"],

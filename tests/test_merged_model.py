@@ -252,14 +252,14 @@ def test_weight_averaging_has_nothing_to_fit_but_can_be_tested(
 def test_active_rank(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
     model = make_model()
     full = model.merged_weights()
-    model.set_rank_ratio(0.1)
+    model.set_rank(0.1)
     assert set(model.to_bank().ranks.values()) == {3}
     low = model.merged_weights()
     expected = model._frame.truncate(0.1).merge(dtype=torch.float32)
     assert all(torch.equal(value, expected[name]) for name, value in low.items())
     assert any(not torch.equal(value, full[name]) for name, value in low.items())
     with pytest.raises(MergeError, match="outside"):
-        model.set_rank_ratio(0.0)
+        model.set_rank(0.0)
 
 
 def test_a_task_without_a_head(make_model: Make, tiny: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_merge.callbacks.contradictions import refuse_second
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.merged_model import MergedModel
@@ -75,6 +76,9 @@ class CollapseGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.looks, self.told, self.stopped = state_dict["looks"], state_dict["told"], state_dict["stopped"]
         self._kept, self._last = state_dict["kept"], state_dict["last"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_second(self, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, MergedModel):
