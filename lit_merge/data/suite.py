@@ -41,7 +41,7 @@ class Suite(TaskData):
         sizes: task → number of its images to adapt on, for tasks of unequal sizes; all by default.
         mixed: adapt on one stream of the images of all tasks, without saying which is whose.
         corruption: noise, blur, contrast, brightness or pixelate, of all images: adapted and tested on.
-        severity: of the corruption, 1 to 5.
+        severity: of the corruption, 1 to 5; 3 by default.
         batch_size: images of each task, or of the mixed stream, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
         seed: of the order in which images are drawn, and of the noise.
@@ -60,7 +60,7 @@ class Suite(TaskData):
         sizes: dict[str, int] | None = None,
         mixed: bool = False,
         corruption: Kind | None = None,
-        severity: int = 3,
+        severity: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 500,
         seed: int = 0,
@@ -76,7 +76,9 @@ class Suite(TaskData):
         self.path: Path = resolve(path)
         self._protocol, self._order = protocol, order
         self.online, self.mixed = protocol == "online", mixed
-        self._corruption = None if corruption is None else Corruption(corruption, severity, seed)
+        if severity is not None and corruption is None:
+            raise MergeError(f"severity={severity} of no corruption: set corruption too")
+        self._corruption = None if corruption is None else Corruption(corruption, 3 if severity is None else severity, seed)
         self._images = SafetensorsFile(self.path / "images.safetensors")
         all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
         for task in tasks or ():

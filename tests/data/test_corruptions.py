@@ -116,3 +116,11 @@ def test_the_command_line_names_the_nearest_kind(capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "data.corruption: expected noise, blur, contrast, brightness or pixelate, got nose; the nearest" in told
+
+
+def test_a_severity_of_nothing(tiny: Any) -> None:
+    with pytest.raises(MergeError, match="severity=2 of no corruption"):
+        tiny.data(severity=2)
+    with pytest.raises(MergeError, match="severity=0: expected 1 to 5"):
+        tiny.data(corruption="noise", severity=0)
+    assert tiny.data(corruption="noise").protocol.endswith("noise, severity 3")

@@ -1,0 +1,101 @@
+"""What corrupted images do to a merge, and what adapting on them brings back: the built-in suite, CART at λ = 1.
+
+For every kind and severity the test images are corrupted, and so are the other images that the last row adapts on; the
+row before it adapts on clean images. Goes on where it was cut off: every cell is kept as soon as it is measured.
+
+    python scripts/bench_corruptions.py                      # severities 1, 3 and 5
+    python scripts/bench_corruptions.py --severities 1 2 3 4 5 --output runs/corruptions.json
+    python scripts/bench_corruptions.py --print              # the table of what is measured already
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from lit_merge import CART, Experts, OpenClipImageEncoder, Suite, adapt, build_bank
+from lit_merge.checkpoints import write_text
+from lit_merge.data.corruptions import LEVELS
+from lit_merge.locations import resolve
+from lit_merge.probe import Probe
+from lit_merge.quiet import quiet
+
+SUITE = "zoo:8"
+ROWS = ("experts", "merge", "adapted on clean images", "adapted on corrupted images")
+
+
+class Bench:
+    """Measures cells, in percent, into a file."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.cells: dict[str, float] = json.loads(output.read_text("utf-8")) if output.exists() else {}
+        tasks = Suite(SUITE).tasks
+        self.experts = Experts({task: f"{SUITE}/experts/{task}.safetensors" for task in tasks})
+        folder = resolve(SUITE)
+        self.network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
+        self.bank = build_bank(self.experts, method=CART(0.16, 1.0))
+        self.clean = None
+
+    def measure(self, column: str, data: Suite) -> None:
+        """Every row of a column that is not known."""
+        tests = Probe.labelled(self.network, data, "test")
+        for row in ROWS:
+            cell = f"{column}/{row}"
+            if cell in self.cells or (column == "clean" and row == ROWS[-1]):
+                continue
+            if row == "experts":
+                found = mean(self.expert(tests, task) for task in data.tasks)
+            else:
+                found = mean(tests.read(self.adapted(row, data).merge(dtype=torch.float32)).accuracy.values())
+            self.cells[cell] = round(100 * found, 2)
+            write_text(self.output, json.dumps(self.cells, indent=1) + "\n", overwrite=True)
+            print(f"{cell}: {self.cells[cell]:.1f}", flush=True)
+
+    def adapted(self, row: str, data: Suite):  # type: ignore[no-untyped-def]
+        if row == "merge":
+            return self.bank
+        if row == ROWS[-1]:
+            return adapt(self.bank, self.network, data, experts=self.experts, progress=False)
+        self.clean = self.clean or adapt(self.bank, self.network, Suite(SUITE), experts=self.experts, progress=False)
+        return self.clean
+
+    def expert(self, tests: Probe, task: str) -> float:
+        checkpoint = self.experts.checkpoints[task]
+        one = Probe(self.network, {task: tests.inputs[task]}, {task: tests.labels[task]})
+        return one.read({name: checkpoint.read(name).float() for name in checkpoint.shapes}).accuracy[task]
+
+
+def table(cells: dict[str, float]) -> Iterator[str]:
+    """Markdown."""
+    columns = list(dict.fromkeys(cell.rpartition("/")[0] for cell in cells))
+    yield "| | " + " | ".join(ROWS) + " |"
+    yield "|---|" + "---|" * len(ROWS)
+    for column in columns:
+        shown = (f"{cells[cell]:.1f}" if (cell := f"{column}/{row}") in cells else "" for row in ROWS)
+        yield f"| {column} | " + " | ".join(shown) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], choices=range(1, 6))
+    parser.add_argument("--output", type=Path, default=Path("runs/corruptions.json"), help="(default: %(default)s)")
+    parser.add_argument("--print", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    quiet()
+    bench = Bench(options.output)
+    if not options.print:
+        bench.measure("clean", Suite(SUITE))
+        for kind in LEVELS:
+            for severity in options.severities:
+                bench.measure(f"{kind} {severity}", Suite(SUITE, corruption=kind, severity=severity))  # type: ignore[arg-type]
+    print("\n".join(table(bench.cells)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
