@@ -13,8 +13,8 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "linalg", "progress", "parse_errors", "sharpness", "random_state", "mixed"],
-    ["locations", "quiet"],
+    ["errors", "krylov", "progress", "parse_errors", "sharpness", "random_state", "mixed"],
+    ["locations", "quiet", "linalg"],
     ["checkpoints"],
     ["low_rank", "matrices", "objectives", "bank_files", "prediction_files"],
     ["task_bank", "decompositions"],

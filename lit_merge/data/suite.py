@@ -78,7 +78,9 @@ class Suite(TaskData):
         self.online, self.mixed = protocol == "online", mixed
         if severity is not None and corruption is None:
             raise MergeError(f"severity={severity} of no corruption: set corruption too")
-        self._corruption = None if corruption is None else Corruption(corruption, 3 if severity is None else severity, seed)
+        self._corruption = (
+            None if corruption is None else Corruption(corruption, 3 if severity is None else severity, seed)
+        )
         self._images = SafetensorsFile(self.path / "images.safetensors")
         all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
         for task in tasks or ():

@@ -1,0 +1,94 @@
+"""Leading triplets and polar factors of large float32 matrices against whole decompositions."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_merge.krylov import krylov
+from lit_merge.linalg import LARGE, exact_decompositions, polar_factor, truncated_svd
+
+
+def with_spectrum(shape: tuple[int, int], values: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    r = min(shape)
+    u, v = (torch.linalg.qr(torch.randn(side, r, generator=generator)).Q for side in shape)
+    return (u * values) @ v.T
+
+
+# Spectra like fine-tuning's: a slow power, and a few directions over a flat floor.
+COUNT = torch.arange(1, LARGE + 1, dtype=torch.float32)
+SPECTRA = {"power": COUNT.pow(-0.6), "floor": (-COUNT / 20).exp() + 0.05}
+SHAPES = [(LARGE, LARGE), (3 * LARGE, LARGE), (LARGE, 2 * LARGE)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("rank", [1, 30, 48, 150, 192])
+def test_leading_triplets(shape: tuple[int, int], spectrum: str, rank: int) -> None:
+    matrix = with_spectrum(shape, SPECTRA[spectrum])
+    u, s, v = truncated_svd(matrix, rank)
+    assert u.shape == (shape[0], rank)
+    assert v.shape == (shape[1], rank)
+    for factor in (u, v):
+        torch.testing.assert_close(factor.T @ factor, torch.eye(rank), atol=1e-5, rtol=0)
+    best = SPECTRA[spectrum][:rank].square().sum()
+    captured = (u.T @ matrix).square().sum()
+    torch.testing.assert_close(s.square().sum(), captured, rtol=1e-4, atol=0)
+    assert captured >= (1 - 5e-4) * best
+    # The largest ones are what they are, long before the last ones are.
+    torch.testing.assert_close(s[: rank // 2], SPECTRA[spectrum][: rank // 2], rtol=1e-3, atol=0)
+    again = truncated_svd(matrix, rank)
+    assert all(torch.equal(a, b) for a, b in zip((u, s, v), again, strict=True))
+
+
+def test_shortcuts_are_shortcuts_and_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = with_spectrum(SHAPES[0], SPECTRA["power"])
+    whole = []
+    svd = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda a, **options: whole.append(a.shape) or svd(a, **options))
+    truncated_svd(matrix, 20)
+    assert matrix.shape not in whole
+    with exact_decompositions():
+        _, s, _ = truncated_svd(matrix, 20)
+    torch.testing.assert_close(s, SPECTRA["power"][:20], rtol=1e-5, atol=0)
+    truncated_svd(matrix.double(), 20)
+    truncated_svd(matrix, LARGE - 1)
+    assert [one for one in whole if one == matrix.shape] == [matrix.shape] * 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [0, 5, 100])
+def test_matrices_that_lack_rank(shape: tuple[int, int], rank: int) -> None:
+    values = torch.where(COUNT <= rank, SPECTRA["power"], 0)
+    matrix = with_spectrum(shape, values) if rank else torch.zeros(shape)
+    assert rank == 100 or krylov(matrix if shape[0] >= shape[1] else matrix.T, 20) is None
+    u, s, v = truncated_svd(matrix, 60)
+    assert all(one.isfinite().all() for one in (u, s, v))
+    torch.testing.assert_close(s, values[:60], atol=1e-5, rtol=5e-2)
+    if rank <= 60:
+        torch.testing.assert_close((u * s) @ v.T, matrix, atol=1e-5, rtol=0)
+
+
+def test_a_batch_is_its_matrices() -> None:
+    batch = torch.stack([with_spectrum(SHAPES[1], SPECTRA[name], seed=1) for name in SPECTRA])
+    together = truncated_svd(batch, 20)
+    for i, matrix in enumerate(batch):
+        assert all(torch.equal(a[i], b) for a, b in zip(together, truncated_svd(matrix, 20), strict=True))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2 * LARGE, LARGE)])
+@pytest.mark.parametrize("condition", [2.0, 50.0, 1e4, 1e7])
+def test_polar_factors(shape: tuple[int, int], condition: float) -> None:
+    matrix = with_spectrum(shape, torch.logspace(0, -1, LARGE, base=condition))
+    with exact_decompositions():
+        expected = polar_factor(matrix)
+    found = polar_factor(matrix)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 1e-3 * expected.norm()
+    small = found.T @ found if shape[0] >= shape[1] else found @ found.T
+    torch.testing.assert_close(small, torch.eye(LARGE), atol=1e-4, rtol=0)
+
+
+def test_polar_factor_of_dependent_columns() -> None:
+    matrix = with_spectrum(SHAPES[1], torch.where(COUNT <= 300, SPECTRA["power"], 0))
+    assert polar_factor(matrix).isfinite().all()
