@@ -37,8 +37,8 @@ def truncated_svd(
 
     Exact to rounding for matrices with a side below 384, for float64, inside `exact_decompositions`, and where more
     than half of the directions are wanted. Otherwise computed from products with A until another block of them brings
-    less than a thousandth of the energy. Signs are fixed (the entry of largest size in every left vector is positive), so that the same matrix gives the
-    same factors whatever the library chose.
+    less than a thousandth of the energy. Signs are fixed (the entry of largest size in every left vector is positive),
+    so that the same matrix gives the same factors whatever the library chose.
     """
     if _is_large(matrices) and 2 * rank <= min(matrices.shape[-2:]):
         one_by_one = [_leading(matrix, rank) for matrix in matrices.reshape(-1, *matrices.shape[-2:])]
