@@ -16,6 +16,7 @@ VERBS = {
     "export": "write a task bank compressed, as merged weights, or as the weights of one task",
     "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
     "analyze": "figures and tables of the experts: interference, reconstruction error, spectra, cosines",
+    "inspect": "any checkpoint, bank or run as a tree, from its headers",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
 
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str]) -> int:
             from lit_merge.zoo.command import zoo
 
             zoo(rest)
+        elif verb == "inspect":
+            from lit_merge.inspection.command import inspect_command
+
+            inspect_command(rest)
         elif verb == "analyze":
             from lit_merge.analysis.command import analyze_command
 

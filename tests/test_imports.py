@@ -32,7 +32,7 @@ LAYERS = [
     ["adapting"],
     ["run_logs"],
     ["runs"],
-    ["cli", "zoo"],
+    ["cli", "zoo", "inspection"],
     ["command"],
     ["__main__"],
 ]
