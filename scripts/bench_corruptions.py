@@ -72,7 +72,9 @@ class Bench:
 
 def table(cells: dict[str, float]) -> Iterator[str]:
     """Markdown."""
-    columns = list(dict.fromkeys(cell.rpartition("/")[0] for cell in cells))
+    measured = {cell.rpartition("/")[0] for cell in cells}
+    columns = ["clean", *(f"{kind} {severity}" for kind in LEVELS for severity in range(1, 6))]
+    columns = [one for one in columns if one in measured]
     yield "| | " + " | ".join(ROWS) + " |"
     yield "|---|" + "---|" * len(ROWS)
     for column in columns:
