@@ -77,12 +77,8 @@ class Naming:
         if name.rpartition(".")[2] in BUFFERS:
             return None
         inside = name.removeprefix(self.prefix)
-        found = None
-        if name.startswith(self.prefix):
-            found = (
-                self._hugging_face_weight(inside) if self.family == "hugging_face" else self._open_clip_weight(inside)
-            )
-        return found or f"other.{name}"
+        weight = self._hugging_face_weight if self.family == "hugging_face" else self._open_clip_weight
+        return (weight(inside) if name.startswith(self.prefix) else None) or f"other.{name}"
 
     def places(self, names: Collection[str], label: str) -> dict[str, Place]:
         """Canonical name → where it lies, of every weight of a file with these names.

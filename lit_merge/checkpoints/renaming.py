@@ -28,8 +28,8 @@ class Renamed(Checkpoint):
             for name in others:
                 if source.shapes[name] != shape or source.dtypes[name] != source.dtypes[first]:
                     raise MergeError(
-                        f"{source.label}: {name} is {source.dtypes[name]} of shape {list(source.shapes[name])}, {first} "
-                        f"{source.dtypes[first]} of shape {list(shape)}: expected the same",
+                        f"{source.label}: {name} is {source.dtypes[name]} of shape {list(source.shapes[name])}, "
+                        f"{first} is {source.dtypes[first]} of shape {list(shape)}: expected the same",
                         weight=name,
                     )
             shape = shape[::-1] if place.transposed else shape
@@ -77,7 +77,7 @@ def rename(weights: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """
     if naming.identity:
         return dict(weights)
-    found = {}
+    found: dict[str, Tensor] = {}
     for weight, value in weights.items():
         place = naming.place(weight)
         turned = value.mT.contiguous() if place.transposed else value
