@@ -138,7 +138,7 @@ class MergedModel(LightningModule):
         return sum(ranks) / max(1, len(ranks))
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """canonical name → merged weight, in float32 (float64 for float64 banks), differentiable in the coefficients."""
+        """Canonical name → merged weight, float32 (float64 for float64 banks), differentiable in the coefficients."""
         # Small differences on large weights: not in the precision of the forward.
         with torch.autocast(self.device.type, enabled=False):
             logits = None if self.masks is None else self.masks()

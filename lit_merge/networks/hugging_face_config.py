@@ -45,9 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise MergeError(f"{path} is no JSON file: {error}") from error
     if not isinstance(found, dict):
-        raise MergeError(
-            f"{path} is no configuration: expected an object of options, as open_clip's embed_dim and vision_cfg"
-        )
+        raise MergeError(f"{path} is no configuration: expected options, as open_clip's embed_dim and vision_cfg")
     return found
 
 
