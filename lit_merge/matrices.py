@@ -42,8 +42,8 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
             if not matched:
                 example = ", ".join(two_d[:3]) or "none"
                 raise MergeError(
-                    f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts ({example}, …; a CLIP's go "
-                    "by open_clip's names)"
+                    f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts ({example}, …; a CLIP's "
+                    "go by open_clip's names)"
                 )
             selected |= matched
     if not selected:

@@ -42,7 +42,9 @@ class HuggingFaceImageEncoder(ClipImages):
 
     def checkpoint_gradients(self) -> None:
         encoder: Any = self.encoder
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        # By its newer name first: warnings come with the older one.
+        name = "activation_checkpointing_enable"
+        getattr(encoder, name if hasattr(encoder, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
         for module in encoder.modules():
             # transformers asks each block whether it is in training; what is in it must not be, for dropout's sake.
             if getattr(module, "gradient_checkpointing", False):
@@ -58,7 +60,7 @@ def _tower(vision: dict[str, Any], label: str) -> nn.Module:
     try:
         with torch.device("meta"):
             made: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+    except Exception as error:  # transformers fails in as many ways as configurations are broken
         raise MergeError(f"{label} is no configuration of a CLIP: {error}") from error
     # Counted rather than learnt: no file has them.
     embeddings: Any = made.get_submodule("vision_model.embeddings")
