@@ -165,8 +165,9 @@ def _encode(network: Network, inputs: Tensor, watch: InputMoments) -> None:
 
 
 def _weights(checkpoint: Checkpoint, network: Network) -> dict[str, Tensor]:
-    """All weights of an expert in float32, which the inputs are in, on the network's device."""
-    device, read = network.device, {name: checkpoint.read(name) for name in checkpoint.shapes}
+    """All weights of an expert that the network runs, in float32, which the inputs are in, on its device."""
+    device = network.device
+    read = {name: checkpoint.read(name) for name in checkpoint.shapes if network.runs(name)}
     # Copies: tensors mapped from one file share its memory, and memory is what weights are known by.
     return {
         name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()

@@ -51,7 +51,7 @@ class Network(nn.Module, ABC):
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Does something while the encoder's weights are these: a backward too, where blocks are computed again."""
-        own = rename({name: value for name, value in weights.items() if self._runs(name)}, self.naming)
+        own = rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
         named = {f"encoder.{name}": value for name, value in own.items()}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
@@ -89,7 +89,7 @@ class Network(nn.Module, ABC):
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         """Raises MergeError where canonical names or shapes of the experts' weights are not the encoder's."""
         own = self.shapes
-        weights = {name: shape for name, shape in weights.items() if self._runs(name)}
+        weights = {name: shape for name, shape in weights.items() if self.runs(name)}
         for name in sorted(own.keys() ^ weights.keys()):
             where = "the experts have" if name in weights else "the network has"
             lacks = "the network has not" if name in weights else "the experts have not"
@@ -126,7 +126,7 @@ class Network(nn.Module, ABC):
                     module._buffers[name] = torch.empty_like(buffer, device="meta")
         object.__setattr__(self, "encoder", encoder)
 
-    def _runs(self, weight: str) -> bool:
+    def runs(self, weight: str) -> bool:
         """Whether this is a weight of the encoder's, by its canonical name, and not of a tower beside it."""
         return weight in self.shapes or is_image(weight) or weight.startswith("other.")
 
