@@ -13,7 +13,7 @@ from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
-from lit_merge.optional_weights import leave_out_optional
+from lit_merge.optional_weights import optional_weights, without
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -85,7 +85,9 @@ class Experts:
             except MergeError as error:
                 raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
         self.base = None if base is None else canonical(open_checkpoint(base, "base"))
-        leave_out_optional(list(self.checkpoints.values()), self.base)
+        optional = optional_weights(list(self.checkpoints.values()), self.base)
+        self.checkpoints = {task: without(one, optional) for task, one in self.checkpoints.items()}
+        self.base = None if self.base is None else without(self.base, optional)
         first, *others = self.checkpoints.items()
         for task, checkpoint in others:
             _check_same(first[1], checkpoint, task, dtypes=True)

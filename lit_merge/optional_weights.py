@@ -1,28 +1,39 @@
 """Weights that some checkpoints of one model have and others do without."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 
 import torch
 
 from lit_merge.checkpoints import Checkpoint, is_image
 
 
-def leave_out_optional(experts: Sequence[Checkpoint], base: Checkpoint | None) -> None:
-    """Takes out of all checkpoints what some of them lack and none needs.
+def optional_weights(experts: Sequence[Checkpoint], base: Checkpoint | None) -> set[str]:
+    """Names of what some of the checkpoints lack and none needs.
 
     That are buffers of positions, which transformers no longer writes; a second name of tied weights; and of a base
     that is a whole CLIP, the text tower that experts of the image tower have not. What else is in some of them only
-    stays, for others to complain of.
+    is for others to complain of.
     """
     everything = [*experts, *([] if base is None else [base])]
     shared = set(everything[0].shapes).intersection(*(one.shapes for one in everything))
+    found = set()
     for name in set().union(*(one.shapes for one in everything)) - shared:
         having = [one for one in everything if name in one.shapes]
         beside = base is not None and having == [base] and _is_beside(name, base, experts[0])
         if beside or name.endswith("position_ids") or all(_is_copy(name, one, shared) for one in having):
-            for one in having:
-                one.shapes = {other: shape for other, shape in one.shapes.items() if other != name}
-                one.dtypes = {other: dtype for other, dtype in one.dtypes.items() if other != name}
+            found.add(name)
+    return found
+
+
+def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """The checkpoint but for some weights; itself where it has none of them."""
+    if not any(name in names for name in checkpoint.shapes):
+        return checkpoint
+    rest = copy.copy(checkpoint)
+    rest.shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in names}
+    rest.dtypes = {name: dtype for name, dtype in checkpoint.dtypes.items() if name not in names}
+    return rest
 
 
 def _is_beside(name: str, base: Checkpoint, expert: Checkpoint) -> bool:

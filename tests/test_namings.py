@@ -195,6 +195,9 @@ def test_tied_weights_and_positions_may_be_absent_in_some() -> None:
     own = full[0] | {"head.weight": full[0]["head.weight"] + 1}
     with pytest.raises(MergeError, match=r"has no weight head\.weight"):
         Experts({"alpha": own, "beta": tied[1]})
+    empty = [one | {"block.1.mlp.weight": torch.zeros(4, 3)} for one in tied]
+    with pytest.raises(MergeError, match=r"has no weight block\.2\.mlp\.weight"):
+        Experts({"alpha": empty[0] | {"block.2.mlp.weight": torch.zeros(4, 3)}, "beta": empty[1]})
     everywhere = Experts({"alpha": full[0], "beta": full[1]})
     assert everywhere.shapes.keys() == full[0].keys()
 

@@ -93,6 +93,8 @@ class Network(nn.Module, ABC):
         for name in sorted(own.keys() ^ weights.keys()):
             where = "the experts have" if name in weights else "the network has"
             lacks = "the network has not" if name in weights else "the experts have not"
+            # What lies beside a CLIP goes by its own name in the files.
+            name = name.removeprefix("other.")
             raise MergeError(
                 f"{where} a weight {name}, {lacks}: take the configuration that the experts were trained with",
                 weight=name,

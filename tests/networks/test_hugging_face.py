@@ -220,6 +220,13 @@ def test_weights_of_a_model_without_a_projection(files: dict[str, str]) -> None:
             network.check({name: tuple(w.shape) for name, w in weights.items()})
 
 
+def test_weights_beside_the_model_are_told_of(files: dict[str, str]) -> None:
+    weights = canonical_weights(state(hugging_face_tower("tiny")) | {"classifier.weight": torch.ones(2, 2)})
+    for network in both(files):
+        with pytest.raises(MergeError, match=r"the experts have a weight classifier\.weight, the network has not"):
+            network.check({name: tuple(w.shape) for name, w in weights.items()})
+
+
 def test_without_transformers(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MergeError, match=r"need transformers: pip install 'lit_merge\[hf\]'"):
