@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
+    from lit_merge.networks import HuggingFaceImageEncoder, OpenClipImageEncoder, ZeroShotHeads
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.stages import Stage
@@ -64,6 +64,7 @@ _HOMES = {
     "Decompositions": "decompositions",
     "ESM": "methods",
     "Experts": "experts",
+    "HuggingFaceImageEncoder": "networks",
     "ImageFolders": "data",
     "IsoC": "methods",
     "IsoCTS": "methods",
@@ -115,6 +116,7 @@ __all__ = [
     "ConsensusTA",
     "Decompositions",
     "Experts",
+    "HuggingFaceImageEncoder",
     "ImageFolders",
     "IsoC",
     "IsoCTS",

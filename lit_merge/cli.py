@@ -155,7 +155,7 @@ class MergeCLI(LightningCLI):
         self._say()
 
     def merge(self, **kwargs: Any) -> None:
-        self.trainer.merge(self.model, self.option("output"), self.option("overwrite"))
+        self.trainer.merge(self.model, self.option("output"), kwargs.get("naming"), self.option("overwrite"))
         self._say()
 
     def export(self, **kwargs: Any) -> None:

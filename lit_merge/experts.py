@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, SafetensorsFile, Source, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Renamed, SafetensorsFile, Source, canonical, open_checkpoint
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
+from lit_merge.optional_weights import optional_weights, without
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -63,6 +64,9 @@ Change = Callable[[Weight], Weight]
 class Experts:
     """Opened checkpoints by task. Construction reads headers only.
 
+    Weights of a CLIP go by canonical names (`Naming`), whatever library the files are of; `naming` is the first
+    expert's. Weights of other models keep their names.
+
     Args:
         sources: task → path or state dict, in the order of the tasks.
         base: the pretrained checkpoint, where it is known.
@@ -77,10 +81,13 @@ class Experts:
         self.checkpoints: dict[str, Checkpoint] = {}
         for task, source in sources.items():
             try:
-                self.checkpoints[task] = open_checkpoint(source, f"expert {task}")
+                self.checkpoints[task] = canonical(open_checkpoint(source, f"expert {task}"))
             except MergeError as error:
                 raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
-        self.base = None if base is None else open_checkpoint(base, "base")
+        self.base = None if base is None else canonical(open_checkpoint(base, "base"))
+        optional = optional_weights(list(self.checkpoints.values()), self.base)
+        self.checkpoints = {task: without(one, optional) for task, one in self.checkpoints.items()}
+        self.base = None if self.base is None else without(self.base, optional)
         first, *others = self.checkpoints.items()
         for task, checkpoint in others:
             _check_same(first[1], checkpoint, task, dtypes=True)
@@ -88,6 +95,7 @@ class Experts:
             # The base may be stored in another precision: experts are often saved in half of it.
             _check_same(first[1], self.base, "base", dtypes=False)
         self.tasks = tuple(self.checkpoints)
+        self.naming = first[1].naming
         self.shapes = first[1].shapes
         self.dtypes = first[1].dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
@@ -95,7 +103,8 @@ class Experts:
     @property
     def identity(self) -> object:
         """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
-        files = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
+        views = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
+        files = [view.source if isinstance(view, Renamed) else view for view in views]
         paths = [file.path for file in files if isinstance(file, SafetensorsFile)]
         if len(paths) < len(files):
             return None
@@ -129,24 +138,29 @@ class Experts:
 def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> None:
     for name in sorted(first.shapes.keys() ^ other.shapes.keys()):
         has, lacks = (first, other) if name in first.shapes else (other, first)
+        lacking = lacks.name_of(name)
+        where = "" if has.name_of(name) == lacking else f" as {has.name_of(name)}"
         raise MergeError(
-            f"{lacks.label} has no weight {name}, which {has.label} has: all must be fine-tuned from one checkpoint",
+            f"{lacks.label} has no weight {lacking}, which {has.label} has{where}: all must be fine-tuned from one "
+            "checkpoint",
             task=task,
-            weight=name,
+            weight=lacking,
         )
     for name, shape in first.shapes.items():
+        called, there = first.name_of(name), other.name_of(name)
+        where = other.label if there == called else f"{other.label} ({there})"
         if shape != other.shapes[name]:
             raise MergeError(
-                f"{name} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {other.label}",
+                f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}",
                 task=task,
-                weight=name,
+                weight=there,
             )
         if dtypes and first.dtypes[name] != other.dtypes[name]:
             raise MergeError(
-                f"{name} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {other.label}: "
+                f"{called} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {where}: "
                 "save all experts in one dtype",
                 task=task,
-                weight=name,
+                weight=there,
             )
 
 
@@ -156,9 +170,10 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
         bad = value.numel() - int(value.isfinite().sum())
         if bad:
             raise MergeError(
-                f"{checkpoint.label}: {name} holds NaN or infinity in {bad:,} of {value.numel():,} places",
+                f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of "
+                f"{value.numel():,} places",
                 task=task,
-                weight=name,
+                weight=checkpoint.name_of(name),
             )
     return value
 

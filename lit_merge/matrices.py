@@ -40,7 +40,11 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
         for pattern in matrices:
             matched = {name for name in two_d if fnmatchcase(name, pattern)}
             if not matched:
-                raise MergeError(f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts")
+                example = ", ".join(two_d[:3]) or "none"
+                raise MergeError(
+                    f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts ({example}, …; a CLIP's "
+                    "go by open_clip's names)"
+                )
             selected |= matched
     if not selected:
         example = ", ".join(two_d[:3]) or "none"

@@ -16,6 +16,7 @@ LAYERS = [
     ["errors", "krylov", "progress", "parse_errors", "sharpness", "random_state", "mixed"],
     ["locations", "quiet", "linalg"],
     ["checkpoints"],
+    ["optional_weights"],
     ["low_rank", "matrices", "objectives", "bank_files", "prediction_files"],
     ["task_bank", "decompositions"],
     ["experts"],

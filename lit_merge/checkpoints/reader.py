@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_merge.checkpoints.naming import PLAIN, Naming
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -38,10 +39,15 @@ class Checkpoint(ABC):
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     nbytes: int
+    naming: Naming = PLAIN
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
         """The tensor of this name, of shape `shapes[name]` and dtype `dtypes[name]`, on the CPU."""
+
+    def name_of(self, weight: str) -> str:
+        """What the file itself calls a weight of this name, for messages."""
+        return weight
 
 
 class StateDict(Checkpoint):

@@ -79,6 +79,7 @@ def build_bank(
         coefficients=start_coefficients(method, tuple(deltas), rows, precision),
         dtypes=dict(experts.dtypes),
         method=about,
+        naming=experts.naming,
     )
     if not consistent:
         return bank

@@ -2,7 +2,8 @@
 
 from lit_merge.networks.base import Network
 from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.hugging_face import HuggingFaceImageEncoder
 from lit_merge.networks.open_clip import OpenClipImageEncoder
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
-__all__ = ["CosineHeads", "Network", "OpenClipImageEncoder", "ZeroShotHeads"]
+__all__ = ["CosineHeads", "HuggingFaceImageEncoder", "Network", "OpenClipImageEncoder", "ZeroShotHeads"]

@@ -21,7 +21,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_merge.checkpoints import SafetensorsFile, write_safetensors
+from lit_merge.checkpoints import Checkpoint, SafetensorsFile, canonical, is_image, write_safetensors
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.locations import cache_folder, resolve
 from lit_merge.networks.heads import CosineHeads
@@ -138,8 +138,8 @@ def read_text_weights(path: Path) -> dict[str, Tensor]:
         MergeError: no such file, or no file of weights.
     """
     if path.suffix == ".safetensors":
-        file = SafetensorsFile(path)
-        found = {name: file.read(name) for name in file.shapes if not name.startswith("visual.")}
+        file = canonical(SafetensorsFile(path))
+        found = {name: file.read(name) for name in file.shapes if not _is_image(name, file)}
     else:
         try:
             found = load_state_dict(str(path))
@@ -148,6 +148,11 @@ def read_text_weights(path: Path) -> dict[str, Tensor]:
                 f"{path} is no state dict: expected a safetensors file, or what torch.save writes of one"
             ) from error
     return dict(convert_to_custom_text_state_dict(found))
+
+
+def _is_image(name: str, file: Checkpoint) -> bool:
+    # A file of a text tower alone is no whole CLIP, and keeps its names.
+    return name.startswith("visual.") if file.naming.identity else is_image(name)
 
 
 def check_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, label: str) -> None:
