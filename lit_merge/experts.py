@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, SafetensorsFile, Source, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Source, holds_model, open_checkpoint
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
+from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -74,13 +75,13 @@ class Experts:
     def __init__(self, sources: Mapping[str, Source], base: Source | None = None) -> None:
         if not sources:
             raise MergeError("no experts given, expected a mapping from task to checkpoint")
+        self.base = None if base is None else open_checkpoint(base, "base")
         self.checkpoints: dict[str, Checkpoint] = {}
         for task, source in sources.items():
             try:
-                self.checkpoints[task] = open_checkpoint(source, f"expert {task}")
+                self.checkpoints[task] = open_checkpoint(source, f"expert {task}", self.base)
             except MergeError as error:
                 raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
-        self.base = None if base is None else open_checkpoint(base, "base")
         first, *others = self.checkpoints.items()
         for task, checkpoint in others:
             _check_same(first[1], checkpoint, task, dtypes=True)
@@ -95,11 +96,10 @@ class Experts:
     @property
     def identity(self) -> object:
         """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
-        files = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
-        paths = [file.path for file in files if isinstance(file, SafetensorsFile)]
-        if len(paths) < len(files):
+        opened = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
+        if not all(checkpoint.files for checkpoint in opened):
             return None
-        stats = [(str(path.absolute()), path.stat()) for path in paths]
+        stats = [(str(path.absolute()), path.stat()) for checkpoint in opened for path in checkpoint.files]
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
     def stream(self, with_base: bool) -> Iterator[Weight]:
@@ -164,19 +164,34 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
 
 
 def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
-    """task → file. A folder's tasks are the names of its safetensors files, sorted.
+    """task → file or folder. A folder's tasks are the names of the models in it, sorted: of its files of weights, and
+    of its folders of Hugging Face, open_clip or PEFT.
 
     Raises:
-        MergeError: no such folder, or none with safetensors files.
+        MergeError: no such folder, none with models, one that is a model itself, or two models of one name.
     """
     if not isinstance(experts, str):
         return experts
     folder = resolve(experts)
     if not folder.is_dir():
         raise MergeError(f"{experts}: no such folder of experts")
-    found = {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise MergeError(f"{folder} cannot be read: {error.strerror}") from error
+    if any(path.name.endswith(".index.json") or path.name == ADAPTER_CONFIG for path in entries):
+        raise MergeError(f"{experts} is the folder of one model, expected one with a model for every task")
+    found: dict[str, str] = {}
+    for path in entries:
+        if holds_model(path) if path.is_dir() else path.suffix in SUFFIXES:
+            task = path.name if path.is_dir() else path.stem
+            if task in found:
+                raise MergeError(f"{experts} holds task {task} twice: {found[task]} and {path}; keep one", task=task)
+            found[task] = str(path)
     if not found:
-        raise MergeError(f"{experts} holds no .safetensors file, expected one for every task")
+        raise MergeError(
+            f"{experts} holds no model, expected one for every task: a file ({', '.join(SUFFIXES)}) or a model's folder"
+        )
     return found
 
 

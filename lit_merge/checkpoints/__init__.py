@@ -1,6 +1,10 @@
 """Reading weights lazily and writing files so that a failure leaves the old file or the new one."""
 
-from lit_merge.checkpoints.reader import Checkpoint, SafetensorsFile, Source, StateDict, open_checkpoint
+from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
+from lit_merge.checkpoints.folders import holds_model
+from lit_merge.checkpoints.reader import open_checkpoint
+from lit_merge.checkpoints.safetensors_file import SafetensorsFile
+from lit_merge.checkpoints.streaming import write_stream
 from lit_merge.checkpoints.writer import check_output, replacing, write_safetensors, write_text
 
 __all__ = [
@@ -9,8 +13,10 @@ __all__ = [
     "Source",
     "StateDict",
     "check_output",
+    "holds_model",
     "open_checkpoint",
     "replacing",
     "write_safetensors",
+    "write_stream",
     "write_text",
 ]
