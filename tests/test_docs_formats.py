@@ -4,12 +4,14 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lit_merge import WeightAveraging, build_bank
 from lit_merge.checkpoints import open_checkpoint
@@ -51,3 +53,34 @@ def test_commands_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert main(shlex.split(command)) == 0
     assert open_checkpoint("third.safetensors").dtypes[name] == torch.bfloat16
     assert open_checkpoint("shards").shapes == open_checkpoint("base.safetensors").shapes
+
+
+def test_one_merge_whatever_the_format(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb merge, with decompositions that are kept, on a folder of experts of three formats."""
+    folder = tmp_path / "experts"
+    (folder / "gamma").mkdir(parents=True)
+    torch.save(load_file(tiny.experts["alpha"]), folder / "alpha.pt")
+    weights = {f"module.{name}": value for name, value in load_file(tiny.experts["beta"]).items()}
+    torch.save({"epoch": 1, "state_dict": weights}, folder / "beta.ckpt", _use_new_zipfile_serialization=False)
+    assert (
+        main(
+            ["convert", tiny.experts["gamma"], "--output", f"{folder}/gamma", "--max_shard_size", "9KB", "--overwrite"]
+        )
+        == 0
+    )
+    network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
+    network += ["--model.network.heads", tiny.heads, "--model.method", "CART", "--model.base", tiny.base]
+    network += ["--model.decompositions", str(tmp_path / "kept")]
+    for name, experts in (("a", f"{tiny.root}/experts"), ("b", str(folder)), ("c", str(folder))):
+        assert main(["merge", "--model.experts", experts, *network, "--output", f"{tmp_path}/{name}.safetensors"]) == 0
+    expected = load_file(tmp_path / "a.safetensors")
+    for name in ("b", "c"):
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(found[weight], value) for weight, value in expected.items())
+    assert len(list((tmp_path / "kept").iterdir())) == 2  # those of the other files, and those of these
+    shard = sorted((folder / "gamma").glob("*.safetensors"))[1]
+    shard.unlink()
+    capsys.readouterr()
+    assert main(["merge", "--model.experts", str(folder), *network, "--output", f"{tmp_path}/d.safetensors"]) == 2
+    assert f"expert gamma: {folder}/gamma/model.safetensors.index.json names {shard.name}" in capsys.readouterr().err
+    assert not (tmp_path / "d.safetensors").exists()
