@@ -89,7 +89,7 @@ def _cast(held: Checkpoint, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[st
     for name in track_bytes(sizes, "converting"):
         value = held.read(name)
         cast = value.to(dtypes[name])
-        if cast.isinf().sum() > value.isinf().sum():
+        if cast.dtype != value.dtype and cast.isinf().sum() > value.isinf().sum():
             raise MergeError(
                 f"{held.label}: {name} has values that {dtypes[name]} cannot hold: take bfloat16", weight=name
             )
