@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
+    from lit_merge.conversion import convert
     from lit_merge.data import ImageFolders, Suite
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
@@ -96,6 +97,7 @@ _HOMES = {
     "choose_scaling": "choosing",
     "coefficient_figure": "heat_map",
     "collect_moments": "activations",
+    "convert": "conversion",
     "evaluate": "adapting",
     "load_moments": "moments",
     "save_moments": "moments",
@@ -146,6 +148,7 @@ __all__ = [
     "choose_scaling",
     "coefficient_figure",
     "collect_moments",
+    "convert",
     "evaluate",
     "load_moments",
     "save_moments",

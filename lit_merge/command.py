@@ -17,6 +17,7 @@ VERBS = {
     "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
     "analyze": "figures and tables of the experts: interference, reconstruction error, spectra, cosines",
     "inspect": "any checkpoint, bank or run as a tree, from its headers",
+    "convert": "a checkpoint of any format (torch.save, shards, Hugging Face, LoRA, hf://…) as safetensors",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
 
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str]) -> int:
             from lit_merge.inspection.command import inspect_command
 
             inspect_command(rest)
+        elif verb == "convert":
+            from lit_merge.conversion import convert_command
+
+            convert_command(rest)
         elif verb == "analyze":
             from lit_merge.analysis.command import analyze_command
 

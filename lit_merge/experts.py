@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, Renamed, SafetensorsFile, Source, canonical, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, open_checkpoint
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
 from lit_merge.optional_weights import optional_weights, without
+from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -78,13 +79,14 @@ class Experts:
     def __init__(self, sources: Mapping[str, Source], base: Source | None = None) -> None:
         if not sources:
             raise MergeError("no experts given, expected a mapping from task to checkpoint")
+        opened = None if base is None else open_checkpoint(base, "base")
         self.checkpoints: dict[str, Checkpoint] = {}
         for task, source in sources.items():
             try:
-                self.checkpoints[task] = canonical(open_checkpoint(source, f"expert {task}"))
+                self.checkpoints[task] = canonical(open_checkpoint(source, f"expert {task}", opened))
             except MergeError as error:
                 raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
-        self.base = None if base is None else canonical(open_checkpoint(base, "base"))
+        self.base = None if opened is None else canonical(opened)
         optional = optional_weights(list(self.checkpoints.values()), self.base)
         self.checkpoints = {task: without(one, optional) for task, one in self.checkpoints.items()}
         self.base = None if self.base is None else without(self.base, optional)
@@ -103,12 +105,10 @@ class Experts:
     @property
     def identity(self) -> object:
         """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
-        views = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
-        files = [view.source if isinstance(view, Renamed) else view for view in views]
-        paths = [file.path for file in files if isinstance(file, SafetensorsFile)]
-        if len(paths) < len(files):
+        opened = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
+        if not all(checkpoint.files for checkpoint in opened):
             return None
-        stats = [(str(path.absolute()), path.stat()) for path in paths]
+        stats = [(str(path.absolute()), path.stat()) for checkpoint in opened for path in checkpoint.files]
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
     def stream(self, with_base: bool) -> Iterator[Weight]:
@@ -179,19 +179,34 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
 
 
 def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
-    """task → file. A folder's tasks are the names of its safetensors files, sorted.
+    """task → file or folder. A folder's tasks are the names of the models in it, sorted: of its files of weights, and
+    of its folders of Hugging Face, open_clip or PEFT.
 
     Raises:
-        MergeError: no such folder, or none with safetensors files.
+        MergeError: no such folder, none with models, one that is a model itself, or two models of one name.
     """
     if not isinstance(experts, str):
         return experts
     folder = resolve(experts)
     if not folder.is_dir():
         raise MergeError(f"{experts}: no such folder of experts")
-    found = {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise MergeError(f"{folder} cannot be read: {error.strerror}") from error
+    if any(path.name.endswith(".index.json") or path.name == ADAPTER_CONFIG for path in entries):
+        raise MergeError(f"{experts} is the folder of one model, expected one with a model for every task")
+    found: dict[str, str] = {}
+    for path in entries:
+        if holds_model(path) if path.is_dir() else path.suffix in SUFFIXES:
+            task = path.name if path.is_dir() else path.stem
+            if task in found:
+                raise MergeError(f"{experts} holds task {task} twice: {found[task]} and {path}; keep one", task=task)
+            found[task] = str(path)
     if not found:
-        raise MergeError(f"{experts} holds no .safetensors file, expected one for every task")
+        raise MergeError(
+            f"{experts} holds no model, expected one for every task: a file ({', '.join(SUFFIXES)}) or a model's folder"
+        )
     return found
 
 

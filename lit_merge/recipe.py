@@ -21,9 +21,9 @@ class MergeRecipe(MergedModel):
 
     Args:
         network: encoder and heads.
-        experts: task → safetensors file (`zoo:8/experts/mnist.safetensors` names one of the built-in suite), or a
-            folder with a file for every task, named after it.
-        base: the pretrained checkpoint; CART and weight averaging need it for the report only.
+        experts: task → checkpoint of any format, or a folder with one for every task, named after it: files, folders of
+            Hugging Face, PEFT LoRA folders, `hf://org/name`, `zoo:8/experts/mnist.safetensors` of the built-in suite.
+        base: the pretrained checkpoint, which LoRA experts need; CART and weight averaging need it for the report only.
         method: how the experts are merged.
         transform: what is done to the task vectors first.
         bank: folder of a saved task bank to use instead of merging; its coefficients are where things start.

@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
     )
     made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
     made.add_argument(
-        "--model.experts", type=dict[str, str] | str | None, help="task → safetensors file, or a folder of them"
+        "--model.experts", type=dict[str, str] | str | None, help="task → checkpoint, or a folder of them"
     )
     made.add_argument("--model.base", type=str | None, help="the pretrained checkpoint; centred only without it")
     made.add_argument("--output", type=str | None, help="the folder to write")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.naming import Naming, detect
-from lit_merge.checkpoints.reader import Checkpoint
 from lit_merge.errors import MergeError
 
 
@@ -22,6 +22,7 @@ class Renamed(Checkpoint):
         self.label, self.nbytes = source.label, source.nbytes
         self.places = naming.places(source.shapes, source.label)
         self.shapes, self.dtypes = {}, {}
+        self.files, self.metadata = source.files, source.metadata
         for weight, place in self.places.items():
             first, *others = place.names
             shape, self.dtypes[weight] = source.shapes[first], source.dtypes[first]

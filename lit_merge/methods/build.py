@@ -53,7 +53,8 @@ def build_bank(
     consistent = method.scale == "self_consistent"
     with_base = method.needs_base or transform is not None or consistent
     if not isinstance(experts, Experts):
-        experts = Experts(experts, base if with_base else None)
+        # Also where the method needs none: LoRA experts do.
+        experts = Experts(experts, base)
     if with_base and experts.base is None:
         needy = method if method.needs_base else transform
         what = "scaling=self_consistent" if needy is None else type(needy).__name__

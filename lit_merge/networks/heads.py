@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_merge.checkpoints import SafetensorsFile
+from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.errors import MergeError
-from lit_merge.locations import resolve
 from lit_merge.mixed import MIXED
 
 
@@ -39,21 +38,21 @@ class CosineHeads(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CosineHeads":
-        """From a safetensors file {task: (C, d)}, whose metadata may give `logit_scale` (100, CLIP's, otherwise).
+        """From a file {task: (C, d)} of any format; metadata of safetensors may give `logit_scale` (else 100, CLIP's).
 
         Raises:
             MergeError: no such file, a tensor that is no matrix or not finite, a scale that is no positive number.
         """
-        file = SafetensorsFile(resolve(path))
+        file = open_checkpoint(path)
         for task, shape in file.shapes.items():
             if len(shape) != 2:
                 raise MergeError(
-                    f"{file.path}: head {task} has shape {list(shape)}, expected classes × width", task=task
+                    f"{file.label}: head {task} has shape {list(shape)}, expected classes × width", task=task
                 )
         rows = {task: file.read(task) for task in file.shapes}
         for task, row in rows.items():
             if not row.isfinite().all():
-                raise MergeError(f"{file.path}: head {task} holds NaN or infinity", task=task)
+                raise MergeError(f"{file.label}: head {task} holds NaN or infinity", task=task)
         return cls(rows, _scale(file))
 
     def mix(self, tasks: Sequence[str]) -> None:
@@ -102,12 +101,12 @@ class CosineHeads(nn.Module):
         return self.rows[self.tasks.index(task)]
 
 
-def _scale(file: SafetensorsFile) -> float:
+def _scale(file: Checkpoint) -> float:
     text = file.metadata.get("logit_scale", "100")
     try:
         scale = float(text)
     except ValueError:
         scale = math.nan
     if not 0 < scale < math.inf:
-        raise MergeError(f"{file.path}: logit_scale is {text!r} in the metadata, expected a number above 0")
+        raise MergeError(f"{file.label}: logit_scale is {text!r} in the metadata, expected a number above 0")
     return scale

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from open_clip import OPENAI_IMAGENET_TEMPLATES, build_zero_shot_classifier
-from open_clip.factory import load_state_dict
 from open_clip.model import _build_text_tower, convert_to_custom_text_state_dict
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_merge.checkpoints import Checkpoint, SafetensorsFile, canonical, is_image, write_safetensors
+from lit_merge.checkpoints import Checkpoint, canonical, is_image, open_checkpoint, write_safetensors
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.locations import cache_folder, resolve
 from lit_merge.networks.heads import CosineHeads
@@ -42,7 +41,7 @@ class ZeroShotHeads:
 
     Args:
         classes: task → text file with the name of a class on every line, in the order of the labels.
-        weights: file with the text tower of the pretrained model: safetensors, or a state dict that torch.save wrote.
+        weights: file with the text tower of the pretrained model, in any format that experts may have.
             Its `logit_scale` is taken too; 100 where there is none.
         templates: texts with `{}` where the name goes, or a text file with one on every line; CLIP's 80 by default.
     """
@@ -64,7 +63,8 @@ class ZeroShotHeads:
         options, path = read_config(config), resolve(self.weights)
         names = {task: read_names(task, file) for task, file in self.classes.items()}
         templates = read_templates(self.templates)
-        about = [options, names, templates, version("open_clip_torch"), digest_of(path)]
+        about = [options, names, templates, version("open_clip_torch")]
+        about += [digest_of(file) for file in open_checkpoint(path).files]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
         kept = cache_folder() / "heads" / f"{digest}.safetensors"
         if not kept.exists():
@@ -137,16 +137,8 @@ def read_text_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         MergeError: no such file, or no file of weights.
     """
-    if path.suffix == ".safetensors":
-        file = canonical(SafetensorsFile(path))
-        found = {name: file.read(name) for name in file.shapes if not _is_image(name, file)}
-    else:
-        try:
-            found = load_state_dict(str(path))
-        except Exception as error:  # torch.load fails in as many ways as there are other files
-            raise MergeError(
-                f"{path} is no state dict: expected a safetensors file, or what torch.save writes of one"
-            ) from error
+    file = canonical(open_checkpoint(path))
+    found = {name: file.read(name) for name in file.shapes if not _is_image(name, file)}
     return dict(convert_to_custom_text_state_dict(found))
 
 

@@ -187,7 +187,7 @@ def refused(action: Callable[[], Any], *parts: str) -> None:
 
 def test_weights_that_do_not_fit(model: Model, tmp_path: Path, tiny: Any, cache: Path) -> None:
     path = tmp_path / "model.safetensors"
-    refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), "No such file")
+    refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), "no such file")
     weights = {name: value.clone() for name, value in model.clip.state_dict().items()}
     changes: list[tuple[dict[str, Any], str]] = [
         ({"ln_final.weight": None}, "has no weight ln_final.weight of the text tower"),
@@ -199,7 +199,10 @@ def test_weights_that_do_not_fit(model: Model, tmp_path: Path, tiny: Any, cache:
         refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), told)
     refused(lambda: model.heads(weights=tiny.base).build(model.config), tiny.base, "has no weight")
     (tmp_path / "model.pt").write_text("no weights")
-    refused(lambda: model.heads(weights=str(tmp_path / "model.pt")).build(model.config), "model.pt is no state dict")
+    refused(
+        lambda: model.heads(weights=str(tmp_path / "model.pt")).build(model.config),
+        "model.pt is not a safetensors file",
+    )
     assert not cache.exists()
 
 
