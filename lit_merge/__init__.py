@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
-    from lit_merge.data import ImageFolders, Suite
+    from lit_merge.data import ImageFolders, Suite, TextFiles
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
+    from lit_merge.networks import HuggingFaceTextEncoder, LinearHeads, OpenClipImageEncoder, ZeroShotHeads
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.stages import Stage
@@ -64,9 +64,11 @@ _HOMES = {
     "Decompositions": "decompositions",
     "ESM": "methods",
     "Experts": "experts",
+    "HuggingFaceTextEncoder": "networks",
     "ImageFolders": "data",
     "IsoC": "methods",
     "IsoCTS": "methods",
+    "LinearHeads": "networks",
     "LowRank": "low_rank",
     "MergeError": "errors",
     "MergeMethod": "methods",
@@ -86,6 +88,7 @@ _HOMES = {
     "TSVM": "methods",
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
+    "TextFiles": "data",
     "Transform": "transforms",
     "WeightAveraging": "methods",
     "ZeroShotHeads": "networks",
@@ -115,9 +118,11 @@ __all__ = [
     "ConsensusTA",
     "Decompositions",
     "Experts",
+    "HuggingFaceTextEncoder",
     "ImageFolders",
     "IsoC",
     "IsoCTS",
+    "LinearHeads",
     "LowRank",
     "MergeError",
     "MergeMethod",
@@ -135,6 +140,7 @@ __all__ = [
     "TSVCompress",
     "TaskArithmetic",
     "TaskBank",
+    "TextFiles",
     "Transform",
     "WeightAveraging",
     "ZeroShotHeads",

@@ -1,8 +1,9 @@
-"""One look for every progress bar that is not Lightning's."""
+"""What a user sees on standard error while something runs: one look for every bar that is not Lightning's."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from lightning.fabric.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,3 +16,9 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(items, total=total, description=description)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """A line on standard error, once however many processes there are."""
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
-Source = str | os.PathLike[str] | Mapping[str, Tensor]
+# What transformers calls the weights in the folder of a model.
+WEIGHTS = "model.safetensors"
 
 DTYPES = {
     "F64": torch.float64,
@@ -42,6 +43,9 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str) -> Tensor:
         """The tensor of this name, of shape `shapes[name]` and dtype `dtypes[name]`, on the CPU."""
+
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
 
 
 class StateDict(Checkpoint):
@@ -133,11 +137,15 @@ def cut_short(path: Path, expected: int, size: int) -> MergeError:
 
 
 def open_checkpoint(source: Source, label: str = "state dict") -> Checkpoint:
-    """A checkpoint from a path (`zoo:8/…` names files of the built-in suite) or from a state dict.
+    """A checkpoint from a path (`zoo:8/…` names files of the built-in suite), from the folder of a transformers model,
+    or from a state dict; one that is open already is itself.
 
     Raises:
         MergeError: the file is missing or is no whole safetensors file.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, Mapping):
         return StateDict(source, label)
-    return SafetensorsFile(resolve(source))
+    path = resolve(source)
+    return SafetensorsFile(path / WEIGHTS if (path / WEIGHTS).is_file() else path)

@@ -1,15 +1,16 @@
 """An encoder whose weights are handed to every forward, and the frozen heads on it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, cat, nn
 from torch.func import functional_call
 
+from lit_merge.checkpoints import Checkpoint
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.heads import Heads
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ class Network(nn.Module, ABC):
     """`encoder` has the names and shapes of the experts' weights; its own values are never used, and not kept."""
 
     encoder: nn.Module
-    heads: CosineHeads
+    heads: Heads
 
     @abstractmethod
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -27,6 +28,15 @@ class Network(nn.Module, ABC):
     def token_mask(self, inputs: Tensor) -> Tensor | None:
         """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
         return None
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Inputs of several tasks as one batch."""
+        return cat(list(parts))
+
+    def encode(self, inputs: Tensor) -> Any:
+        """Features (B, d) of inputs, with the weights that the encoder holds; or whatever the heads take that can be
+        `split` into the inputs of each task."""
+        return self.encoder(self.prepare(inputs))
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +55,7 @@ class Network(nn.Module, ABC):
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `forward`, with the weights that the encoder holds."""
-        features = self.encoder(self.prepare(cat(list(inputs.values()))))
+        features = self.encode(self.join(list(inputs.values())))
         parts = features.split([len(x) for x in inputs.values()])
         return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
 
@@ -64,6 +74,14 @@ class Network(nn.Module, ABC):
         if (highest := int(labels.max())) >= (classes := self.heads.classes(task)):
             raise MergeError(f"task {task} has a label {highest}, its head {classes} classes", task=task)
         return labels + self.heads.first_row(batch.get("head", task), task)
+
+    def strangers(self, names: Iterable[str]) -> list[str]:
+        """Which of an expert's weights are none of the encoder's, as classifiers: left out of the merge unless a
+        configuration says what is. None by default: then every weight has to be the encoder's."""
+        return []
+
+    def take_heads(self, experts: Mapping[str, Checkpoint]) -> None:
+        """Takes the heads that lie in the experts' own files, where the network was given no others."""
 
     def checkpoint_gradients(self) -> None:
         """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.

@@ -9,7 +9,7 @@ from torch import Tensor, tensor
 
 from lit_merge.errors import MergeError
 from lit_merge.networks.base import Network, without_weights
-from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.linear_heads import load_heads
 from lit_merge.networks.open_clip_config import read_config
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
@@ -19,7 +19,8 @@ class OpenClipImageEncoder(Network):
 
     Args:
         config: name of an open_clip model (`ViT-B-32`), or path of its JSON configuration.
-        heads: path of a safetensors file {task: (classes, width)}, or how to make heads from the names of the classes.
+        heads: path of a safetensors file {task: (classes, width)}, or {task.weight, task.bias} for linear ones; or how
+            to make heads from the names of the classes.
 
     Raises:
         MergeError: an unknown name, a file that is missing or no such configuration, heads that cannot be read or made.
@@ -39,7 +40,7 @@ class OpenClipImageEncoder(Network):
             )
         except (KeyError, TypeError) as error:
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
-        self.heads = CosineHeads.load(heads) if isinstance(heads, str) else heads.build(config)
+        self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
         size = options["vision_cfg"].get("image_size", 224)
         self.image_size = int(size[0] if isinstance(size, list | tuple) else size)
         preprocess = options.get("preprocess_cfg", {})
