@@ -18,59 +18,55 @@ from lit_merge.locations import resolve
 
 @dataclass(frozen=True)
 class RawLabels:
-    """What a column of labels holds, as it stands there.
+    """A column of labels, as it stands there.
 
     Attributes:
         location: the table.
-        values: a label for every text.
-        rows: where in the table they stand, from 0.
+        values: of every row.
         names: names of the classes, where the table itself knows them.
     """
 
     location: str
     values: Sequence[Any]
-    rows: Sequence[int]
     names: list[str] | None = None
 
-    @property
-    def numbers(self) -> list[int] | None:
-        """The labels as numbers, where all are."""
-        return [int(value) for value in self.values] if all(map(_is_number, self.values)) else None
-
-    def in_rows(self, task: str, names: Sequence[str] | None) -> Int64[Tensor, " N"]:
-        """Rows of the task's head.
+    def of(self, rows: Sequence[int], task: str, names: Sequence[str] | None) -> Int64[Tensor, " N"]:
+        """Labels as rows of the task's head.
 
         Args:
+            rows: of the table, whose labels are wanted.
             task: for messages.
-            names: of the rows.
+            names: of the head's rows.
 
         Raises:
             MergeError: a label that is missing, below 0, or no name of a class.
         """
-        for row, value in zip(self.rows, self.values, strict=True):
+        values = [self.values[row] for row in rows]
+        for row, value in zip(rows, values, strict=True):
             if value is None or value == "":
                 raise MergeError(f"{self.location}: row {row} has no label", task=task)
-        numbers = self.numbers
         # Classes may be called by digits, in an order of their own.
-        named = names is not None and all(isinstance(value, str) and value in names for value in self.values)
-        if numbers is not None and not named:
-            if (lowest := min(numbers)) < 0:
-                row = self.rows[numbers.index(lowest)]
-                raise MergeError(
-                    f"{self.location}: row {row} has the label {lowest}, as data sets have whose labels are kept "
-                    "secret: take a split with labels",
-                    task=task,
-                )
-            return torch.tensor(numbers)
+        named = names is not None and all(isinstance(value, str) and value in names for value in values)
+        if all(map(_is_number, values)) and not named:
+            return torch.tensor([self._number(row, task) for row in rows])
         places = {name: i for i, name in enumerate(names or ())}
-        for row, value in zip(self.rows, self.values, strict=True):
+        for row, value in zip(rows, values, strict=True):
             if str(value) not in places:
                 raise MergeError(
                     f"{self.location}: row {row} has the label {value!r}, which is no class of task {task}: "
                     f"{', '.join(places)}",
                     task=task,
                 )
-        return torch.tensor([places[str(value)] for value in self.values])
+        return torch.tensor([places[str(value)] for value in values])
+
+    def _number(self, row: int, task: str) -> int:
+        if (label := int(self.values[row])) < 0:
+            raise MergeError(
+                f"{self.location}: row {row} has the label {label}, as data sets have whose labels are kept secret: "
+                "take a split with labels",
+                task=task,
+            )
+        return label
 
 
 def _is_number(value: Any) -> bool:
@@ -82,7 +78,7 @@ def names_in(labels: Sequence[RawLabels]) -> list[str] | None:
     for one in labels:
         if one.names is not None:
             return one.names
-    if all(one.numbers is not None for one in labels):
+    if all(_is_number(value) for one in labels for value in one.values if value not in (None, "")):
         return None
     return sorted({str(value) for one in labels for value in one.values if value not in (None, "")})
 

@@ -159,9 +159,9 @@ class TextFiles(TaskData):
                     f"the order of the head's rows with --data.classes.{task}",
                     task=task,
                 )
-            rows = self._rows(task, location)
-            if (highest := int(rows.max())) >= expected:
-                row = self._labels(task, location).rows[int(rows.argmax())]
+            labels = self._rows(task, location)
+            if (highest := int(labels.max())) >= expected:
+                row = self._texts(task, location).rows[int(labels.argmax())]
                 raise MergeError(
                     f"{location}: row {row} has the label {highest}, the head of task {task} has {expected} classes, "
                     f"from 0 to {expected - 1}",
@@ -207,13 +207,13 @@ class TextFiles(TaskData):
     def _labels(self, task: str, location: str) -> RawLabels:
         column = _of_task(self._label, task, "label")
         if (key := (location, column)) not in self._raw:
-            table, rows = read_table(location, [column], self._encoding), self._texts(task, location).rows
-            values = [table.columns[column][row] for row in rows]
-            self._raw[key] = RawLabels(location, values, rows, table.class_names.get(column))
+            table = read_table(location, [column], self._encoding)
+            self._raw[key] = RawLabels(location, table.columns[column], table.class_names.get(column))
         return self._raw[key]
 
     def _rows(self, task: str, location: str) -> Tensor:
-        return self._labels(task, location).in_rows(task, self.class_names(task))
+        rows = self._texts(task, location).rows
+        return self._labels(task, location).of(rows, task, self.class_names(task))
 
 
 def _of_task(option: Any, task: str, name: str) -> Any:

@@ -136,7 +136,7 @@ def _load(folder: Path) -> Any:
         raise MergeError(f"{folder}: its tokenizer cannot be read: {told[:200]}") from error
 
 
-def _positions(folder: Path, tokenizer: Any) -> float:
+def _positions(folder: Path, tokenizer: Any) -> int | float:
     """Positions of the model whose configuration lies beside the tokenizer; infinity where none does."""
     path = folder / "config.json"
     try:

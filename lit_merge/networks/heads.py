@@ -121,10 +121,10 @@ class CosineHeads(Heads):
         return cls({task: read_rows(file, task, task) for task in file.shapes}, _scale(file))
 
     def rows(self, task: str) -> int:
-        return len(self.weights[self.tasks.index(task)])
+        return len(self._row(task))
 
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
-        rows = self.weights[self.tasks.index(task)]
+        rows = self._row(task)
         check_width(rows, features, task)
         # float32: entropies of confident predictions live in the last digits.
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ rows.T
@@ -133,9 +133,12 @@ class CosineHeads(Heads):
         return [*super().values(), torch.tensor(self.logit_scale)]
 
     def classes(self, task: str) -> int:
-        if task == MIXED and len({self.weights[self.tasks.index(one)].shape[1] for one in self.mixed}) > 1:
+        if task == MIXED and len({self._row(one).shape[1] for one in self.mixed}) > 1:
             raise MergeError("heads of several widths cannot be mixed: they are of several networks")
         return super().classes(task)
+
+    def _row(self, task: str) -> Float[Tensor, "C d"]:
+        return self.weights[self.tasks.index(task)]
 
 
 def read_rows(file: SafetensorsFile, name: str, task: str) -> Float[Tensor, "C d"]:

@@ -122,7 +122,10 @@ class HuggingFaceTextEncoder(Network):
         blocks = [module for module in self.encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not blocks:
             super().checkpoint_gradients()
-        self.encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # What newer and older versions of transformers call it.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = getattr(self.encoder, next(name for name in names if hasattr(self.encoder, name)))
+        enable({"use_reentrant": False})
         for block in blocks:
             # The block alone, which looks whether it is in training; dropout, inside, stays off.
             block.training = True
