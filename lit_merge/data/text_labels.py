@@ -15,6 +15,8 @@ from lit_merge.data.tables import read_text
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
+UNNAMED = {0: "LABEL_0", 1: "LABEL_1"}
+
 
 @dataclass(frozen=True)
 class RawLabels:
@@ -103,7 +105,10 @@ def _of_model(folder: Path) -> list[str]:
     path = folder / "config.json"
     try:
         about: Mapping[str, Any] = json.loads(read_text(path, "utf-8"))
-        names = {int(row): str(name) for row, name in about["id2label"].items()}
+        # transformers leaves out what it takes by default: two classes without names.
+        classifies = "ForSequenceClassification" in str(about.get("architectures"))
+        told = about["id2label"] if "id2label" in about or not classifies else UNNAMED
+        names = {int(row): str(name) for row, name in told.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, MergeError):
             raise

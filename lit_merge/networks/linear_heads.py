@@ -27,7 +27,7 @@ class LinearHeads(Heads):
     """
 
     def __init__(
-        self, weights: Mapping[str, Float[Tensor, "C d"]], biases: Mapping[str, Float[Tensor, " C"]] | None = None
+        self, weights: Mapping[str, Float[Tensor, "_ d"]], biases: Mapping[str, Float[Tensor, " _"]] | None = None
     ) -> None:
         super().__init__(list(weights))
         biases = biases or {}
