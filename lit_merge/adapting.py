@@ -106,7 +106,7 @@ def evaluate(
     """
     quiet()
     if not data.has_test:
-        raise MergeError("the data has no labelled test images to evaluate on")
+        raise MergeError("the data has no labelled test inputs to evaluate on")
     merged = weights.merge(dtype=torch.float32) if isinstance(weights, TaskBank) else weights
     network.check({name: tuple(value.shape) for name, value in merged.items()})
     evaluator = Evaluator(network, data.tasks, lambda task: merged, "evaluating")

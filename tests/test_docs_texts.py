@@ -69,6 +69,8 @@ def place(texts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+# Few texts, and experts that were drawn at random: nothing to choose a scale by.
+@pytest.mark.filterwarnings("ignore:select=entropy")
 def test_commands(place: Path) -> None:
     verbs = [shlex.split(command)[0] for command in COMMANDS]
     assert verbs == ["merge", "fit", "test", "predict", "export", "sweep", "analyze"]

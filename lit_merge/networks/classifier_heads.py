@@ -73,7 +73,7 @@ class ClassifierHeads(Heads):
             nn.Parameter(weights[name].float(), requires_grad=False) for weights in found.values() for name in weights
         )
 
-    def rows(self, task: str) -> int:
+    def count(self, task: str) -> int:
         return self.taken[self.tasks.index(task)]
 
     def one(self, features: Encoded, task: str) -> Float[Tensor, "B C"]:

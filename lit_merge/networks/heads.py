@@ -30,7 +30,7 @@ class Heads(nn.Module, ABC):
         self.tasks = self.mixed = tuple(tasks)
 
     @abstractmethod
-    def rows(self, task: str) -> int:
+    def count(self, task: str) -> int:
         """Number of classes of a task that has a head."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Heads(nn.Module, ABC):
         if task == MIXED:
             return sum(self.classes(one) for one in self.mixed)
         self.require(task)
-        return self.rows(task)
+        return self.count(task)
 
     def forward(self, features: Any, task: str) -> Float[Tensor, "B C"]:
         """Logits of one head.
@@ -108,7 +108,7 @@ class CosineHeads(Heads):
         super().__init__(list(weights))
         self.logit_scale = logit_scale
         # Parameters rather than buffers: DDP broadcasts buffers at every forward.
-        self.weights = nn.ParameterList(nn.Parameter(w.float(), requires_grad=False) for w in weights.values())
+        self.rows = nn.ParameterList(nn.Parameter(w.float(), requires_grad=False) for w in weights.values())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CosineHeads":
@@ -120,7 +120,7 @@ class CosineHeads(Heads):
         file = SafetensorsFile(resolve(path))
         return cls({task: read_rows(file, task, task) for task in file.shapes}, _scale(file))
 
-    def rows(self, task: str) -> int:
+    def count(self, task: str) -> int:
         return len(self._row(task))
 
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
@@ -138,7 +138,7 @@ class CosineHeads(Heads):
         return super().classes(task)
 
     def _row(self, task: str) -> Float[Tensor, "C d"]:
-        return self.weights[self.tasks.index(task)]
+        return self.rows[self.tasks.index(task)]
 
 
 def read_rows(file: SafetensorsFile, name: str, task: str) -> Float[Tensor, "C d"]:

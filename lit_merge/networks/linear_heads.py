@@ -67,7 +67,7 @@ class LinearHeads(Heads):
             told = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
             raise MergeError(told, task=error.task) from error
 
-    def rows(self, task: str) -> int:
+    def count(self, task: str) -> int:
         return len(self._pair(task)[0])
 
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
