@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.conversion import convert
-    from lit_merge.data import ImageFolders, Suite
+    from lit_merge.data import ImageFolders, Suite, TextFiles
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
@@ -44,7 +44,13 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import HuggingFaceImageEncoder, OpenClipImageEncoder, ZeroShotHeads
+    from lit_merge.networks import (
+        HuggingFaceImageEncoder,
+        HuggingFaceTextEncoder,
+        LinearHeads,
+        OpenClipImageEncoder,
+        ZeroShotHeads,
+    )
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.stages import Stage
@@ -66,9 +72,11 @@ _HOMES = {
     "ESM": "methods",
     "Experts": "experts",
     "HuggingFaceImageEncoder": "networks",
+    "HuggingFaceTextEncoder": "networks",
     "ImageFolders": "data",
     "IsoC": "methods",
     "IsoCTS": "methods",
+    "LinearHeads": "networks",
     "LowRank": "low_rank",
     "MergeError": "errors",
     "MergeMethod": "methods",
@@ -88,6 +96,7 @@ _HOMES = {
     "TSVM": "methods",
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
+    "TextFiles": "data",
     "Transform": "transforms",
     "WeightAveraging": "methods",
     "ZeroShotHeads": "networks",
@@ -119,9 +128,11 @@ __all__ = [
     "Decompositions",
     "Experts",
     "HuggingFaceImageEncoder",
+    "HuggingFaceTextEncoder",
     "ImageFolders",
     "IsoC",
     "IsoCTS",
+    "LinearHeads",
     "LowRank",
     "MergeError",
     "MergeMethod",
@@ -139,6 +150,7 @@ __all__ = [
     "TSVCompress",
     "TaskArithmetic",
     "TaskBank",
+    "TextFiles",
     "Transform",
     "WeightAveraging",
     "ZeroShotHeads",

@@ -107,7 +107,7 @@ def evaluate(
     """
     quiet()
     if not data.has_test:
-        raise MergeError("the data has no labelled test images to evaluate on")
+        raise MergeError("the data has no labelled test inputs to evaluate on")
     if isinstance(weights, TaskBank):
         merged = weights.merge(dtype=torch.float32, naming="canonical")
     else:

@@ -1,19 +1,21 @@
 """The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, named_like, open_checkpoint, without
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
-from lit_merge.optional_weights import optional_weights, without
+from lit_merge.optional_weights import optional_weights
 from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
 
 Decompose = Callable[[Tensor, int], LowRank]
@@ -71,26 +73,28 @@ class Experts:
     Args:
         sources: task → path or state dict, in the order of the tasks.
         base: the pretrained checkpoint, where it is known.
+        exclude: shell patterns of weights that are not merged, as `classifier.*`, in experts and base alike.
 
     Raises:
-        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ.
+        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ; a pattern that
+            matches no weight, or patterns that leave none.
+
+    `whole` holds the experts with what is excluded.
     """
 
-    def __init__(self, sources: Mapping[str, Source], base: Source | None = None) -> None:
-        if not sources:
-            raise MergeError("no experts given, expected a mapping from task to checkpoint")
-        opened = None if base is None else open_checkpoint(base, "base")
-        self.checkpoints: dict[str, Checkpoint] = {}
-        for task, source in sources.items():
-            try:
-                self.checkpoints[task] = canonical(open_checkpoint(source, f"expert {task}", opened))
-            except MergeError as error:
-                raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
-        self.base = None if opened is None else canonical(opened)
+    def __init__(self, sources: Mapping[str, Source], base: Source | None = None, exclude: Sequence[str] = ()) -> None:
+        self.whole, self._whole_base = open_all(sources, base)
+        excluded = matching(exclude, dict.fromkeys(name for file in self._files for name in file.shapes))
+        self.checkpoints = {task: without(file, excluded) for task, file in self.whole.items()}
+        self.base = None if self._whole_base is None else without(self._whole_base, excluded)
+        if self.base is not None:
+            self.base = named_like(self.base, next(iter(self.checkpoints.values())).shapes)
         optional = optional_weights(list(self.checkpoints.values()), self.base)
         self.checkpoints = {task: without(one, optional) for task, one in self.checkpoints.items()}
         self.base = None if self.base is None else without(self.base, optional)
         first, *others = self.checkpoints.items()
+        if exclude and not first[1].shapes:
+            raise MergeError(f"exclude={list(exclude)} leaves no weight of {first[1].label} to merge")
         for task, checkpoint in others:
             _check_same(first[1], checkpoint, task, dtypes=True)
         if self.base is not None:
@@ -105,11 +109,15 @@ class Experts:
     @property
     def identity(self) -> object:
         """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
-        opened = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
+        opened = self._files
         if not all(checkpoint.files for checkpoint in opened):
             return None
         stats = [(str(path.absolute()), path.stat()) for checkpoint in opened for path in checkpoint.files]
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+    @property
+    def _files(self) -> list[Checkpoint]:
+        return [*self.whole.values(), *([] if self._whole_base is None else [self._whole_base])]
 
     def stream(self, with_base: bool) -> Iterator[Weight]:
         """Every weight in turn; at any time only one weight of all experts is in memory.
@@ -135,6 +143,43 @@ class Experts:
                 )
 
 
+def open_all(
+    sources: Mapping[str, Source], base: Source | None = None
+) -> tuple[dict[str, Checkpoint], Checkpoint | None]:
+    """The experts' checkpoints by task, and the base.
+
+    Raises:
+        MergeError: no experts; a file that is missing or broken.
+    """
+    if not sources:
+        raise MergeError("no experts given, expected a mapping from task to checkpoint")
+    pretrained = None if base is None else open_checkpoint(base, "base")
+    opened: dict[str, Checkpoint] = {}
+    for task, source in sources.items():
+        try:
+            opened[task] = canonical(open_checkpoint(source, f"expert {task}", pretrained))
+        except MergeError as error:
+            raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
+    return opened, None if pretrained is None else canonical(pretrained)
+
+
+def matching(patterns: Sequence[str], names: Collection[str]) -> set[str]:
+    """The names that any of the shell patterns matches.
+
+    Raises:
+        MergeError: a pattern that matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not matched:
+            near = get_close_matches(pattern, names, n=1, cutoff=0)
+            told = f"; the nearest is {near[0]}" if near else ""
+            raise MergeError(f"exclude: the pattern {pattern!r} matches no weight of the experts{told}")
+        found |= matched
+    return found
+
+
 def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> None:
     for name in sorted(first.shapes.keys() ^ other.shapes.keys()):
         has, lacks = (first, other) if name in first.shapes else (other, first)
@@ -151,7 +196,8 @@ def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -
         where = other.label if there == called else f"{other.label} ({there})"
         if shape != other.shapes[name]:
             raise MergeError(
-                f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}",
+                f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}; "
+                f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]",
                 task=task,
                 weight=there,
             )

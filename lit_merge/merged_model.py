@@ -120,7 +120,7 @@ class MergedModel(LightningModule):
         self.check_learnable()
         if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
             raise MergeError(
-                f"{type(self.objective).__name__} asks every expert about images of its own task, and the data mixes "
+                f"{type(self.objective).__name__} asks every expert about inputs of its own task, and the data mixes "
                 "the tasks: take another objective"
             )
 

@@ -1,7 +1,6 @@
 """Weights that some checkpoints of one model have and others do without."""
 
-import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -24,16 +23,6 @@ def optional_weights(experts: Sequence[Checkpoint], base: Checkpoint | None) -> 
         if beside or name.endswith("position_ids") or all(_is_copy(name, one, shared) for one in having):
             found.add(name)
     return found
-
-
-def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
-    """The checkpoint but for some weights; itself where it has none of them."""
-    if not any(name in names for name in checkpoint.shapes):
-        return checkpoint
-    rest = copy.copy(checkpoint)
-    rest.shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in names}
-    rest.dtypes = {name: dtype for name, dtype in checkpoint.dtypes.items() if name not in names}
-    return rest
 
 
 def _is_beside(name: str, base: Checkpoint, expert: Checkpoint) -> bool:

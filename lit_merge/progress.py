@@ -1,8 +1,9 @@
-"""One look for every progress bar that is not Lightning's."""
+"""What a user sees on standard error while something runs: one look for every bar that is not Lightning's."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from lightning.fabric.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,3 +27,9 @@ def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
         for name, size in sizes.items():
             yield name
             progress.advance(task, size)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """A line on standard error, once however many processes there are."""
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)

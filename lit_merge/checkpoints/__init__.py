@@ -6,6 +6,7 @@ from lit_merge.checkpoints.naming import PLAIN, Family, Naming, NamingName, dete
 from lit_merge.checkpoints.reader import open_checkpoint
 from lit_merge.checkpoints.renaming import Renamed, canonical, canonical_weights, rename
 from lit_merge.checkpoints.safetensors_file import SafetensorsFile
+from lit_merge.checkpoints.selection import Selection, modernised, named_like, without
 from lit_merge.checkpoints.streaming import write_stream
 from lit_merge.checkpoints.writer import check_output, replacing, write_safetensors, write_text
 
@@ -17,6 +18,7 @@ __all__ = [
     "NamingName",
     "Renamed",
     "SafetensorsFile",
+    "Selection",
     "Source",
     "StateDict",
     "canonical",
@@ -25,10 +27,13 @@ __all__ = [
     "detect",
     "holds_model",
     "is_image",
+    "modernised",
     "named",
+    "named_like",
     "open_checkpoint",
     "rename",
     "replacing",
+    "without",
     "write_safetensors",
     "write_stream",
     "write_text",

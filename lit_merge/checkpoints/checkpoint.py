@@ -11,8 +11,6 @@ from torch import Tensor
 from lit_merge.checkpoints.naming import PLAIN, Naming
 from lit_merge.errors import MergeError
 
-Source = str | os.PathLike[str] | Mapping[str, Tensor]
-
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -56,6 +54,9 @@ class Checkpoint(ABC):
     def name_of(self, weight: str) -> str:
         """What the file itself calls a weight of this name, for messages."""
         return weight
+
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
 
 
 class StateDict(Checkpoint):

@@ -17,13 +17,15 @@ def open_checkpoint(source: Source, label: str = "state dict", base: Checkpoint 
     Args:
         source: a state dict, or where weights lie (a path, `hf://org/name`, `zoo:8/…`): a safetensors file, a file of
             torch.save, an index of shards, a folder of Hugging Face or open_clip, a PEFT LoRA folder. Its content tells
-            which, not its name.
+            which, not its name. A checkpoint that is open already is itself.
         label: what messages call a state dict.
         base: what a LoRA folder was trained on.
 
     Raises:
         MergeError: missing, unreadable, broken, hostile, or without weights; a LoRA folder without or for another base.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, Mapping):
         return StateDict(source, label)
     path = resolve(source)

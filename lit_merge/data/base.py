@@ -99,7 +99,7 @@ class TaskData(LightningDataModule):
         sources = self.unlabelled()
         for task, source in sources.items():
             if not len(source):
-                raise MergeError(f"task {task} has no image to adapt on", task=task)
+                raise MergeError(f"task {task} has no input to adapt on", task=task)
         sizes = {task: len(source) for task, source in sources.items()}
         return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self._passes(sizes))
 
@@ -148,7 +148,7 @@ class TaskData(LightningDataModule):
         while len(dataset := LabelledImages(sources, size, MIXED if self.mixed else None)) < world_size and size > 1:
             size = -(-size // 2)
         if len(dataset) < world_size:
-            raise MergeError(f"{len(dataset)} images for {world_size} processes: take fewer --trainer.devices")
+            raise MergeError(f"{len(dataset)} inputs for {world_size} processes: take fewer --trainer.devices")
         return self._loader(dataset, range(rank, len(dataset), world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
@@ -179,7 +179,7 @@ def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:
     for task in tasks:
         if task not in data.tasks and not data.mixed:
             raise MergeError(
-                f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add its images, "
+                f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add it, "
                 "or leave out its expert",
                 task=task,
             )

@@ -1,7 +1,7 @@
 """The one driver that runs any method over the weights of the experts."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -26,6 +26,7 @@ def build_bank(
     transform: Transform | None = None,
     dtype: torch.dtype | None = None,
     decompositions: Decompositions | None = None,
+    exclude: Sequence[str] = (),
 ) -> TaskBank:
     """Merges experts into a task bank, one weight at a time.
 
@@ -38,6 +39,7 @@ def build_bank(
         dtype: of the origin and the factors; None stores them in the experts' dtype. Decompositions are computed in
             float32 (float64 for float64 experts) whatever is chosen here; singular values stay in that precision.
         decompositions: to share with other banks of the same experts and transform.
+        exclude: shell patterns of weights that are not merged, as `classifier.*`; of experts that are not open yet.
 
     Raises:
         MergeError: experts that do not fit together, a weight that is not finite, a base that is missing.
@@ -54,7 +56,7 @@ def build_bank(
     with_base = method.needs_base or transform is not None or consistent
     if not isinstance(experts, Experts):
         # Also where the method needs none: LoRA experts do.
-        experts = Experts(experts, base)
+        experts = Experts(experts, base, exclude)
     if with_base and experts.base is None:
         needy = method if method.needs_base else transform
         what = "scaling=self_consistent" if needy is None else type(needy).__name__

@@ -1,16 +1,16 @@
 """An encoder whose weights are handed to every forward, and the frozen heads on it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, cat, nn
 from torch.func import functional_call
 
-from lit_merge.checkpoints import Naming, StateDict, canonical, is_image, rename
+from lit_merge.checkpoints import Checkpoint, Naming, StateDict, canonical, is_image, rename
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.heads import Heads
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class Network(nn.Module, ABC):
     """
 
     encoder: nn.Module
-    heads: CosineHeads
+    heads: Heads
     naming: Naming
     shapes: dict[str, tuple[int, ...]]
 
@@ -35,6 +35,15 @@ class Network(nn.Module, ABC):
         """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
         return None
 
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Inputs of several tasks as one batch."""
+        return cat(list(parts))
+
+    def encode(self, inputs: Tensor) -> Any:
+        """Features (B, d) of inputs, with the weights that the encoder holds; or whatever the heads take that can be
+        `split` into the inputs of each task."""
+        return self.encoder(self.prepare(inputs))
+
     @property
     def device(self) -> torch.device:
         """Where the heads lie, and the encoder runs."""
@@ -43,11 +52,6 @@ class Network(nn.Module, ABC):
     def forward(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task, from one forward over the inputs of all tasks together."""
         return self.holding(weights, lambda: self.logits(inputs))
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Features (B, d) of inputs, with the weights that the encoder holds."""
-        found: Tensor = self.encoder(self.prepare(inputs))
-        return found
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Does something while the encoder's weights are these: a backward too, where blocks are computed again."""
@@ -58,7 +62,7 @@ class Network(nn.Module, ABC):
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `forward`, with the weights that the encoder holds."""
-        features = self.encode(cat(list(inputs.values())))
+        features = self.encode(self.join(list(inputs.values())))
         parts = features.split([len(x) for x in inputs.values()])
         return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
 
@@ -77,6 +81,14 @@ class Network(nn.Module, ABC):
         if (highest := int(labels.max())) >= (classes := self.heads.classes(task)):
             raise MergeError(f"task {task} has a label {highest}, its head {classes} classes", task=task)
         return labels + self.heads.first_row(batch.get("head", task), task)
+
+    def strangers(self, names: Iterable[str]) -> list[str]:
+        """Which of an expert's weights are none of the encoder's, as classifiers: left out of the merge unless a
+        configuration says what is. None by default: then every weight has to be the encoder's."""
+        return []
+
+    def take_heads(self, experts: Mapping[str, Checkpoint]) -> None:
+        """Takes the heads that lie in the experts' own files, where the network was given no others."""
 
     def checkpoint_gradients(self) -> None:
         """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.

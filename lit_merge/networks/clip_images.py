@@ -8,7 +8,7 @@ from torch import Tensor, tensor
 
 from lit_merge.errors import MergeError
 from lit_merge.networks.base import Network
-from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.linear_heads import load_heads
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
 
@@ -27,7 +27,7 @@ class ClipImages(Network):
         config: str,
     ) -> None:
         """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), heads."""
-        self.heads = CosineHeads.load(heads) if isinstance(heads, str) else heads.build(config)
+        self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
         self.image_size = int(image_size if isinstance(image_size, int) else image_size[0])
         self.register_buffer("mean", tensor(mean or OPENAI_DATASET_MEAN)[:, None, None], False)
         self.register_buffer("std", tensor(std or OPENAI_DATASET_STD)[:, None, None], False)

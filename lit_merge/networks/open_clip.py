@@ -16,7 +16,8 @@ class OpenClipImageEncoder(ClipImages):
 
     Args:
         config: name of an open_clip model (`ViT-B-32`), or path of its JSON configuration, or of Hugging Face's.
-        heads: path of a safetensors file {task: (classes, width)}, or how to make heads from the names of the classes.
+        heads: path of a file {task: (classes, width)}, or {task.weight, task.bias} for linear ones; or how to make
+            heads from the names of the classes.
 
     Raises:
         MergeError: an unknown name, a file that is missing or no such configuration, heads that cannot be read or made.
