@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_merge.checkpoints import Checkpoint
+from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.errors import MergeError
 from lit_merge.mixed import MIXED
 
