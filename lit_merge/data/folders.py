@@ -162,7 +162,9 @@ class ImageFolders(TaskData):
         if self.on_bad_image == "refuse":
             return self._listed[folder]
         if folder not in self._readable:
-            self._readable[folder] = readable(task, self._listed[folder])
+            listed = self._listed[folder]
+            good = readable(task, ImageFiles(listed, self.image_size))
+            self._readable[folder] = [listed[i] for i in good]
         return self._readable[folder]
 
     def _by_class(self, task: str, folder: str) -> tuple[list[Path], Integer[Tensor, " N"]]:
