@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
-    from lit_merge.data import ImageFolders, Suite
+    from lit_merge.data import HubImages, ImageFolders, Suite, VisionTasks
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
@@ -64,6 +64,7 @@ _HOMES = {
     "Decompositions": "decompositions",
     "ESM": "methods",
     "Experts": "experts",
+    "HubImages": "data",
     "ImageFolders": "data",
     "IsoC": "methods",
     "IsoCTS": "methods",
@@ -87,6 +88,7 @@ _HOMES = {
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
     "Transform": "transforms",
+    "VisionTasks": "data",
     "WeightAveraging": "methods",
     "ZeroShotHeads": "networks",
     "analyze": "analysis",
@@ -115,6 +117,7 @@ __all__ = [
     "ConsensusTA",
     "Decompositions",
     "Experts",
+    "HubImages",
     "ImageFolders",
     "IsoC",
     "IsoCTS",
@@ -136,6 +139,7 @@ __all__ = [
     "TaskArithmetic",
     "TaskBank",
     "Transform",
+    "VisionTasks",
     "WeightAveraging",
     "ZeroShotHeads",
     "adapt",

@@ -75,8 +75,27 @@ class JoinedImages(ImageSource):
         return torch.cat([self._one(i) for i in indices])
 
     def _one(self, index: int) -> UInt8[Tensor, "1 ..."]:
+        source, place = self._place(index)
+        return source.read([place])
+
+    def label(self, index: int) -> str:
+        source, place = self._place(index)
+        return source.label(place)
+
+    def content(self, index: int) -> bytes:
+        source, place = self._place(index)
+        return source.content(place)
+
+    def lengths(self) -> list[int]:
+        return [length for source in self.sources for length in source.lengths()]
+
+    def pixels(self, index: int) -> bytes:
+        source, place = self._place(index)
+        return source.pixels(place)
+
+    def _place(self, index: int) -> tuple[ImageSource, int]:
         which = bisect_right(self.ends, index)
-        return self.sources[which].read([index - (self.ends[which - 1] if which else 0)])
+        return self.sources[which], index - (self.ends[which - 1] if which else 0)
 
 
 class OrderedImages(ImageSource):
