@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_merge.data.base import Labelled, TaskData
 from lit_merge.data.image_files import ImageFiles, class_names, find_images, readable
-from lit_merge.data.leaks import OnLeak
+from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
@@ -99,6 +99,15 @@ class ImageFolders(TaskData):
     @property
     def inductive(self) -> bool:
         return self._images_used().startswith("inductive")
+
+    def leaks(self, pixels: bool = False) -> list[Leak]:
+        if pixels:
+            return super().leaks(pixels)
+        # Files as they lie there: none has to be decoded to see whether it can be.
+        folders = self._labelled["test"] or {}
+        tested = {task: ImageFiles(find_images(task, folder), self.image_size) for task, folder in folders.items()}
+        adapted = {task: ImageFiles(self._listed[folder], self.image_size) for task, folder in self._adapt.items()}
+        return find_leaks(adapted, tested)
 
     def has(self, split: str) -> bool:
         return bool(self._labelled[split])

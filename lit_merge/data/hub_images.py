@@ -71,7 +71,7 @@ class HubImages(SplitTasks):
     def open(self, task: str, split: str) -> Split:
         path = self._paths[task]
         table = find_split(path, self._tables[task], self._names(split))
-        return read_split(path, table, (self.image,), (self.label,), self.image_size)
+        return read_split(path, split, table, (self.image,), (self.label,), self.image_size)
 
     def _names(self, split: str) -> tuple[str, ...]:
         return (self._called[split],) if split in self._called else CALLED[split]

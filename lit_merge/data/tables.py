@@ -65,16 +65,15 @@ class HubPictures(Pictures):
 
 
 def read_split(
-    where: str, table: Any, image: Sequence[str], label: Sequence[str], image_size: int, split: str | None = None
+    where: str, split: str, table: Any, image: Sequence[str], label: Sequence[str], image_size: int
 ) -> Split:
     """Images and labels of a table.
 
     Args:
-        where: what messages call the data set.
+        where, split: what messages call them.
         table: a `datasets.Dataset`.
         image, label: names of the columns, of which the first that is there counts.
         image_size: side of the squares.
-        split: what messages call the split; the table's own name for it by default.
 
     Raises:
         MergeError: no such column, one that holds no images, or one that holds no class numbers.
@@ -82,7 +81,7 @@ def read_split(
     from datasets import ClassLabel
     from datasets import Image as ImageColumn
 
-    where = f"{where}, split {split or table.split}"
+    where = f"{where}, split {split}"
     picture, number = _column(where, table, image, "image"), _column(where, table, label, "label")
     feature = table.features[picture]
     if not isinstance(feature, ImageColumn) and getattr(feature, "dtype", None) not in ("binary", "large_binary"):

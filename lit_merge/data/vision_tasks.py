@@ -103,7 +103,7 @@ class VisionTasks(SplitTasks):
         else:
             where = str(place.tables)
             table = find_split(where, self._open_tables(task), self._called(task, split))
-            found = read_split(where, table, IMAGE, LABEL, self.image_size)
+            found = read_split(where, split, table, IMAGE, LABEL, self.image_size)
         return _checked(replace(found, classes=found.classes or known.names), task, known)
 
     def _called(self, task: str, split: str) -> tuple[str, ...]:
