@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
+    from lit_merge.networks import OpenClipImageEncoder, ReleasedHeads, ZeroShotHeads
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.stages import Stage
@@ -79,6 +79,7 @@ _HOMES = {
     "Probe": "probe",
     "RankSchedule": "callbacks",
     "RegMean": "methods",
+    "ReleasedHeads": "networks",
     "ResumePoint": "callbacks",
     "Stage": "stages",
     "Suite": "data",
@@ -132,6 +133,7 @@ __all__ = [
     "Probe",
     "RankSchedule",
     "RegMean",
+    "ReleasedHeads",
     "ResumePoint",
     "Stage",
     "Suite",

@@ -9,7 +9,7 @@ from torch import Tensor, tensor
 
 from lit_merge.errors import MergeError
 from lit_merge.networks.base import Network, without_weights
-from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.heads import CosineHeads, ReleasedHeads
 from lit_merge.networks.open_clip_config import read_config
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
@@ -19,7 +19,8 @@ class OpenClipImageEncoder(Network):
 
     Args:
         config: name of an open_clip model (`ViT-B-32`), or path of its JSON configuration.
-        heads: path of a safetensors file {task: (classes, width)}, or how to make heads from the names of the classes.
+        heads: path of a safetensors file {task: (classes, width)}, or of a folder of `head_{task}.pt`; or how to make
+            heads from the names of the classes, or which released files they are.
 
     Raises:
         MergeError: an unknown name, a file that is missing or no such configuration, heads that cannot be read or made.
@@ -28,7 +29,7 @@ class OpenClipImageEncoder(Network):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: str, heads: str | ZeroShotHeads) -> None:
+    def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
         super().__init__()
         options = read_config(config)
         try:

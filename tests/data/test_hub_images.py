@@ -99,9 +99,6 @@ def test_columns_and_splits_of_other_names(vision_files: Any, tmp_path: Path) ->
     refused(lambda: images(tmp_path / "birds", **asked | {"label": "photo"}).unlabelled(), "column photo holds")
     asked |= {"label": "species"}
     refused(lambda: images(tmp_path / "birds", **asked | {"image": "species"}).unlabelled(), "holds int64", "images")
-        "holds int64",
-        "images",
-    )
     data = images(tmp_path / "birds", **asked, on_leak="refuse")
     assert len(data.labelled("test")["birds"][0]) == 7
     # The two splits are the same images: 1 of them is set aside for validation, none of 7 at a tenth.
@@ -160,9 +157,7 @@ def test_bad_images(folder: Path, vision_files: Any, tmp_path: Path) -> None:
     refused(lambda: source.read([2]), str(tmp_path / "birds"), "row 2", "cannot be read as an image")
     refused(lambda: source.read([4]), "row 4 has no image in column image")
     with pytest.warns(MergeWarning, match="2 of 20 images of task birds"):
-        assert (
-            len(images(tmp_path / "birds", on_bad_image="skip").unlabelled()["birds"]) == 16
-        )
+        assert len(images(tmp_path / "birds", on_bad_image="skip").unlabelled()["birds"]) == 16
 
 
 def test_a_fit(
