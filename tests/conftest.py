@@ -166,20 +166,17 @@ def vision_root(vision_files: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return root
 
 
-@pytest.fixture
-def any_digest(vision_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision takes the small files for the originals."""
-    for name in vision_files.CHECKED:
-        module = importlib.import_module(f"torchvision.datasets.{name}")
-        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
-    # It looks for the unlabelled images too.
-    monkeypatch.setattr("torchvision.datasets.stl10.STL10.train_list", _labelled_only())
-
-
-def _labelled_only() -> list[Any]:
+@pytest.fixture(scope="module")
+def any_digest(vision_files: Any) -> Iterator[None]:
+    """torchvision takes the small files for the originals, and asks for no unlabelled images of STL10."""
     from torchvision.datasets import STL10
 
-    return STL10.train_list[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in vision_files.CHECKED:
+            module = importlib.import_module(f"torchvision.datasets.{name}")
+            patch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
+        patch.setattr(STL10, "train_list", STL10.train_list[:2])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lit_merge.data.base import TaskData
@@ -45,7 +46,7 @@ def leaks_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: a leak; data whose test images are adapted on by intent; anything else that the user can mend.
     """
-    set_parsing_settings(config_read_mode_urls_enabled=False)
+    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     quiet()
     made, only = parser(), ArgumentParser(exit_on_error=False)
     # Apart from the rest, of which nothing is to be built.
@@ -53,7 +54,7 @@ def leaks_command(arguments: Sequence[str]) -> None:
     try:
         options = made.parse_args(list(arguments))
         data: TaskData = only.instantiate_classes(Namespace(data=options.data)).data
-    except ArgumentError as error:
+    except (ArgumentError, OmegaConfBaseException) as error:
         files = [after for before, after in pairwise(arguments) if before == "--config"]
         raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
     if not data.has_test:
