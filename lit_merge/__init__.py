@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
     from lit_merge.conversion import convert
-    from lit_merge.data import ImageFolders, Suite, TextFiles
+    from lit_merge.data import HubImages, ImageFolders, Suite, TextFiles, VisionTasks
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         HuggingFaceTextEncoder,
         LinearHeads,
         OpenClipImageEncoder,
+        ReleasedHeads,
         ZeroShotHeads,
     )
     from lit_merge.probe import Probe
@@ -71,6 +72,7 @@ _HOMES = {
     "Decompositions": "decompositions",
     "ESM": "methods",
     "Experts": "experts",
+    "HubImages": "data",
     "HuggingFaceImageEncoder": "networks",
     "HuggingFaceTextEncoder": "networks",
     "ImageFolders": "data",
@@ -88,6 +90,7 @@ _HOMES = {
     "Probe": "probe",
     "RankSchedule": "callbacks",
     "RegMean": "methods",
+    "ReleasedHeads": "networks",
     "ResumePoint": "callbacks",
     "Stage": "stages",
     "Suite": "data",
@@ -98,6 +101,7 @@ _HOMES = {
     "TaskBank": "task_bank",
     "TextFiles": "data",
     "Transform": "transforms",
+    "VisionTasks": "data",
     "WeightAveraging": "methods",
     "ZeroShotHeads": "networks",
     "analyze": "analysis",
@@ -127,6 +131,7 @@ __all__ = [
     "ConsensusTA",
     "Decompositions",
     "Experts",
+    "HubImages",
     "HuggingFaceImageEncoder",
     "HuggingFaceTextEncoder",
     "ImageFolders",
@@ -144,6 +149,7 @@ __all__ = [
     "Probe",
     "RankSchedule",
     "RegMean",
+    "ReleasedHeads",
     "ResumePoint",
     "Stage",
     "Suite",
@@ -152,6 +158,7 @@ __all__ = [
     "TaskBank",
     "TextFiles",
     "Transform",
+    "VisionTasks",
     "WeightAveraging",
     "ZeroShotHeads",
     "adapt",

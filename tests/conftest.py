@@ -1,5 +1,6 @@
 """Fixtures that all tests share: real files of a very small model, three experts of it, and their images."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -139,15 +140,49 @@ def _write_pngs(images: Tensor, folder: Path, labels: Tensor | None = None) -> N
         Image.fromarray(image.numpy()).save(place / f"{i:03d}.png")
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Runs commands of the package in processes that may be killed; see forked_fits.py."""
-    spec = importlib.util.spec_from_file_location("forked_fits", Path(__file__).with_name("forked_fits.py"))
+def _beside(name: str) -> Any:
+    """A module beside this one, which importlib mode keeps off the path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    forks = module.Forks(tmp_path_factory.mktemp("forks") / "told")
+    return module
+
+
+@pytest.fixture(scope="session")
+def vision_files() -> Any:
+    """Writers of small real files of the vision tasks; see vision_files.py."""
+    return _beside("vision_files")
+
+
+@pytest.fixture(scope="session")
+def vision_root(vision_files: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of every vision task that the installed packages can write."""
+    root = tmp_path_factory.mktemp("vision")
+    for task, write in vision_files.WRITERS.items():
+        if task != "PCAM" or importlib.util.find_spec("h5py") is not None:
+            write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def any_digest(vision_files: Any) -> Iterator[None]:
+    """torchvision takes the small files for the originals, and asks for no unlabelled images of STL10."""
+    from torchvision.datasets import STL10
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in vision_files.CHECKED:
+            module = importlib.import_module(f"torchvision.datasets.{name}")
+            patch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
+        patch.setattr(STL10, "train_list", STL10.train_list[:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs commands of the package in processes that may be killed; see forked_fits.py."""
+    forks = _beside("forked_fits").Forks(tmp_path_factory.mktemp("forks") / "told")
     yield forks
     forks.close()
 

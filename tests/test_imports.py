@@ -13,8 +13,18 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "krylov", "progress", "parse_errors", "sharpness", "random_state", "mixed", "weight_names"],
-    ["hub"],
+    [
+        "errors",
+        "krylov",
+        "progress",
+        "parse_errors",
+        "sharpness",
+        "random_state",
+        "mixed",
+        "weight_names",
+        "class_names",
+    ],
+    ["hub", "class_names"],
     ["locations", "quiet", "linalg"],
     ["checkpoints"],
     ["optional_weights"],

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lit_merge.analysis.build import analyze
@@ -73,11 +74,11 @@ def analyze_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
-    set_parsing_settings(config_read_mode_urls_enabled=False)
+    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     made = parser()
     try:
         options = made.parse_args(list(arguments))
-    except ArgumentError as error:
+    except (ArgumentError, OmegaConfBaseException) as error:
         files = [after for before, after in pairwise(arguments) if before == "--config"]
         raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
     if options.output is None:

@@ -6,6 +6,7 @@ from lit_merge.networks.hugging_face import HuggingFaceImageEncoder
 from lit_merge.networks.hugging_face_text import HuggingFaceTextEncoder
 from lit_merge.networks.linear_heads import LinearHeads
 from lit_merge.networks.open_clip import OpenClipImageEncoder
+from lit_merge.networks.released_heads import ReleasedHeads
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "LinearHeads",
     "Network",
     "OpenClipImageEncoder",
+    "ReleasedHeads",
     "ZeroShotHeads",
 ]

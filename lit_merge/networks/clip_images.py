@@ -9,6 +9,7 @@ from torch import Tensor, tensor
 from lit_merge.errors import MergeError
 from lit_merge.networks.base import Network
 from lit_merge.networks.linear_heads import load_heads
+from lit_merge.networks.released_heads import ReleasedHeads
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
 
@@ -23,7 +24,7 @@ class ClipImages(Network):
         image_size: int | Sequence[int],
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
-        heads: str | ZeroShotHeads,
+        heads: str | ZeroShotHeads | ReleasedHeads,
         config: str,
     ) -> None:
         """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), heads."""

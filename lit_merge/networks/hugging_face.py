@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_merge.errors import MergeError
 from lit_merge.networks.clip_images import ClipImages
 from lit_merge.networks.hugging_face_config import read_folder, vision_options
+from lit_merge.networks.released_heads import ReleasedHeads
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
 
@@ -28,7 +29,7 @@ class HuggingFaceImageEncoder(ClipImages):
             made.
     """
 
-    def __init__(self, config: str, heads: str | ZeroShotHeads) -> None:
+    def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
         super().__init__()
         options, preprocessing = read_folder(config)
         vision = vision_options(options, config)

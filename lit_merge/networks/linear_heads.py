@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.errors import MergeError
+from lit_merge.locations import resolve
 from lit_merge.networks.heads import CosineHeads, Heads, check_width, read_rows
+from lit_merge.networks.released_heads import head_files, released_heads
 
 WEIGHT, BIAS = ".weight", ".bias"
 
@@ -80,11 +82,13 @@ class LinearHeads(Heads):
 
 
 def load_heads(path: str | os.PathLike[str]) -> Heads:
-    """Heads from a file, which says by its names what they are: {task.weight, task.bias} are linear,
-    {task} are rows that features are compared with by their cosines.
+    """Heads from a file, which says by its names what they are: {task.weight, task.bias} are linear, {task} are rows
+    that features are compared with by their cosines. From a folder of `head_{task}.pt`, those of a release.
 
     Raises:
         MergeError: as `LinearHeads.load` and `CosineHeads.load`.
     """
+    if (folder := resolve(path)).is_dir():
+        return released_heads(head_files(folder))
     names = open_checkpoint(path).shapes
     return (LinearHeads if any(name.endswith(WEIGHT) for name in names) else CosineHeads).load(path)

@@ -8,6 +8,7 @@ from lit_merge.errors import MergeError
 from lit_merge.networks.base import without_weights
 from lit_merge.networks.clip_images import ClipImages
 from lit_merge.networks.open_clip_config import read_config
+from lit_merge.networks.released_heads import ReleasedHeads
 from lit_merge.networks.zero_shot import ZeroShotHeads
 
 
@@ -16,14 +17,14 @@ class OpenClipImageEncoder(ClipImages):
 
     Args:
         config: name of an open_clip model (`ViT-B-32`), or path of its JSON configuration, or of Hugging Face's.
-        heads: path of a file {task: (classes, width)}, or {task.weight, task.bias} for linear ones; or how to make
-            heads from the names of the classes.
+        heads: path of a file {task: (classes, width)}, or {task.weight, task.bias} for linear ones, or of a folder of
+            `head_{task}.pt`; or how to make heads from the names of the classes, or which released files they are.
 
     Raises:
         MergeError: an unknown name, a file that is missing or no such configuration, heads that cannot be read or made.
     """
 
-    def __init__(self, config: str, heads: str | ZeroShotHeads) -> None:
+    def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
         super().__init__()
         options = read_config(config)
         try:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lit_merge import MergeError, MergeWarning, OpenClipImageEncoder, ZeroShotHeads
+from lit_merge.class_names import ClassNames
 from lit_merge.command import main
 from lit_merge.networks import zero_shot
 from lit_merge.networks.zero_shot import TEMPLATES
@@ -244,3 +245,36 @@ def test_from_a_configuration_file(model: Model, tiny: Any, tmp_path: Path, caps
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         assert told in line
+
+
+class Named(ClassNames):
+    """Data that knows its classes, or some of them."""
+
+    def __init__(self, names: dict[str, list[str] | None]) -> None:
+        self.names = names
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
+    def class_names(self, task: str) -> list[str] | None:
+        return self.names[task]
+
+
+def test_names_from_the_data(model: Model) -> None:
+    found = model.heads(classes=Named(dict(NAMES))).build(model.config)
+    for task in NAMES:
+        assert torch.equal(found._row(task), model.heads().build(model.config)._row(task))
+    refused(lambda: model.heads(classes=Named({"alpha": None})).build(model.config), "task alpha", "text file")
+    refused(lambda: model.heads(classes=Named({"alpha": ["a", "a"]})).build(model.config), "the data", "'a' more than")
+
+
+def test_templates_of_each_task(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "templates.txt").write_text("{} of tea\n")
+    given = {"alpha": ["a sketch of a {}."], "beta": str(tmp_path / "templates.txt")}
+    found = model.heads(templates=given).build(model.config)
+    for task, templates in (("alpha", ["a sketch of a {}."]), ("beta", ["{} of tea"])):
+        torch.testing.assert_close(found._row(task), expected(model, NAMES[task], templates))
+    rest = model.heads(templates={"alpha": ["a sketch of a {}."]}).build(model.config)
+    assert torch.equal(rest._row("beta"), model.heads().build(model.config)._row("beta"))
+    refused(lambda: model.heads(templates={"gamma": ["{}"]}).build(model.config), "no task 'gamma'", "alpha, beta")
