@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lit_merge.bank_files import read_bank_folder, read_naming, write_bank_folder
@@ -271,17 +271,28 @@ class TaskBank:
     def _weight(
         self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None, logits: Tensor | None = None
     ) -> Tensor:
-        origin, kept = self.origin[name], self.dtypes[name]
-        if coefficients is not None:
-            # Sums of small differences on large weights: never in half precision.
-            origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
-            delta = self.deltas[name]
-            if isinstance(delta, LowRank):
-                logits = None if logits is None else logits[..., : delta.rank]
-                origin = delta.weighted_sum(origin, coefficients, logits)
-            else:
-                # Element by element rather than one product: the same bits wherever the tensors lie in memory, so
-                # that a bank read from a file predicts exactly what the bank that was saved did.
-                for one, coefficient in zip(delta.to(origin.dtype), coefficients.to(origin.dtype), strict=True):
-                    origin = torch.addcmul(origin, one, coefficient)
-        return origin.to(dtype or kept) if origin.is_floating_point() else origin
+        return combine(self.origin[name], self.deltas.get(name), coefficients, dtype or self.dtypes[name], logits)
+
+
+def combine(
+    origin: Shaped[Tensor, "..."],
+    delta: Delta | None,
+    coefficients: Float[Tensor, " rows"] | None,
+    dtype: torch.dtype,
+    logits: Tensor | None = None,
+) -> Shaped[Tensor, "..."]:
+    """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta."""
+    if not origin.is_floating_point():
+        return origin
+    if delta is not None and coefficients is not None:
+        # Sums of small differences on large weights: never in half precision.
+        origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
+        if isinstance(delta, LowRank):
+            logits = None if logits is None else logits[..., : delta.rank]
+            origin = delta.weighted_sum(origin, coefficients, logits)
+        else:
+            # Element by element rather than one product: the same bits wherever the tensors lie in memory, so that a
+            # bank read from a file predicts exactly what the bank that was saved did.
+            for one, coefficient in zip(delta.to(origin.dtype), coefficients.to(origin.dtype), strict=True):
+                origin = torch.addcmul(origin, one, coefficient)
+    return origin.to(dtype)
