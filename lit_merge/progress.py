@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from lightning.fabric.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,7 +28,10 @@ def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
             progress.advance(task, size)
 
 
-@rank_zero_only
 def say(text: str) -> None:
     """A line on standard error, once however many processes there are."""
-    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
+    # Here: verbs that read files only do not wait for Lightning.
+    from lightning.fabric.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0:
+        Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)

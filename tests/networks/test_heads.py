@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lit_merge import MergeError, ReleasedHeads
 from lit_merge.networks import CosineHeads
+from lit_merge.networks.linear_heads import load_heads
 
 
 def test_scale_of_the_file(tmp_path: Path) -> None:
@@ -118,19 +119,30 @@ def released(folder: Path, **changes: torch.Tensor) -> dict[str, TheirHead]:
 def test_released_heads_give_the_logits_that_they_gave(tmp_path: Path) -> None:
     theirs, features = released(tmp_path), torch.randn(6, 8)
     named = {"cars": str(tmp_path / "head_Cars.safetensors"), "textures": str(tmp_path / "head_DTDVal.safetensors")}
-    for heads in (CosineHeads.load(tmp_path), ReleasedHeads(named).build("ViT-B-32")):
+    for heads in (load_heads(tmp_path), ReleasedHeads(named).build("ViT-B-32")):
         assert len(heads.tasks) == 2
         for task, head in zip(heads.tasks, theirs.values(), strict=True):
             torch.testing.assert_close(heads(features, task), head(features), rtol=1e-5, atol=1e-4)
-    assert CosineHeads.load(tmp_path).tasks == ("Cars", "DTD")
+    assert load_heads(tmp_path).tasks == ("Cars", "DTD")
     with pytest.raises(MergeError, match="head Cars is 8 wide, the encoder's features 9"):
-        CosineHeads.load(tmp_path)(torch.randn(1, 9), "Cars")
+        load_heads(tmp_path)(torch.randn(1, 9), "Cars")
+
+
+def test_a_release_of_whole_modules(tmp_path: Path) -> None:
+    theirs, features = released(tmp_path), torch.randn(6, 8)
+    expected = load_heads(tmp_path)
+    for file, module in zip(sorted(tmp_path.glob("head_*")), theirs.values(), strict=True):
+        file.unlink()
+        torch.save(module, file.with_suffix(".pt"))
+    found = load_heads(tmp_path)
+    for task in expected.tasks:
+        assert torch.equal(found(features, task), expected(features, task))
 
 
 def test_released_heads_that_are_none(tmp_path: Path) -> None:
     def told(path: Path) -> str:
         with pytest.raises(MergeError) as caught:
-            CosineHeads.load(path)
+            load_heads(path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
