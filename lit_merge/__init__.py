@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     )
     from lit_merge.choosing import choose_scaling
     from lit_merge.coefficients import Coefficients
-    from lit_merge.data import ImageFolders, Suite
+    from lit_merge.conversion import convert
+    from lit_merge.data import HubImages, ImageFolders, Suite, TextFiles, VisionTasks
     from lit_merge.decompositions import Decompositions
     from lit_merge.errors import MergeError, MergeWarning
     from lit_merge.experts import Experts
@@ -43,7 +44,14 @@ if TYPE_CHECKING:
         build_bank,
     )
     from lit_merge.moments import load_moments, save_moments
-    from lit_merge.networks import OpenClipImageEncoder, ZeroShotHeads
+    from lit_merge.networks import (
+        HuggingFaceImageEncoder,
+        HuggingFaceTextEncoder,
+        LinearHeads,
+        OpenClipImageEncoder,
+        ReleasedHeads,
+        ZeroShotHeads,
+    )
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.stages import Stage
@@ -64,9 +72,13 @@ _HOMES = {
     "Decompositions": "decompositions",
     "ESM": "methods",
     "Experts": "experts",
+    "HubImages": "data",
+    "HuggingFaceImageEncoder": "networks",
+    "HuggingFaceTextEncoder": "networks",
     "ImageFolders": "data",
     "IsoC": "methods",
     "IsoCTS": "methods",
+    "LinearHeads": "networks",
     "LowRank": "low_rank",
     "MergeError": "errors",
     "MergeMethod": "methods",
@@ -78,6 +90,7 @@ _HOMES = {
     "Probe": "probe",
     "RankSchedule": "callbacks",
     "RegMean": "methods",
+    "ReleasedHeads": "networks",
     "ResumePoint": "callbacks",
     "Stage": "stages",
     "Suite": "data",
@@ -86,7 +99,9 @@ _HOMES = {
     "TSVM": "methods",
     "TaskArithmetic": "methods",
     "TaskBank": "task_bank",
+    "TextFiles": "data",
     "Transform": "transforms",
+    "VisionTasks": "data",
     "WeightAveraging": "methods",
     "ZeroShotHeads": "networks",
     "analyze": "analysis",
@@ -95,6 +110,7 @@ _HOMES = {
     "choose_scaling": "choosing",
     "coefficient_figure": "heat_map",
     "collect_moments": "activations",
+    "convert": "conversion",
     "evaluate": "adapting",
     "load_moments": "moments",
     "save_moments": "moments",
@@ -115,9 +131,13 @@ __all__ = [
     "ConsensusTA",
     "Decompositions",
     "Experts",
+    "HubImages",
+    "HuggingFaceImageEncoder",
+    "HuggingFaceTextEncoder",
     "ImageFolders",
     "IsoC",
     "IsoCTS",
+    "LinearHeads",
     "LowRank",
     "MergeError",
     "MergeMethod",
@@ -129,13 +149,16 @@ __all__ = [
     "Probe",
     "RankSchedule",
     "RegMean",
+    "ReleasedHeads",
     "ResumePoint",
     "Stage",
     "Suite",
     "TSVCompress",
     "TaskArithmetic",
     "TaskBank",
+    "TextFiles",
     "Transform",
+    "VisionTasks",
     "WeightAveraging",
     "ZeroShotHeads",
     "adapt",
@@ -144,6 +167,7 @@ __all__ = [
     "choose_scaling",
     "coefficient_figure",
     "collect_moments",
+    "convert",
     "evaluate",
     "load_moments",
     "save_moments",

@@ -1,5 +1,6 @@
 """What flows into every weight of an expert while it sees unlabelled images."""
 
+import functools
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_merge.checkpoints import Checkpoint
@@ -151,18 +151,23 @@ def input_moments(network: Network, weights: Mapping[str, Tensor], batches: Iter
         for batch in batches:
             mask = network.token_mask(batch)
             for i, part in enumerate(batch.split(len(batch) if mask is None else 1)):
-                prepared = network.prepare(part.to(network.device))
+                moved = part.to(network.device)
                 watch.kept = None if mask is None else mask[i].to(network.device)
-                with watch:
-                    functional_call(network.encoder, dict(weights), (prepared,))
+                network.holding(weights, functools.partial(_encode, network, moved, watch))
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     return watch.moments()
 
 
+def _encode(network: Network, inputs: Tensor, watch: InputMoments) -> None:
+    with watch:
+        network.encode(inputs)
+
+
 def _weights(checkpoint: Checkpoint, network: Network) -> dict[str, Tensor]:
-    """All weights of an expert in float32, which the inputs are in, on the network's device."""
-    device, read = network.device, {name: checkpoint.read(name) for name in checkpoint.shapes}
+    """All weights of an expert that the network runs, in float32, which the inputs are in, on its device."""
+    device = network.device
+    read = {name: checkpoint.read(name) for name in checkpoint.shapes if network.runs(name)}
     # Copies: tensors mapped from one file share its memory, and memory is what weights are known by.
     return {
         name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()

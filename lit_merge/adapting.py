@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_merge.adaptation_step import MicroBatch
 from lit_merge.callbacks import CollapseGuard, MergeProgress
+from lit_merge.checkpoints import canonical_weights
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import Evaluator, TaskScore
@@ -95,7 +96,7 @@ def evaluate(
     """Task → accuracy (in [0, 1]) and mean entropy (nats) on the labelled test images.
 
     Args:
-        weights: a bank, which is merged at its coefficients, or merged weights by name.
+        weights: a bank, which is merged at its coefficients, or merged weights by name, in any naming.
         network: encoder and heads.
         data: whose test images are read.
         accelerator: Lightning's.
@@ -106,8 +107,11 @@ def evaluate(
     """
     quiet()
     if not data.has_test:
-        raise MergeError("the data has no labelled test images to evaluate on")
-    merged = weights.merge(dtype=torch.float32) if isinstance(weights, TaskBank) else weights
+        raise MergeError("the data has no labelled test inputs to evaluate on")
+    if isinstance(weights, TaskBank):
+        merged = weights.merge(dtype=torch.float32, naming="canonical")
+    else:
+        merged = canonical_weights(weights)
     network.check({name: tuple(value.shape) for name, value in merged.items()})
     evaluator = Evaluator(network, data.tasks, lambda task: merged, "evaluating")
     callbacks: list[Callback] = [MergeProgress()] if progress else []

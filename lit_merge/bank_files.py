@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
-from lit_merge.checkpoints import SafetensorsFile, replacing, write_safetensors
+from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_safetensors
 from lit_merge.errors import MergeError
 
 FORMAT_VERSION = 1
@@ -41,6 +41,27 @@ def read_bank_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor
     if rows not in (1, len(about["tasks"])) or columns != len(about["layers"]) or sizes != {rows}:
         raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
     return about, {name: file.read(name) for name in file.shapes}
+
+
+def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
+    """The naming that a bank's description records; `PLAIN` for one of a time before there were others.
+
+    Raises:
+        MergeError: a naming that this lit_merge does not know.
+    """
+    if "naming" not in about:
+        return PLAIN
+    try:
+        naming = Naming(**about["naming"])
+    except TypeError:
+        naming = None
+    if (
+        naming is None
+        or naming.family not in get_args(Family)
+        or not all(isinstance(part, str) for part in (naming.prefix, naming.image, naming.text))
+    ):
+        raise MergeError(f"{Path(path) / 'bank.json'}: unknown naming {about['naming']!r}: update lit_merge")
+    return naming
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def choose_scaling(bank: TaskBank, method: MergeMethod, probe: Probe, start: flo
     readings: dict[float, Reading] = {}
 
     def curve(scaling: float) -> float:
-        readings[scaling] = probe.read(at_scaling(bank, method, scaling).merge(dtype=torch.float32))
+        readings[scaling] = probe.read(at_scaling(bank, method, scaling).merge(dtype=torch.float32, naming="canonical"))
         return readings[scaling].mean_entropy
 
     choice = minimise(curve, start)

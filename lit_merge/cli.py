@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
@@ -72,7 +73,7 @@ class MergeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             super().parse_arguments(parser, args)
-        except ArgumentError as error:
+        except (ArgumentError, OmegaConfBaseException) as error:
             known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
             files = [after for before, after in pairwise(args) if before in ("--config", "-c")]
             raise MergeError(explain(str(error), known, files)) from error
@@ -155,7 +156,7 @@ class MergeCLI(LightningCLI):
         self._say()
 
     def merge(self, **kwargs: Any) -> None:
-        self.trainer.merge(self.model, self.option("output"), self.option("overwrite"))
+        self.trainer.merge(self.model, self.option("output"), kwargs.get("naming"), self.option("overwrite"))
         self._say()
 
     def export(self, **kwargs: Any) -> None:
@@ -195,7 +196,7 @@ def run(arguments: list[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
-    set_parsing_settings(config_read_mode_urls_enabled=False)
+    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     quiet()
     MergeCLI(
         MergeRecipe,

@@ -17,6 +17,8 @@ VERBS = {
     "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
     "analyze": "figures and tables of the experts: interference, reconstruction error, spectra, cosines",
     "inspect": "any checkpoint, bank or run as a tree, from its headers",
+    "convert": "a checkpoint of any format (torch.save, shards, Hugging Face, LoRA, hf://…) as safetensors",
+    "leaks": "look for test images among the images adapted on",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
 
@@ -61,10 +63,18 @@ def main(arguments: Sequence[str]) -> int:
             from lit_merge.inspection.command import inspect_command
 
             inspect_command(rest)
+        elif verb == "convert":
+            from lit_merge.conversion import convert_command
+
+            convert_command(rest)
         elif verb == "analyze":
             from lit_merge.analysis.command import analyze_command
 
             analyze_command(rest)
+        elif verb == "leaks":
+            from lit_merge.data.command import leaks_command
+
+            leaks_command(rest)
         else:
             from lit_merge.cli import run
 

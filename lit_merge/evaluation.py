@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from lit_merge.data import TaskData
 from lit_merge.data.streams import Answers
-from lit_merge.networks import CosineHeads, Network
+from lit_merge.networks import Heads, Network
 from lit_merge.objectives import entropy
 
 
@@ -111,7 +111,7 @@ def check_classes(module: LightningModule, network: Network, split: str) -> None
 
 
 def online_scores(
-    predictions: Mapping[str, Int[Tensor, " n"]], answers: Mapping[str, Answers], heads: CosineHeads
+    predictions: Mapping[str, Int[Tensor, " n"]], answers: Mapping[str, Answers], heads: Heads
 ) -> dict[str, TaskScore]:
     """Accuracy per task of what was predicted of streams while they passed, from their beginning.
 

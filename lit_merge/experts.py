@@ -1,18 +1,22 @@
 """The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, SafetensorsFile, Source, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, named_like, open_checkpoint, without
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
+from lit_merge.optional_weights import optional_weights
+from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -63,31 +67,41 @@ Change = Callable[[Weight], Weight]
 class Experts:
     """Opened checkpoints by task. Construction reads headers only.
 
+    Weights of a CLIP go by canonical names (`Naming`), whatever library the files are of; `naming` is the first
+    expert's. Weights of other models keep their names.
+
     Args:
         sources: task → path or state dict, in the order of the tasks.
         base: the pretrained checkpoint, where it is known.
+        exclude: shell patterns of weights that are not merged, as `classifier.*`, in experts and base alike.
 
     Raises:
-        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ.
+        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ; a pattern that
+            matches no weight, or patterns that leave none.
+
+    `whole` holds the experts with what is excluded.
     """
 
-    def __init__(self, sources: Mapping[str, Source], base: Source | None = None) -> None:
-        if not sources:
-            raise MergeError("no experts given, expected a mapping from task to checkpoint")
-        self.checkpoints: dict[str, Checkpoint] = {}
-        for task, source in sources.items():
-            try:
-                self.checkpoints[task] = open_checkpoint(source, f"expert {task}")
-            except MergeError as error:
-                raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
-        self.base = None if base is None else open_checkpoint(base, "base")
+    def __init__(self, sources: Mapping[str, Source], base: Source | None = None, exclude: Sequence[str] = ()) -> None:
+        self.whole, self._whole_base = open_all(sources, base)
+        excluded = matching(exclude, dict.fromkeys(name for file in self._files for name in file.shapes))
+        self.checkpoints = {task: without(file, excluded) for task, file in self.whole.items()}
+        self.base = None if self._whole_base is None else without(self._whole_base, excluded)
+        if self.base is not None:
+            self.base = named_like(self.base, next(iter(self.checkpoints.values())).shapes)
+        optional = optional_weights(list(self.checkpoints.values()), self.base)
+        self.checkpoints = {task: without(one, optional) for task, one in self.checkpoints.items()}
+        self.base = None if self.base is None else without(self.base, optional)
         first, *others = self.checkpoints.items()
+        if exclude and not first[1].shapes:
+            raise MergeError(f"exclude={list(exclude)} leaves no weight of {first[1].label} to merge")
         for task, checkpoint in others:
             _check_same(first[1], checkpoint, task, dtypes=True)
         if self.base is not None:
             # The base may be stored in another precision: experts are often saved in half of it.
             _check_same(first[1], self.base, "base", dtypes=False)
         self.tasks = tuple(self.checkpoints)
+        self.naming = first[1].naming
         self.shapes = first[1].shapes
         self.dtypes = first[1].dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
@@ -95,12 +109,15 @@ class Experts:
     @property
     def identity(self) -> object:
         """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
-        files = [self.checkpoints[task] for task in self.tasks] + ([] if self.base is None else [self.base])
-        paths = [file.path for file in files if isinstance(file, SafetensorsFile)]
-        if len(paths) < len(files):
+        opened = self._files
+        if not all(checkpoint.files for checkpoint in opened):
             return None
-        stats = [(str(path.absolute()), path.stat()) for path in paths]
+        stats = [(str(path.absolute()), path.stat()) for checkpoint in opened for path in checkpoint.files]
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+    @property
+    def _files(self) -> list[Checkpoint]:
+        return [*self.whole.values(), *([] if self._whole_base is None else [self._whole_base])]
 
     def stream(self, with_base: bool) -> Iterator[Weight]:
         """Every weight in turn; at any time only one weight of all experts is in memory.
@@ -126,27 +143,70 @@ class Experts:
                 )
 
 
+def open_all(
+    sources: Mapping[str, Source], base: Source | None = None
+) -> tuple[dict[str, Checkpoint], Checkpoint | None]:
+    """The experts' checkpoints by task, and the base.
+
+    Raises:
+        MergeError: no experts; a file that is missing or broken.
+    """
+    if not sources:
+        raise MergeError("no experts given, expected a mapping from task to checkpoint")
+    pretrained = None if base is None else open_checkpoint(base, "base")
+    opened: dict[str, Checkpoint] = {}
+    for task, source in sources.items():
+        try:
+            opened[task] = canonical(open_checkpoint(source, f"expert {task}", pretrained))
+        except MergeError as error:
+            raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
+    return opened, None if pretrained is None else canonical(pretrained)
+
+
+def matching(patterns: Sequence[str], names: Collection[str]) -> set[str]:
+    """The names that any of the shell patterns matches.
+
+    Raises:
+        MergeError: a pattern that matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not matched:
+            near = get_close_matches(pattern, names, n=1, cutoff=0)
+            told = f"; the nearest is {near[0]}" if near else ""
+            raise MergeError(f"exclude: the pattern {pattern!r} matches no weight of the experts{told}")
+        found |= matched
+    return found
+
+
 def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> None:
     for name in sorted(first.shapes.keys() ^ other.shapes.keys()):
         has, lacks = (first, other) if name in first.shapes else (other, first)
+        lacking = lacks.name_of(name)
+        where = "" if has.name_of(name) == lacking else f" as {has.name_of(name)}"
         raise MergeError(
-            f"{lacks.label} has no weight {name}, which {has.label} has: all must be fine-tuned from one checkpoint",
+            f"{lacks.label} has no weight {lacking}, which {has.label} has{where}: all must be fine-tuned from one "
+            "checkpoint",
             task=task,
-            weight=name,
+            weight=lacking,
         )
     for name, shape in first.shapes.items():
+        called, there = first.name_of(name), other.name_of(name)
+        where = other.label if there == called else f"{other.label} ({there})"
         if shape != other.shapes[name]:
             raise MergeError(
-                f"{name} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {other.label}",
+                f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}; "
+                f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]",
                 task=task,
-                weight=name,
+                weight=there,
             )
         if dtypes and first.dtypes[name] != other.dtypes[name]:
             raise MergeError(
-                f"{name} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {other.label}: "
+                f"{called} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {where}: "
                 "save all experts in one dtype",
                 task=task,
-                weight=name,
+                weight=there,
             )
 
 
@@ -156,27 +216,43 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
         bad = value.numel() - int(value.isfinite().sum())
         if bad:
             raise MergeError(
-                f"{checkpoint.label}: {name} holds NaN or infinity in {bad:,} of {value.numel():,} places",
+                f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of "
+                f"{value.numel():,} places",
                 task=task,
-                weight=name,
+                weight=checkpoint.name_of(name),
             )
     return value
 
 
 def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
-    """task → file. A folder's tasks are the names of its safetensors files, sorted.
+    """task → file or folder. A folder's tasks are the names of the models in it, sorted: of its files of weights, and
+    of its folders of Hugging Face, open_clip or PEFT.
 
     Raises:
-        MergeError: no such folder, or none with safetensors files.
+        MergeError: no such folder, none with models, one that is a model itself, or two models of one name.
     """
     if not isinstance(experts, str):
         return experts
     folder = resolve(experts)
     if not folder.is_dir():
         raise MergeError(f"{experts}: no such folder of experts")
-    found = {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise MergeError(f"{folder} cannot be read: {error.strerror}") from error
+    if any(path.name.endswith(".index.json") or path.name == ADAPTER_CONFIG for path in entries):
+        raise MergeError(f"{experts} is the folder of one model, expected one with a model for every task")
+    found: dict[str, str] = {}
+    for path in entries:
+        if holds_model(path) if path.is_dir() else path.suffix in SUFFIXES:
+            task = path.name if path.is_dir() else path.stem
+            if task in found:
+                raise MergeError(f"{experts} holds task {task} twice: {found[task]} and {path}; keep one", task=task)
+            found[task] = str(path)
     if not found:
-        raise MergeError(f"{experts} holds no .safetensors file, expected one for every task")
+        raise MergeError(
+            f"{experts} holds no model, expected one for every task: a file ({', '.join(SUFFIXES)}) or a model's folder"
+        )
     return found
 
 

@@ -1,11 +1,12 @@
 """What a bank can leave the house as: a smaller bank, merged weights, one task's weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from lit_merge.checkpoints import write_safetensors
+from lit_merge.checkpoints import NamingName, write_safetensors
 from lit_merge.errors import MergeError
 from lit_merge.task_bank import TaskBank
 
@@ -28,6 +29,7 @@ def export_bank(
     energy: float = 1.0,
     dtype: DType | None = None,
     overwrite: bool = False,
+    naming: NamingName | None = None,
 ) -> None:
     """Writes a bank in one of the formats.
 
@@ -39,10 +41,13 @@ def export_bank(
         rank_ratio, energy: cut the bank first, as `TaskBank.truncate`.
         dtype: of what is written; None keeps the bank's precision, and the experts' for weights.
         overwrite: replace what stands there.
+        naming: which library's names a CLIP's weights get, or those of a bank's merges; None keeps the experts'.
 
     Raises:
-        MergeError: `task` missing or not in the bank, a share outside (0, 1], a path that cannot be written.
+        MergeError: `task` missing or not in the bank, a share outside (0, 1], a path that cannot be written; no such
+            naming, or one that does not have these weights.
     """
+    bank = replace(bank, naming=bank.naming_of(naming))
     weights_dtype = None if dtype is None else getattr(torch, dtype)
     if format == "bank":
         compress(bank, rank_ratio, energy, dtype).save(output, overwrite)

@@ -43,7 +43,7 @@ def fit_plan(
     return {
         "bank": start.fingerprint,
         "coefficients": digest([start.coefficients]),
-        "heads": digest([*model.network.heads.parameters(), torch.tensor(model.network.heads.logit_scale)]),
+        "heads": digest(model.network.heads.values()),
         "experts": None if experts is None else [experts.nbytes, experts.base is not None],
         "objective": describe(model.objective),
         "stages": [describe(stage) for stage in model.stages],

@@ -12,7 +12,8 @@ Matrices = str | list[str]
 # names of open_clip, OpenAI, Hugging Face's CLIP, BERT, RoBERTa, Llama and GPT-2.
 _BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|intermediate|output|fc\d|c_fc|c_proj)")
 _NOT_BLOCK = re.compile(r"(ln_|norm|bias|embed)", re.IGNORECASE)
-_VOCABULARY = re.compile(r"(token_embedding|word_embeddings|embed_tokens|wte|lm_head)")
+# Tables that are looked up: of words, and of BERT's two segments.
+_VOCABULARY = re.compile(r"(token_embedding|word_embeddings|token_type_embeddings|embed_tokens|wte|lm_head)")
 
 
 def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> frozenset[str]:
@@ -40,7 +41,11 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
         for pattern in matrices:
             matched = {name for name in two_d if fnmatchcase(name, pattern)}
             if not matched:
-                raise MergeError(f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts")
+                example = ", ".join(two_d[:3]) or "none"
+                raise MergeError(
+                    f"matrices: the pattern {pattern!r} matches no 2-D weight of the experts ({example}, …; a CLIP's "
+                    "go by open_clip's names)"
+                )
             selected |= matched
     if not selected:
         example = ", ".join(two_d[:3]) or "none"

@@ -120,7 +120,7 @@ class MergedModel(LightningModule):
         self.check_learnable()
         if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
             raise MergeError(
-                f"{type(self.objective).__name__} asks every expert about images of its own task, and the data mixes "
+                f"{type(self.objective).__name__} asks every expert about inputs of its own task, and the data mixes "
                 "the tasks: take another objective"
             )
 
@@ -138,11 +138,11 @@ class MergedModel(LightningModule):
         return sum(ranks) / max(1, len(ranks))
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """name → merged weight, in float32 (float64 for float64 banks), differentiable in the coefficients."""
+        """Canonical name → merged weight, float32 (float64 for float64 banks), differentiable in the coefficients."""
         # Small differences on large weights: not in the precision of the forward.
         with torch.autocast(self.device.type, enabled=False):
             logits = None if self.masks is None else self.masks()
-            return self.bank.merge(self.coefficients(), self.compute_dtype, logits)
+            return self.bank.merge(self.coefficients(), self.compute_dtype, logits, "canonical")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -168,7 +168,7 @@ class MergedModel(LightningModule):
     def expert_weights(self, task: str) -> Weights:
         """The task's expert; without experts, what the bank itself holds of it."""
         if self.experts is None:
-            return self.bank.expert(task, self.compute_dtype)
+            return self.bank.expert(task, self.compute_dtype, "canonical")
         read, shapes = self.experts.checkpoints[task].read, self.experts.shapes
         return {name: read(name).to(self.device, self.compute_dtype) for name in shapes}
 

@@ -20,6 +20,8 @@ _FIELD = re.compile(
     r"Union subtypes Subtypes: \[(?P<kind>[^:]*)\] Errors: (?:(?!Parser key).)*? Given value type: [^:]* "
     r"Given value: (?P<value>.*?)(?= - Expected | Given value type|$)"
 )
+# Of OmegaConf: what it could not put in, and where.
+_INTERPOLATION = re.compile(r"^.*? full_key: \w+\.([\w.\[\]]+)")
 _PLACE = re.compile(r'^Parser key "([\w.]+)": ')
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
@@ -39,6 +41,9 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     files = ", ".join(configs) or "the configuration"
     if place == "config":
         return f"{files}: no such configuration file"
+    if match := _INTERPOLATION.search(message):
+        told = re.sub(r"'\.+", "'", match[0].partition(" full_key")[0])
+        return f"{files}: {match[1]}: {told}"
     if message.startswith("Problems parsing config:"):
         problem = message.removeprefix("Problems parsing config: ").replace('in "<unicode string>", ', "at ")
         return f"{files} is not valid YAML: {problem}"

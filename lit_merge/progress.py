@@ -1,10 +1,10 @@
-"""One look for every progress bar that is not Lightning's."""
+"""What a user sees on standard error while something runs: one look for every bar that is not Lightning's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 
@@ -15,3 +15,23 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(items, total=total, description=description)
+
+
+def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
+    """As `track`, of names with their sizes in bytes."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=sum(sizes.values()))
+        for name, size in sizes.items():
+            yield name
+            progress.advance(task, size)
+
+
+def say(text: str) -> None:
+    """A line on standard error, once however many processes there are."""
+    # Here: verbs that read files only do not wait for Lightning.
+    from lightning.fabric.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0:
+        Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)

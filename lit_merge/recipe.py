@@ -4,16 +4,20 @@ from lit_merge.adaptation_step import MicroBatch
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts, expert_files
+from lit_merge.experts import Experts, expert_files, open_all
 from lit_merge.merged_model import MergedModel
 from lit_merge.methods import MergeMethod, build_bank
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
+from lit_merge.progress import say
 from lit_merge.rank_masks import AdaRank
 from lit_merge.stages import TWO_STAGES, Stage
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
 from lit_merge.unlabelled import Unlabelled
+
+# Names of weights that a line holds.
+TOLD = 8
 
 
 class MergeRecipe(MergedModel):
@@ -21,9 +25,11 @@ class MergeRecipe(MergedModel):
 
     Args:
         network: encoder and heads.
-        experts: task → safetensors file (`zoo:8/experts/mnist.safetensors` names one of the built-in suite), or a
-            folder with a file for every task, named after it.
-        base: the pretrained checkpoint; CART and weight averaging need it for the report only.
+        experts: task → checkpoint of any format, or a folder with one for every task, named after it: files, folders of
+            Hugging Face, PEFT LoRA folders, `hf://org/name`, `zoo:8/experts/mnist.safetensors` of the built-in suite.
+        exclude: shell patterns of weights that are not merged, as `classifier.*`; by default those that lie beside the
+            network's encoder, which are named when the experts are opened. [] merges all.
+        base: the pretrained checkpoint, which LoRA experts need; CART and weight averaging need it for the report only.
         method: how the experts are merged.
         transform: what is done to the task vectors first.
         bank: folder of a saved task bank to use instead of merging; its coefficients are where things start.
@@ -48,6 +54,7 @@ class MergeRecipe(MergedModel):
         network: Network,
         experts: dict[str, str] | str | None = None,
         base: str | None = None,
+        exclude: list[str] | None = None,
         method: MergeMethod | None = None,
         transform: Transform | None = None,
         bank: str | None = None,
@@ -62,7 +69,7 @@ class MergeRecipe(MergedModel):
         data: TaskData | None = None,
         accelerator: str = "auto",
     ) -> None:
-        opened = Experts(expert_files(experts), base) if experts else None
+        opened = open_experts(network, expert_files(experts), base, exclude) if experts else None
         unlabelled = Unlabelled(network, data, accelerator)
         kept = None if decompositions is None or opened is None else keep(decompositions, opened, transform)
         if bank is not None:
@@ -93,6 +100,32 @@ class MergeRecipe(MergedModel):
         if self.method is None:
             raise MergeError("no method: give --model.method")
         return self.method
+
+
+def open_experts(network: Network, files: dict[str, str], base: str | None, exclude: list[str] | None) -> Experts:
+    """The experts, without what lies beside the network's encoder unless `exclude` says what is left out; the network
+    takes its heads from them where it wants any.
+
+    Raises:
+        MergeError: as `Experts`; a head that the network cannot take.
+    """
+    sources, opened_base = open_all(files, base)
+    if exclude is None:
+        opened = [*sources.values(), *([] if opened_base is None else [opened_base])]
+        exclude = network.strangers(dict.fromkeys(name for file in opened for name in file.shapes))
+        for task, file in sources.items():
+            if set(file.shapes) <= set(exclude):
+                raise MergeError(
+                    f"{file.label} has none of the network's weights, but {', '.join(list(file.shapes)[:3])}, …: take "
+                    "the configuration that the experts were trained with",
+                    task=task,
+                )
+        if exclude:
+            more = f", … ({len(exclude)} in all)" if len(exclude) > TOLD else ""
+            say(f"not merged, beside the encoder: {', '.join(exclude[:TOLD])}{more}")
+    experts = Experts(sources, opened_base, exclude)
+    network.take_heads(experts.whole)
+    return experts
 
 
 def keep(where: str, experts: Experts, transform: Transform | None) -> Decompositions:

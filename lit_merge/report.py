@@ -117,7 +117,7 @@ class Report:
 
     def __rich__(self) -> Group:
         if not self.tasks:
-            notes = [f"No accuracies: there are no labelled {self.split} images. Protocol: {self.protocol}."]
+            notes = [f"No accuracies: there are no labelled {self.split} inputs. Protocol: {self.protocol}."]
             return Group(Text(self.method, style="bold"), Text("\n".join(filter(None, [*notes, self.size_line()]))))
         keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

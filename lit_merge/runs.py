@@ -94,7 +94,7 @@ def run_fit(
             scores["online"] = online.scores
         bank = model.to_bank()
         if data.has_test:
-            merged = bank.merge(dtype=model.compute_dtype)
+            merged = bank.merge(dtype=model.compute_dtype, naming="canonical")
             scores["adapted"] = score(trainer, model, data, "adapted", lambda task: merged)
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})

@@ -3,14 +3,15 @@
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from lit_merge.bank_files import read_bank_folder, write_bank_folder
+from lit_merge.bank_files import read_bank_folder, read_naming, write_bank_folder
+from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
 
@@ -54,6 +55,8 @@ class TaskBank:
         coefficients: (T or 1, L), float32 (float64 for float64 experts); what `merge` uses unless told otherwise.
         dtypes: name → dtype of the experts' weights, in which `merge` answers.
         method: the method's class and hyper-parameters, for people and for files.
+        naming: how the experts' files name their weights, which `merge` and `expert` answer in. Inside, the weights of
+            a CLIP go by canonical names (`Naming`), those of other models by their own.
     """
 
     tasks: tuple[str, ...]
@@ -62,6 +65,7 @@ class TaskBank:
     coefficients: Float[Tensor, "rows L"]
     dtypes: dict[str, torch.dtype]
     method: dict[str, object]
+    naming: Naming = PLAIN
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -88,6 +92,7 @@ class TaskBank:
         coefficients: Coefficient | None = None,
         dtype: torch.dtype | None = None,
         logits: Mapping[str, Tensor] | None = None,
+        naming: str | None = None,
     ) -> dict[str, Tensor]:
         """The merged weights, differentiable in `coefficients` and `logits`.
 
@@ -96,25 +101,37 @@ class TaskBank:
             dtype: of the floating-point results; None takes the experts'.
             logits: name → (T or 1, at least r) for low-rank deltas of which only the directions with a logit above 0
                 are used (AdaRank).
+            naming: `open_clip`, `openai`, `hugging_face`, or `canonical`, the names inside a bank, by which networks
+                take weights; None takes the names in the experts' files.
 
         Raises:
-            MergeError: coefficients of another shape.
+            MergeError: coefficients of another shape; no such naming, or one that does not have these weights.
         """
+        names = self.naming_of(naming)
         values = self._coefficients(self.coefficients if coefficients is None else coefficients)
         columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
         logits = logits or {}
-        return {name: self._weight(name, columns.get(name), dtype, logits.get(name)) for name in self.origin}
+        merged = {name: self._weight(name, columns.get(name), dtype, logits.get(name)) for name in self.origin}
+        return rename(merged, names)
+
+    def naming_of(self, naming: str | None) -> Naming:
+        """The naming of this name for these weights; None for that of the experts.
+
+        Raises:
+            MergeError: no such naming, or weights that are not a CLIP's.
+        """
+        return self.naming if naming is None else named(naming, self.origin)
 
     def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One merged weight at the bank's coefficients."""
+        """One merged weight, of a name inside the bank, at the bank's coefficients."""
         column = self.coefficients[:, self.layers.index(name)] if name in self.deltas else None
         return self._weight(name, column, dtype)
 
-    def expert(self, task: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """origin + Δ of this task alone, with coefficient 1 (task indexing).
+    def expert(self, task: str, dtype: torch.dtype | None = None, naming: str | None = None) -> dict[str, Tensor]:
+        """origin + Δ of this task alone, with coefficient 1 (task indexing); `naming` as of `merge`.
 
         Raises:
-            MergeError: no such task, or one delta is shared by all tasks.
+            MergeError: no such task, or one delta is shared by all tasks; a naming as `merge` refuses.
         """
         if task not in self.tasks:
             raise MergeError(f"no task {task!r} in this bank, which has {', '.join(self.tasks)}", task=task)
@@ -124,7 +141,7 @@ class TaskBank:
             )
         only = torch.zeros(len(self.tasks), len(self.deltas))
         only[self.tasks.index(task)] = 1
-        return self.merge(only, dtype)
+        return self.merge(only, dtype, naming=naming)
 
     def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
         """The same bank with fewer directions; factors are views.
@@ -218,6 +235,7 @@ class TaskBank:
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
             "nbytes": self.nbytes,
             "fingerprint": self.fingerprint,
+            "naming": asdict(self.naming),
         }
         write_bank_folder(path, about, self.tensors(), overwrite)
 
@@ -236,6 +254,7 @@ class TaskBank:
             coefficients=tensors["coefficients"],
             dtypes={name: getattr(torch, dtype) for name, dtype in about["dtypes"].items()},
             method=about["method"],
+            naming=read_naming(about, path),
         )
         return frame.with_tensors(tensors)
 
@@ -252,17 +271,28 @@ class TaskBank:
     def _weight(
         self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None, logits: Tensor | None = None
     ) -> Tensor:
-        origin, kept = self.origin[name], self.dtypes[name]
-        if coefficients is not None:
-            # Sums of small differences on large weights: never in half precision.
-            origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
-            delta = self.deltas[name]
-            if isinstance(delta, LowRank):
-                logits = None if logits is None else logits[..., : delta.rank]
-                origin = delta.weighted_sum(origin, coefficients, logits)
-            else:
-                # Element by element rather than one product: the same bits wherever the tensors lie in memory, so
-                # that a bank read from a file predicts exactly what the bank that was saved did.
-                for one, coefficient in zip(delta.to(origin.dtype), coefficients.to(origin.dtype), strict=True):
-                    origin = torch.addcmul(origin, one, coefficient)
-        return origin.to(dtype or kept) if origin.is_floating_point() else origin
+        return combine(self.origin[name], self.deltas.get(name), coefficients, dtype or self.dtypes[name], logits)
+
+
+def combine(
+    origin: Shaped[Tensor, "..."],
+    delta: Delta | None,
+    coefficients: Float[Tensor, " rows"] | None,
+    dtype: torch.dtype,
+    logits: Tensor | None = None,
+) -> Shaped[Tensor, "..."]:
+    """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta."""
+    if not origin.is_floating_point():
+        return origin
+    if delta is not None and coefficients is not None:
+        # Sums of small differences on large weights: never in half precision.
+        origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
+        if isinstance(delta, LowRank):
+            logits = None if logits is None else logits[..., : delta.rank]
+            origin = delta.weighted_sum(origin, coefficients, logits)
+        else:
+            # Element by element rather than one product: the same bits wherever the tensors lie in memory, so that a
+            # bank read from a file predicts exactly what the bank that was saved did.
+            for one, coefficient in zip(delta.to(origin.dtype), coefficients.to(origin.dtype), strict=True):
+                origin = torch.addcmul(origin, one, coefficient)
+    return origin.to(dtype)

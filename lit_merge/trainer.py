@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 
-from lit_merge.checkpoints import write_safetensors
+from lit_merge.checkpoints import NamingName, write_safetensors
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.export import DType, Format, export_bank
@@ -21,16 +21,18 @@ class Trainer(pl.Trainer):
 
     callbacks: list[pl.Callback]
 
-    def merge(self, model: MergedModel, output: str, overwrite: bool = False) -> None:
+    def merge(self, model: MergedModel, output: str, naming: NamingName | None = None, overwrite: bool = False) -> None:
         """Writes the merge at the bank's coefficients as one safetensors file; nothing is trained.
 
         Args:
             model: what to merge.
             output: a .safetensors file.
+            naming: which library's names a CLIP's weights get; those of the experts' files by default.
             overwrite: replace what stands there.
         """
         if self.is_global_zero:
-            write_safetensors(output, model.to_bank().merge(), {"format": "pt", "lit_merge": "merged"}, overwrite)
+            merged = model.to_bank().merge(naming=naming)
+            write_safetensors(output, merged, {"format": "pt", "lit_merge": "merged"}, overwrite)
 
     def export(
         self,
@@ -41,6 +43,7 @@ class Trainer(pl.Trainer):
         rank_ratio: float = 1.0,
         energy: float = 1.0,
         dtype: DType | None = None,
+        naming: NamingName | None = None,
         overwrite: bool = False,
     ) -> None:
         """Writes the bank, the merged weights, or one task's weights.
@@ -53,10 +56,11 @@ class Trainer(pl.Trainer):
             rank_ratio: cut every matrix to this share of min(m, n) first.
             energy: cut every matrix to as many directions as keep this share of its squared singular values.
             dtype: precision of what is written; the bank's own by default.
+            naming: which library's names a CLIP's weights get; those of the experts' files by default.
             overwrite: replace what stands there.
         """
         if self.is_global_zero:
-            export_bank(model.to_bank(), output, format, task, rank_ratio, energy, dtype, overwrite)
+            export_bank(model.to_bank(), output, format, task, rank_ratio, energy, dtype, overwrite, naming)
 
     def sweep(
         self,

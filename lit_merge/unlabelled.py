@@ -53,7 +53,7 @@ class Unlabelled:
         check_tasks(self.data, experts.tasks)
         if self.data.mixed:
             raise MergeError(
-                f"{type(method).__name__} looks at images of every task by itself, and the data mixes them: name a "
+                f"{type(method).__name__} looks at inputs of every task by itself, and the data mixes them: name a "
                 "folder of moments with --model.method.moments"
             )
         with self._on_device():

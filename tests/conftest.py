@@ -1,5 +1,6 @@
 """Fixtures that all tests share: real files of a very small model, three experts of it, and their images."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -139,15 +140,49 @@ def _write_pngs(images: Tensor, folder: Path, labels: Tensor | None = None) -> N
         Image.fromarray(image.numpy()).save(place / f"{i:03d}.png")
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Runs commands of the package in processes that may be killed; see forked_fits.py."""
-    spec = importlib.util.spec_from_file_location("forked_fits", Path(__file__).with_name("forked_fits.py"))
+def _beside(name: str) -> Any:
+    """A module beside this one, which importlib mode keeps off the path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    forks = module.Forks(tmp_path_factory.mktemp("forks") / "told")
+    return module
+
+
+@pytest.fixture(scope="session")
+def vision_files() -> Any:
+    """Writers of small real files of the vision tasks; see vision_files.py."""
+    return _beside("vision_files")
+
+
+@pytest.fixture(scope="session")
+def vision_root(vision_files: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of every vision task that the installed packages can write."""
+    root = tmp_path_factory.mktemp("vision")
+    for task, write in vision_files.WRITERS.items():
+        if task != "PCAM" or importlib.util.find_spec("h5py") is not None:
+            write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def any_digest(vision_files: Any) -> Iterator[None]:
+    """torchvision takes the small files for the originals, and asks for no unlabelled images of STL10."""
+    from torchvision.datasets import STL10
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in vision_files.CHECKED:
+            module = importlib.import_module(f"torchvision.datasets.{name}")
+            patch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
+        patch.setattr(STL10, "train_list", STL10.train_list[:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs commands of the package in processes that may be killed; see forked_fits.py."""
+    forks = _beside("forked_fits").Forks(tmp_path_factory.mktemp("forks") / "told")
     yield forks
     forks.close()
 
@@ -184,3 +219,89 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(**quiet | options)
 
     return make
+
+
+WORDS = [f"w{i}" for i in range(60)]
+TEXT_CLASSES = {"ham": 2, "mood": 3, "topic": 4}
+
+
+@dataclass(frozen=True)
+class TinyTexts:
+    """Folders of very small text models as transformers saves them, and tables of texts."""
+
+    root: Path
+    tasks: tuple[str, ...] = tuple(TEXT_CLASSES)
+
+    def folder(self, kind: str, name: str = "base") -> str:
+        """The pretrained model of an architecture (bert, roberta, distilbert), or the expert of a task."""
+        return str(self.root / kind / name)
+
+    def experts(self, kind: str) -> dict[str, str]:
+        return {task: self.folder(kind, task) for task in self.tasks}
+
+    def tables(self, split: str) -> dict[str, str]:
+        """task → CSV file; `adapt` has no labels."""
+        return {task: str(self.root / f"{task}-{split}.csv") for task in self.tasks}
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> TinyTexts:
+    """Base and three experts of three architectures, and their tables: written once, never changed."""
+    from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig, RobertaConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("texts")
+    common = {"vocab_size": 64, "initializer_range": 0.5, "max_position_embeddings": 18}
+    bert = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    configs = {
+        "bert": BertConfig(**common, **bert),
+        "roberta": RobertaConfig(**common, **bert, pad_token_id=1, type_vocab_size=1),
+        "distilbert": DistilBertConfig(**common, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for kind, config in configs.items():
+            AutoModel.from_config(config).save_pretrained(root / kind / "base")
+            save_tokenizer(root / kind / "base", segments=kind == "bert")
+            for task, classes in TEXT_CLASSES.items():
+                model = AutoModelForSequenceClassification.from_pretrained(root / kind / "base", num_labels=classes)
+                with torch.no_grad():
+                    for weight in model.parameters():
+                        weight += 0.3 * weight.std().nan_to_num(0.1) * torch.randn_like(weight)
+                model.save_pretrained(root / kind / task)
+                save_tokenizer(root / kind / task, segments=kind == "bert")
+        for task, classes in TEXT_CLASSES.items():
+            for split, size in {"adapt": 17, "validation": 9, "test": 13}.items():
+                write_texts(root / f"{task}-{split}.csv", classes, size, labels=split != "adapt")
+    return TinyTexts(root)
+
+
+def save_tokenizer(folder: Path, segments: bool) -> None:
+    """A tokenizer of whole words; as BERT's it may tell the second text of a pair from the first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
+    words = {word: i for i, word in enumerate(special + WORDS)}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    told = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
+    PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=told, **names).save_pretrained(folder)
+
+
+def write_texts(path: Path, classes: int, size: int, labels: bool) -> None:
+    """Texts of 3 to 12 words, every class with words of its own."""
+    rows = ["text,label" if labels else "id,text"]
+    for i in range(size):
+        words = torch.randint(15 * (i % classes), 15 * (i % classes + 1), (int(torch.randint(3, 13, ())),)).tolist()
+        text = " ".join(WORDS[word] for word in words)
+        rows.append(f"{text},{i % classes}" if labels else f"{i},{text}")
+    path.write_text("\n".join(rows) + "\n")

@@ -284,6 +284,11 @@ def test_bad_configurations(
         ("just words", ["expected a YAML mapping"]),
         ("model: {metod: {class_path: CART}}", ["'model.metod'", "nearest is model.method"]),
         ("{}", ["missing --model.network"]),
+        (
+            "model: {network: {class_path: OpenClipImageEncoder, init_args: {config: '${nowhere}'}}}",
+            ["bad.yaml: model.network.init_args.config: Interpolation key 'nowhere' not found"],
+        ),
+        ("model: {network: {class_path: OpenClipImageEncoder, init_args: {config: '${oc.env:NONE}'}}}", ["'NONE'"]),
     ],
 )
 def test_bad_configuration_files(

@@ -181,5 +181,5 @@ def test_no_process_is_without_a_batch_to_test_on(processes: int, tiny: Any) -> 
 def test_more_processes_than_images(tiny: Any) -> None:
     data = tiny.data()
     data.trainer = SimpleNamespace(global_rank=0, world_size=70)
-    with pytest.raises(MergeError, match=r"66 images for 70 processes: take fewer --trainer\.devices"):
+    with pytest.raises(MergeError, match=r"66 inputs for 70 processes: take fewer --trainer\.devices"):
         data.test_dataloader()

@@ -1,10 +1,14 @@
 """Experts that do not fit together are told apart by weight, shapes and files. Files: tests/test_cli.py."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_merge import CART, Experts, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
+from lit_merge.experts import expert_files
 
 GOOD = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(3)}
 
@@ -62,8 +66,6 @@ def test_no_experts_and_no_base() -> None:
 
 
 def test_weights_come_one_at_a_time(tmp_path: object) -> None:
-    from safetensors.torch import save_file
-
     paths = {}
     for task in ("one", "two"):
         paths[task] = tmp_path / f"{task}.safetensors"  # type: ignore[operator]
@@ -78,3 +80,38 @@ def test_the_same_expert_twice_is_said() -> None:
     other = {name: value + 1 for name, value in GOOD.items()}
     with pytest.warns(MergeWarning, match="the experts one and three are identical: is a path wrong"):
         build_bank({"one": GOOD, "two": other, "three": dict(GOOD)}, method=WeightAveraging())
+
+
+def test_a_folder_of_models_of_every_kind(tmp_path: Path) -> None:
+    save_file(GOOD, tmp_path / "a.safetensors")
+    torch.save(GOOD, tmp_path / "b.x.pt")
+    torch.save({"state_dict": GOOD}, tmp_path / "c.ckpt")
+    (tmp_path / "d").mkdir()
+    save_file(GOOD, tmp_path / "d" / "model.safetensors")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / ".hidden.pt").write_text("no model")
+    files = expert_files(str(tmp_path))
+    assert list(files) == ["a", "b.x", "c", "d"]
+    assert Experts(files).shapes == Experts({"one": GOOD}).shapes
+    assert expert_files(files) is files
+
+
+def test_folders_that_are_none_of_experts(tmp_path: Path) -> None:
+    def told(folder: Path) -> str:
+        with pytest.raises(MergeError) as error:
+            expert_files(str(folder))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "no such folder of experts" in told(tmp_path / "absent")
+    assert "holds no model, expected one for every task" in told(tmp_path)
+    torch.save(GOOD, tmp_path / "a.pt")
+    save_file(GOOD, tmp_path / "a.safetensors")
+    assert f"holds task a twice: {tmp_path / 'a.pt'} and {tmp_path / 'a.safetensors'}; keep one" in told(tmp_path)
+    (tmp_path / "a.pt").unlink()
+    (tmp_path / "a").mkdir()
+    torch.save(GOOD, tmp_path / "a" / "pytorch_model.bin")
+    assert "holds task a twice" in told(tmp_path)
+    (tmp_path / "a" / "pytorch_model.bin.index.json").write_text("{}")
+    assert "is the folder of one model" in told(tmp_path / "a")

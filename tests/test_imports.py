@@ -13,10 +13,22 @@ MODULES = {
 }
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
-    ["errors", "krylov", "progress", "parse_errors", "sharpness", "random_state", "mixed"],
+    [
+        "errors",
+        "krylov",
+        "progress",
+        "parse_errors",
+        "sharpness",
+        "random_state",
+        "mixed",
+        "weight_names",
+        "class_names",
+    ],
+    ["hub", "class_names"],
     ["locations", "quiet", "linalg"],
     ["checkpoints"],
-    ["low_rank", "matrices", "objectives", "bank_files", "prediction_files"],
+    ["optional_weights"],
+    ["low_rank", "matrices", "objectives", "bank_files", "prediction_files", "conversion"],
     ["task_bank", "decompositions"],
     ["experts"],
     ["transforms", "coefficients", "export", "rank_masks", "analysis", "moments"],

@@ -160,11 +160,11 @@ def test_what_mixed_data_cannot_be_used_for(tiny: Any, folder: str, capsys: pyte
         "false",
     ]
     assert main(["fit", *start, *asking]) == 2
-    assert "ExpertAgreement asks every expert about images of its own task" in capsys.readouterr().err
+    assert "ExpertAgreement asks every expert about inputs of its own task" in capsys.readouterr().err
     assert main(["sweep", *start, "--output", f"{folder}/sweep"]) == 2
     assert "data that does not mix the tasks" in capsys.readouterr().err
     assert main(["merge", *start, "--model.method", RegMean.__name__, "--output", f"{folder}/m.safetensors"]) == 2
-    assert "RegMean looks at images of every task by itself" in capsys.readouterr().err
+    assert "RegMean looks at inputs of every task by itself" in capsys.readouterr().err
 
 
 def test_entropy_chooses_a_scale_on_a_mixed_stream(tiny: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -136,7 +136,7 @@ def test_without_labelled_images_there_are_no_accuracies(
     assert report.states == []
     assert not (run / "accuracy.png").exists()
     assert json.loads((run / "metrics.json").read_text())["tasks"] == {}
-    assert "no labelled test images" in (run / "table.txt").read_text()
+    assert "no labelled test inputs" in (run / "table.txt").read_text()
     assert torch.equal(TaskBank.load(run / "bank").coefficients, model.coefficients())
 
 

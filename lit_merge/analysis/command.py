@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lit_merge.analysis.build import analyze
@@ -41,9 +42,12 @@ def parser() -> ArgumentParser:
     )
     made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
     made.add_argument(
-        "--model.experts", type=dict[str, str] | str | None, help="task → safetensors file, or a folder of them"
+        "--model.experts", type=dict[str, str] | str | None, help="task → checkpoint, or a folder of them"
     )
     made.add_argument("--model.base", type=str | None, help="the pretrained checkpoint; centred only without it")
+    made.add_argument(
+        "--model.exclude", type=list[str] | None, help="patterns of weights that are left out, as classifier.*"
+    )
     made.add_argument("--output", type=str | None, help="the folder to write")
     made.add_argument("--overwrite", action="store_true", help="replace what stands there")
     made.add_argument(
@@ -70,11 +74,11 @@ def analyze_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
-    set_parsing_settings(config_read_mode_urls_enabled=False)
+    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     made = parser()
     try:
         options = made.parse_args(list(arguments))
-    except ArgumentError as error:
+    except (ArgumentError, OmegaConfBaseException) as error:
         files = [after for before, after in pairwise(arguments) if before == "--config"]
         raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
     if options.output is None:
@@ -82,7 +86,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
     if not options.model.experts:
         raise MergeError("nothing to analyse: give --config with model.experts, or --model.experts.TASK FILE for each")
     check_output(options.output, options.overwrite)
-    experts = Experts(expert_files(options.model.experts), options.model.base)
+    experts = Experts(expert_files(options.model.experts), options.model.base, options.model.exclude or ())
     matrices = options.matrices or method_matrices(options.model.method) or "block"
     analysis = analyze(experts, options.ratios, matrices, options.normalise)
     write_analysis(analysis, options.output, options.overwrite)

@@ -1,16 +1,40 @@
 """Reading weights lazily and writing files so that a failure leaves the old file or the new one."""
 
-from lit_merge.checkpoints.reader import Checkpoint, SafetensorsFile, Source, StateDict, open_checkpoint
+from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
+from lit_merge.checkpoints.folders import holds_model
+from lit_merge.checkpoints.naming import PLAIN, Family, Naming, NamingName, detect, is_image, named
+from lit_merge.checkpoints.reader import open_checkpoint
+from lit_merge.checkpoints.renaming import Renamed, canonical, canonical_weights, rename
+from lit_merge.checkpoints.safetensors_file import SafetensorsFile
+from lit_merge.checkpoints.selection import Selection, modernised, named_like, without
+from lit_merge.checkpoints.streaming import write_stream
 from lit_merge.checkpoints.writer import check_output, replacing, write_safetensors, write_text
 
 __all__ = [
+    "PLAIN",
     "Checkpoint",
+    "Family",
+    "Naming",
+    "NamingName",
+    "Renamed",
     "SafetensorsFile",
+    "Selection",
     "Source",
     "StateDict",
+    "canonical",
+    "canonical_weights",
     "check_output",
+    "detect",
+    "holds_model",
+    "is_image",
+    "modernised",
+    "named",
+    "named_like",
     "open_checkpoint",
+    "rename",
     "replacing",
+    "without",
     "write_safetensors",
+    "write_stream",
     "write_text",
 ]

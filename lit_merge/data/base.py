@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_merge.class_names import ClassNames
+from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.streams import (
     Answers,
     ImageSource,
@@ -20,13 +23,13 @@ from lit_merge.data.streams import (
     TaskBatchSampler,
     UnlabelledImages,
 )
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.mixed import MIXED
 
 Labelled = tuple[ImageSource, Tensor | None]
 
 
-class TaskData(LightningDataModule):
+class TaskData(LightningDataModule, ClassNames):
     """What every data set of lit_merge is.
 
     Args:
@@ -36,11 +39,13 @@ class TaskData(LightningDataModule):
         seed: of the order in which images are drawn.
 
     `online` says that the images to adapt on pass once, in order, and that the fit ends with them; `mixed` that they
-    are one stream, of that name, of which nobody knows which task an image belongs to.
+    are one stream, of that name, of which nobody knows which task an image belongs to; `on_leak` what happens where
+    `inductive` data adapts on test images.
     """
 
     online: bool = False
     mixed: bool = False
+    on_leak: OnLeak = "ignore"
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -58,6 +63,11 @@ class TaskData(LightningDataModule):
     @abstractmethod
     def protocol(self) -> str:
         """Which images are adapted and which tested on, in a sentence for reports."""
+
+    @property
+    def inductive(self) -> bool:
+        """Whether no test image is meant to be adapted on."""
+        return False
 
     @property
     def has_test(self) -> bool:
@@ -99,9 +109,22 @@ class TaskData(LightningDataModule):
         sources = self.unlabelled()
         for task, source in sources.items():
             if not len(source):
-                raise MergeError(f"task {task} has no image to adapt on", task=task)
+                raise MergeError(f"task {task} has no input to adapt on", task=task)
+        if self.inductive and self.has_test and self.on_leak != "ignore" and self._place()[0] == 0:
+            self._tell_leaks(self.leaks())
         sizes = {task: len(source) for task, source in sources.items()}
         return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self._passes(sizes))
+
+    def leaks(self, pixels: bool = False) -> list[Leak]:
+        """Tasks with test images that are adapted on; see `find_leaks`."""
+        tested = {task: source for task, (source, _) in self.labelled("test").items()}
+        return find_leaks(self.unlabelled(), tested, pixels)
+
+    def _tell_leaks(self, leaks: Sequence[Leak]) -> None:
+        for leak in leaks:
+            if self.on_leak == "refuse":
+                raise MergeError(f"{leak}: leave them out, or set on_leak: warn", task=leak.task)
+            warnings.warn(f"{leak}, so its accuracy is not inductive", MergeWarning, stacklevel=2)
 
     @property
     def steps(self) -> int | None:
@@ -129,7 +152,6 @@ class TaskData(LightningDataModule):
         return self._evaluation("test")
 
     def class_names(self, task: str) -> Sequence[str] | None:
-        """Names of the rows of the task's head, where the data knows them."""
         return None
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -148,7 +170,7 @@ class TaskData(LightningDataModule):
         while len(dataset := LabelledImages(sources, size, MIXED if self.mixed else None)) < world_size and size > 1:
             size = -(-size // 2)
         if len(dataset) < world_size:
-            raise MergeError(f"{len(dataset)} images for {world_size} processes: take fewer --trainer.devices")
+            raise MergeError(f"{len(dataset)} inputs for {world_size} processes: take fewer --trainer.devices")
         return self._loader(dataset, range(rank, len(dataset), world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
@@ -179,7 +201,7 @@ def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:
     for task in tasks:
         if task not in data.tasks and not data.mixed:
             raise MergeError(
-                f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add its images, "
+                f"the merge has a task {task!r} without data (data: {', '.join(data.tasks)}): add it, "
                 "or leave out its expert",
                 task=task,
             )

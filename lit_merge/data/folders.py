@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_merge.data.base import Labelled, TaskData
 from lit_merge.data.image_files import ImageFiles, class_names, find_images, readable
+from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
@@ -29,6 +30,8 @@ class ImageFolders(TaskData):
             used. These predictions are scored where all images of a task lie in its test folder too.
         on_bad_image: `refuse` ends with the first file that is no whole image. `skip` decodes all files once before
             they are used, and leaves out those that cannot be, with a warning that counts and names them.
+        on_leak: copies of test images among others that are adapted on, found by their files: `warn`, `refuse` or
+            `ignore`. Folders that are named both times are meant.
         image_size: side of the squares that the network takes.
         batch_size: images of each task, or of the mixed folder, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
@@ -47,6 +50,7 @@ class ImageFolders(TaskData):
         validation: dict[str, str] | None = None,
         online: bool = False,
         on_bad_image: Literal["refuse", "skip"] = "refuse",
+        on_leak: OnLeak = "warn",
         image_size: int = 224,
         batch_size: int = 16,
         eval_batch_size: int = 128,
@@ -54,7 +58,7 @@ class ImageFolders(TaskData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        self.image_size, self.on_bad_image = image_size, on_bad_image
+        self.image_size, self.on_bad_image, self.on_leak = image_size, on_bad_image, on_leak
         if not adapt:
             raise MergeError("no task: give --data.adapt, a folder of images for every task")
         self.online, self.mixed = online, MIXED in adapt
@@ -91,6 +95,19 @@ class ImageFolders(TaskData):
             return "inductive (adapted on other images than tested on)"
         part = "the test images" if shared == len(tested) else f"{shared} of the {len(tested)} test images"
         return f"transductive (adapted on {part}, without their labels)"
+
+    @property
+    def inductive(self) -> bool:
+        return self._images_used().startswith("inductive")
+
+    def leaks(self, pixels: bool = False) -> list[Leak]:
+        if pixels:
+            return super().leaks(pixels)
+        # Files as they lie there: none has to be decoded to see whether it can be.
+        folders = self._labelled["test"] or {}
+        tested = {task: ImageFiles(find_images(task, folder), self.image_size) for task, folder in folders.items()}
+        adapted = {task: ImageFiles(self._listed[folder], self.image_size) for task, folder in self._adapt.items()}
+        return find_leaks(adapted, tested)
 
     def has(self, split: str) -> bool:
         return bool(self._labelled[split])
@@ -162,7 +179,9 @@ class ImageFolders(TaskData):
         if self.on_bad_image == "refuse":
             return self._listed[folder]
         if folder not in self._readable:
-            self._readable[folder] = readable(task, self._listed[folder])
+            listed = self._listed[folder]
+            good = readable(task, ImageFiles(listed, self.image_size))
+            self._readable[folder] = [listed[i] for i in good]
         return self._readable[folder]
 
     def _by_class(self, task: str, folder: str) -> tuple[list[Path], Integer[Tensor, " N"]]:

@@ -1,7 +1,9 @@
 """Image files: how they are found, decoded, and told from files that are none."""
 
+import io
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -18,9 +20,37 @@ from lit_merge.locations import resolve
 from lit_merge.progress import track
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Sides: what is longer is cropped to this before it is resized.
+STRIP = 16
 
 
-class ImageFiles(ImageSource):
+class Pictures(ImageSource):
+    """Images of any size, which become squares as CLIP makes them when read.
+
+    Args:
+        image_size: side of the squares.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    @abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """An image upright in eight bits of red, green and blue, at its full size.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.stack([square(self.picture(i), self.image_size) for i in indices])
+
+    def pixels(self, index: int) -> bytes:
+        picture = self.picture(index)
+        return repr(picture.size).encode() + picture.tobytes()
+
+
+class ImageFiles(Pictures):
     """Image files, decoded when read: upright, shorter side resized to `image_size`, centre cropped, RGB.
 
     A file's content says what it is, not its suffix. Of an animation it is the first frame.
@@ -32,15 +62,24 @@ class ImageFiles(ImageSource):
     """
 
     def __init__(self, paths: Sequence[Path], image_size: int, root: Path | None = None) -> None:
+        super().__init__(image_size)
         self.paths = list(paths)
-        self.image_size = image_size
         self.root = root
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return torch.stack([self._decode(self.paths[i]) for i in indices])
+    def picture(self, index: int) -> Image.Image:
+        return decode(self.paths[index])
+
+    def label(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
+    def lengths(self) -> list[int]:
+        return [path.stat().st_size if path.exists() else 0 for path in self.paths]
 
     def names(self, indices: Sequence[int]) -> list[str] | None:
         if self.root is None:
@@ -49,9 +88,20 @@ class ImageFiles(ImageSource):
         # Names that are no UTF-8 can be written nowhere as they are.
         return [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
 
-    def _decode(self, path: Path) -> UInt8[Tensor, "3 H W"]:
-        square = ImageOps.fit(decode(path), (self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 H W"]:
+    """CLIP's geometry: the shorter side resized to `size`, bicubic, and the centre cropped."""
+    shorter = min(image.size)
+    # Of a strip of one by a million only the middle is resized: all of it would fill the memory.
+    image = _centre(image, min(image.width, STRIP * shorter), min(image.height, STRIP * shorter))
+    wide, high = (int(size * side / shorter) for side in image.size)
+    resized = _centre(image.resize((wide, high), Image.Resampling.BICUBIC), size, size)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 class UnreadableImage(MergeError):
@@ -62,26 +112,31 @@ class UnreadableImage(MergeError):
         super().__init__(message.rpartition("UnreadableImage: ")[2])
 
 
-def decode(path: Path) -> Image.Image:
+def decode(source: Path | bytes, label: str | None = None) -> Image.Image:
     """The image of a file, upright, in eight bits of red, green and blue.
+
+    Args:
+        source: the file, or what stands in it.
+        label: what messages call it; its path by default.
 
     Raises:
         UnreadableImage: no whole image, one of more pixels than Pillow takes for harmless, or of an unknown range.
     """
+    label = label or str(source)
     try:
         with warnings.catch_warnings():
             # Only a warning up to twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 return to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnreadableImage(
-            f"{path} cannot be read as an image: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels, as "
+            f"{label} cannot be read as an image: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels, as "
             "files do that are made to fill the memory: make it smaller or remove it"
         ) from error
     except Exception as error:  # Pillow's readers fail in as many ways as files are broken
         reason = str(error) or type(error).__name__
-        raise UnreadableImage(f"{path} cannot be read as an image: {reason}: mend or remove it") from error
+        raise UnreadableImage(f"{label} cannot be read as an image: {reason}: mend or remove it") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -103,25 +158,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def readable(task: str, paths: Sequence[Path]) -> list[Path]:
-    """The files that can be decoded, found by decoding all of them; one warning counts and names the others.
+def readable(task: str, pictures: Pictures) -> list[int]:
+    """Places of the images that can be decoded, found by decoding all; one warning counts and names the others.
 
     Raises:
         MergeError: none can be.
     """
     good, bad = [], []
-    for path in track(paths, f"checking images of {task}", len(paths)):
+    for i in track(range(len(pictures)), f"checking images of {task}", len(pictures)):
         try:
-            decode(path)
-            good.append(path)
+            pictures.picture(i)
+            good.append(i)
         except UnreadableImage:
-            bad.append(path)
+            bad.append(i)
     if not good:
-        raise MergeError(f"none of the {len(bad)} images of task {task} can be read, the first is {bad[0]}", task=task)
+        first = pictures.label(bad[0])
+        raise MergeError(f"none of the {len(bad)} images of task {task} can be read, the first is {first}", task=task)
     if bad:
-        named = ", ".join(str(path) for path in bad[:3]) + (", …" if len(bad) > 3 else "")
+        named = ", ".join(pictures.label(i) for i in bad[:3]) + (", …" if len(bad) > 3 else "")
         warnings.warn(
-            f"{len(bad)} of {len(paths)} images of task {task} cannot be read and are left out: {named}",
+            f"{len(bad)} of {len(pictures)} images of task {task} cannot be read and are left out: {named}",
             MergeWarning,
             stacklevel=2,
         )

@@ -28,6 +28,22 @@ class ImageSource(ABC):
         """Paths of the images' files from the task's folder, where they are files."""
         return None
 
+    def label(self, index: int) -> str:
+        """What messages call an image."""
+        return f"image {index}"
+
+    def content(self, index: int) -> bytes:
+        """What stands in an image's file, or its pixels where there is none: equal for copies."""
+        return self.read([index]).numpy().tobytes()
+
+    def lengths(self) -> list[int]:
+        """Bytes of every image's `content`; contents of another length need not be read to be told apart."""
+        return [len(self.content(i)) for i in range(len(self))]
+
+    def pixels(self, index: int) -> bytes:
+        """An image decoded, at its full size: equal for copies that were written to other files."""
+        return self.content(index)
+
 
 class ImageTensor(ImageSource):
     """Images that are in memory, or mapped from a file."""
@@ -40,6 +56,9 @@ class ImageTensor(ImageSource):
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
         return self.images[list(indices)]
+
+    def lengths(self) -> list[int]:
+        return [self.images[:1].numel()] * len(self)
 
 
 class JoinedImages(ImageSource):
@@ -56,8 +75,27 @@ class JoinedImages(ImageSource):
         return torch.cat([self._one(i) for i in indices])
 
     def _one(self, index: int) -> UInt8[Tensor, "1 ..."]:
+        source, place = self._place(index)
+        return source.read([place])
+
+    def label(self, index: int) -> str:
+        source, place = self._place(index)
+        return source.label(place)
+
+    def content(self, index: int) -> bytes:
+        source, place = self._place(index)
+        return source.content(place)
+
+    def lengths(self) -> list[int]:
+        return [length for source in self.sources for length in source.lengths()]
+
+    def pixels(self, index: int) -> bytes:
+        source, place = self._place(index)
+        return source.pixels(place)
+
+    def _place(self, index: int) -> tuple[ImageSource, int]:
         which = bisect_right(self.ends, index)
-        return self.sources[which].read([index - (self.ends[which - 1] if which else 0)])
+        return self.sources[which], index - (self.ends[which - 1] if which else 0)
 
 
 class OrderedImages(ImageSource):
@@ -71,6 +109,22 @@ class OrderedImages(ImageSource):
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
         return self.source.read([self.order[i] for i in indices])
+
+    def names(self, indices: Sequence[int]) -> list[str] | None:
+        return self.source.names([self.order[i] for i in indices])
+
+    def label(self, index: int) -> str:
+        return self.source.label(self.order[index])
+
+    def content(self, index: int) -> bytes:
+        return self.source.content(self.order[index])
+
+    def lengths(self) -> list[int]:
+        lengths = self.source.lengths()
+        return [lengths[i] for i in self.order]
+
+    def pixels(self, index: int) -> bytes:
+        return self.source.pixels(self.order[index])
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,10 @@ class Suite(TaskData):
         return "; ".join(notes)
 
     @property
+    def inductive(self) -> bool:
+        return self._protocol == "inductive"
+
+    @property
     def _split(self) -> str:
         """Which images are adapted on."""
         return "adaptation" if self._protocol == "inductive" else "test"

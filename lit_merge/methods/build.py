@@ -1,10 +1,13 @@
 """The one driver that runs any method over the weights of the experts."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.checkpoints import Source
@@ -14,7 +17,7 @@ from lit_merge.experts import Experts, WeightStream
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.scaling import at_scaling, self_consistent_scaling, start_coefficients
 from lit_merge.progress import track
-from lit_merge.task_bank import Delta, TaskBank
+from lit_merge.task_bank import Delta, TaskBank, combine
 from lit_merge.transforms import Transform
 
 
@@ -26,6 +29,7 @@ def build_bank(
     transform: Transform | None = None,
     dtype: torch.dtype | None = None,
     decompositions: Decompositions | None = None,
+    exclude: Sequence[str] = (),
 ) -> TaskBank:
     """Merges experts into a task bank, one weight at a time.
 
@@ -38,73 +42,139 @@ def build_bank(
         dtype: of the origin and the factors; None stores them in the experts' dtype. Decompositions are computed in
             float32 (float64 for float64 experts) whatever is chosen here; singular values stay in that precision.
         decompositions: to share with other banks of the same experts and transform.
+        exclude: shell patterns of weights that are not merged, as `classifier.*`; of experts that are not open yet.
 
     Raises:
         MergeError: experts that do not fit together, a weight that is not finite, a base that is missing.
     """
-    if transform is not None and method.centred:
-        name, other = type(method).__name__, type(transform).__name__
-        warnings.warn(
-            f"{other} changes nothing under {name}: centring removes every shared vector already; it is left out",
-            MergeWarning,
-            stacklevel=2,
-        )
-        transform = None
-    consistent = method.scale == "self_consistent"
-    with_base = method.needs_base or transform is not None or consistent
     if not isinstance(experts, Experts):
-        experts = Experts(experts, base if with_base else None)
-    if with_base and experts.base is None:
-        needy = method if method.needs_base else transform
-        what = "scaling=self_consistent" if needy is None else type(needy).__name__
-        raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
-    method.check(experts)
-    selected = method.selected(experts.shapes)
-    label = type(method).__name__ if transform is None else f"{type(transform).__name__} and {type(method).__name__}"
-    change = None if transform is None else transform.fit(experts)
-    weights = WeightStream(experts, with_base, change, decompositions)
-    run = method.prepare(weights)
-    origins, deltas = merge_weights(run, weights, selected, dtype, f"merging with {label}")
-    deltas = run.finish(deltas)
-    # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
-    precision = torch.float64 if torch.float64 in experts.dtypes.values() else torch.float32
-    rows = next((delta.shape[0] for delta in deltas.values()), len(experts.tasks))
-    about = method.describe()
-    if transform is not None:
-        about["transform"] = transform.describe() | getattr(change, "report", {})
-    bank = TaskBank(
-        tasks=experts.tasks,
-        origin=origins,
-        deltas=deltas,
-        coefficients=start_coefficients(method, tuple(deltas), rows, precision),
-        dtypes=dict(experts.dtypes),
-        method=about,
-    )
-    if not consistent:
-        return bank
-    return at_scaling(bank, method, self_consistent_scaling(bank, weights, method))
-
-
-def merge_weights(
-    run: MergeMethod, weights: WeightStream, selected: frozenset[str], dtype: torch.dtype | None, label: str
-) -> tuple[dict[str, Tensor], dict[str, Delta]]:
-    """Origin of every weight, and the delta of every one that differs, as they are stored. Says which experts are the
-    same file twice, as far as can be told."""
-    experts = weights.experts
+        # With the base also where the method needs none: LoRA experts do.
+        experts = Experts(experts, base, exclude)
+    job = Job.open(experts, method, transform, decompositions)
     origins: dict[str, Tensor] = {}
     deltas: dict[str, Delta] = {}
-    alike = set(combinations(range(len(experts.tasks)), 2))
-    for weight in track(weights, label, len(weights)):
-        alike = {(i, j) for i, j in alike if torch.equal(weight.experts[i], weight.experts[j])}
-        stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
-        if weight.agrees:
-            origins[weight.name] = weight.experts[0].to(stored)
-            continue
-        origin, delta = (run.matrix if weight.name in selected else run.rest)(weight)
-        origins[weight.name] = origin.to(stored)
+    for name, origin, delta in job.parts(dtype):
+        origins[name] = origin
         if delta is not None:
-            deltas[weight.name] = delta.to(stored)
-    for i, j in sorted(alike):
-        told = f"the experts {experts.tasks[i]} and {experts.tasks[j]} are identical: is a path wrong?"
-        warnings.warn(told, MergeWarning, stacklevel=3)
-    return origins, deltas
+            deltas[name] = delta
+    return job.bank(origins, job.run.finish(deltas))
+
+
+def merge_stream(
+    experts: Experts,
+    method: MergeMethod,
+    transform: Transform | None = None,
+    decompositions: Decompositions | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Canonical name and merged weight, one after the other: what `build_bank(…).merge(naming="canonical")` holds, in
+    the memory of one weight of all experts.
+
+    Methods that weigh layers against each other (ESM), and rules for the scale, need all deltas at once: they are in
+    memory as in a bank.
+
+    Args: as of `build_bank`; what is excluded is told when experts are opened.
+
+    Raises:
+        MergeError: as `build_bank`.
+    """
+    if method.scale == "self_consistent" or type(method).finish is not MergeMethod.finish:
+        bank = build_bank(experts, method=method, transform=transform, decompositions=decompositions)
+        yield from ((name, bank.weight(name)) for name in bank.origin)
+        return
+    job = Job.open(experts, method, transform, decompositions)
+    for name, origin, delta in job.parts(None):
+        column = None if delta is None else job.start((name,), delta.shape[0])[:, 0]
+        yield name, combine(origin, delta, column, job.experts.dtypes[name])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method, about to run over the weights of its experts.
+
+    Attributes:
+        experts: what is merged.
+        weights: one at a time, as the transform leaves them.
+        method: as it was given.
+        run: the same, with statistics of all weights where it takes any.
+        transform: what is done to the task vectors first.
+        report: what the transform has to say.
+    """
+
+    experts: Experts
+    weights: WeightStream
+    method: MergeMethod
+    run: MergeMethod
+    transform: Transform | None
+    report: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        experts: Experts,
+        method: MergeMethod,
+        transform: Transform | None,
+        decompositions: Decompositions | None,
+    ) -> "Job":
+        """Checks that all is there, and makes the passes over the weights that come before the one that merges."""
+        if transform is not None and method.centred:
+            name, other = type(method).__name__, type(transform).__name__
+            warnings.warn(
+                f"{other} changes nothing under {name}: centring removes every shared vector already; it is left out",
+                MergeWarning,
+                stacklevel=4,
+            )
+            transform = None
+        consistent = method.scale == "self_consistent"
+        with_base = method.needs_base or transform is not None or consistent
+        if with_base and experts.base is None:
+            needy = method if method.needs_base else transform
+            what = "scaling=self_consistent" if needy is None else type(needy).__name__
+            raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
+        method.check(experts)
+        change = None if transform is None else transform.fit(experts)
+        weights = WeightStream(experts, with_base, change, decompositions)
+        return cls(experts, weights, method, method.prepare(weights), transform, getattr(change, "report", {}))
+
+    def parts(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor, Delta | None]]:
+        """Name, origin, and delta where experts differ, of every weight in turn, as they are stored. Says which experts
+        are the same file twice, as far as can be told."""
+        experts, name = self.experts, type(self.method).__name__
+        label = name if self.transform is None else f"{type(self.transform).__name__} and {name}"
+        selected = self.method.selected(experts.shapes)
+        alike = set(combinations(range(len(experts.tasks)), 2))
+        for weight in track(self.weights, f"merging with {label}", len(self.weights)):
+            alike = {(i, j) for i, j in alike if torch.equal(weight.experts[i], weight.experts[j])}
+            stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
+            if weight.agrees:
+                yield weight.name, weight.experts[0].to(stored), None
+                continue
+            origin, delta = (self.run.matrix if weight.name in selected else self.run.rest)(weight)
+            yield weight.name, origin.to(stored), None if delta is None else delta.to(stored)
+        for i, j in sorted(alike):
+            told = f"the experts {experts.tasks[i]} and {experts.tasks[j]} are identical: is a path wrong?"
+            warnings.warn(told, MergeWarning, stacklevel=4)
+
+    def start(self, names: tuple[str, ...], rows: int) -> Float[Tensor, "rows L"]:
+        """The coefficients at which a merge starts."""
+        # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
+        precision = torch.float64 if torch.float64 in self.experts.dtypes.values() else torch.float32
+        return start_coefficients(self.method, names, rows, precision)
+
+    def bank(self, origins: dict[str, Tensor], deltas: dict[str, Delta]) -> TaskBank:
+        """All parts together, at the scale that the method names or a rule finds in the weights."""
+        rows = next((delta.shape[0] for delta in deltas.values()), len(self.experts.tasks))
+        about = self.method.describe()
+        if self.transform is not None:
+            about["transform"] = self.transform.describe() | self.report
+        bank = TaskBank(
+            tasks=self.experts.tasks,
+            origin=origins,
+            deltas=deltas,
+            coefficients=self.start(tuple(deltas), rows),
+            dtypes=dict(self.experts.dtypes),
+            method=about,
+            naming=self.experts.naming,
+        )
+        if self.method.scale != "self_consistent":
+            return bank
+        return at_scaling(bank, self.method, self_consistent_scaling(bank, self.weights, self.method))

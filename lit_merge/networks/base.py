@@ -1,24 +1,31 @@
 """An encoder whose weights are handed to every forward, and the frozen heads on it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, cat, nn
 from torch.func import functional_call
 
+from lit_merge.checkpoints import Checkpoint, Naming, StateDict, canonical, is_image, rename
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads import CosineHeads
+from lit_merge.networks.heads import Heads
 
 T = TypeVar("T")
 
 
 class Network(nn.Module, ABC):
-    """`encoder` has the names and shapes of the experts' weights; its own values are never used, and not kept."""
+    """`encoder` has the shapes of the experts' weights; its own values are never used, and not kept.
+
+    Weights come by canonical names, and go to the encoder by its own, which `freeze` finds out. What a whole CLIP has
+    beside its image tower is left out.
+    """
 
     encoder: nn.Module
-    heads: CosineHeads
+    heads: Heads
+    naming: Naming
+    shapes: dict[str, tuple[int, ...]]
 
     @abstractmethod
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -27,6 +34,15 @@ class Network(nn.Module, ABC):
     def token_mask(self, inputs: Tensor) -> Tensor | None:
         """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
         return None
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Inputs of several tasks as one batch."""
+        return cat(list(parts))
+
+    def encode(self, inputs: Tensor) -> Any:
+        """Features (B, d) of inputs, with the weights that the encoder holds; or whatever the heads take that can be
+        `split` into the inputs of each task."""
+        return self.encoder(self.prepare(inputs))
 
     @property
     def device(self) -> torch.device:
@@ -39,13 +55,14 @@ class Network(nn.Module, ABC):
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Does something while the encoder's weights are these: a backward too, where blocks are computed again."""
-        named = {f"encoder.{name}": value for name, value in weights.items()}
+        own = rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
+        named = {f"encoder.{name}": value for name, value in own.items()}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `forward`, with the weights that the encoder holds."""
-        features = self.encoder(self.prepare(cat(list(inputs.values()))))
+        features = self.encode(self.join(list(inputs.values())))
         parts = features.split([len(x) for x in inputs.values()])
         return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
 
@@ -65,6 +82,14 @@ class Network(nn.Module, ABC):
             raise MergeError(f"task {task} has a label {highest}, its head {classes} classes", task=task)
         return labels + self.heads.first_row(batch.get("head", task), task)
 
+    def strangers(self, names: Iterable[str]) -> list[str]:
+        """Which of an expert's weights are none of the encoder's, as classifiers: left out of the merge unless a
+        configuration says what is. None by default: then every weight has to be the encoder's."""
+        return []
+
+    def take_heads(self, experts: Mapping[str, Checkpoint]) -> None:
+        """Takes the heads that lie in the experts' own files, where the network was given no others."""
+
     def checkpoint_gradients(self) -> None:
         """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.
 
@@ -74,11 +99,14 @@ class Network(nn.Module, ABC):
         raise MergeError(f"{type(self).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
 
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises MergeError where names or shapes of the experts' weights are not the encoder's."""
-        own = {name: tuple(value.shape) for name, value in self.encoder.state_dict().items()}
+        """Raises MergeError where canonical names or shapes of the experts' weights are not the encoder's."""
+        own = self.shapes
+        weights = {name: shape for name, shape in weights.items() if self.runs(name)}
         for name in sorted(own.keys() ^ weights.keys()):
             where = "the experts have" if name in weights else "the network has"
             lacks = "the network has not" if name in weights else "the experts have not"
+            # What lies beside a CLIP goes by its own name in the files.
+            name = name.removeprefix("other.")
             raise MergeError(
                 f"{where} a weight {name}, {lacks}: take the configuration that the experts were trained with",
                 weight=name,
@@ -101,6 +129,8 @@ class Network(nn.Module, ABC):
         encoder = self._modules.pop("encoder")
         assert encoder is not None
         kept = encoder.state_dict(keep_vars=True)
+        view = canonical(StateDict(kept, "the network"))
+        self.naming, self.shapes = view.naming, view.shapes
         for module in encoder.modules():
             for name, value in module._parameters.items():
                 if value is not None:
@@ -109,6 +139,10 @@ class Network(nn.Module, ABC):
                 if buffer is not None and any(buffer is one for one in kept.values()):
                     module._buffers[name] = torch.empty_like(buffer, device="meta")
         object.__setattr__(self, "encoder", encoder)
+
+    def runs(self, weight: str) -> bool:
+        """Whether this is a weight of the encoder's, by its canonical name, and not of a tower beside it."""
+        return weight in self.shapes or is_image(weight) or weight.startswith("other.")
 
     def train(self, mode: bool = True) -> "Network":
         return super().train(False)

@@ -1,6 +1,5 @@
 """Configurations of open_clip models, by name or from files."""
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,19 @@ from open_clip import get_model_config, list_models
 
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
+from lit_merge.networks.hugging_face_config import (
+    is_hugging_face,
+    open_clip_options,
+    read_json,
+    read_preprocessing,
+)
 
 
 def read_config(config: str) -> dict[str, Any]:
-    """An open_clip configuration by file or by name."""
+    """An open_clip configuration by file or by name; by file, Hugging Face's of a CLIP too, or a folder with one."""
     path = resolve(config)
+    if path.is_dir():
+        path = path / "config.json"
     if path.suffix == ".json" or path.exists():
         return _read_json(path)
     found = get_model_config(config)
@@ -24,13 +31,8 @@ def read_config(config: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MergeError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise MergeError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise MergeError(f"{path} is no open_clip configuration: expected embed_dim and vision_cfg")
+    found = read_json(path)
+    if is_hugging_face(found):
+        return open_clip_options(found, read_preprocessing(path), str(path))
     # open_clip's hub files nest the model's part.
     return found.get("model_cfg", found) | {k: v for k, v in found.items() if k == "preprocess_cfg"}

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from open_clip import OPENAI_IMAGENET_TEMPLATES, build_zero_shot_classifier
-from open_clip.factory import load_state_dict
 from open_clip.model import _build_text_tower, convert_to_custom_text_state_dict
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_merge.checkpoints import SafetensorsFile, write_safetensors
+from lit_merge.checkpoints import Checkpoint, canonical, is_image, open_checkpoint, write_safetensors
+from lit_merge.class_names import ClassNames
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.locations import cache_folder, resolve
 from lit_merge.networks.heads import CosineHeads
@@ -41,15 +41,17 @@ class ZeroShotHeads:
     Rows are kept in the cache (`$LIT_MERGE_CACHE`) under a digest of all that they depend on.
 
     Args:
-        classes: task → text file with the name of a class on every line, in the order of the labels.
-        weights: file with the text tower of the pretrained model: safetensors, or a state dict that torch.save wrote.
+        classes: task → text file with the name of a class on every line, in the order of the labels; or data, whose
+            labels have names: in a configuration `${data}` is the one that it adapts on.
+        weights: file with the text tower of the pretrained model, in any format that experts may have.
             Its `logit_scale` is taken too; 100 where there is none.
-        templates: texts with `{}` where the name goes, or a text file with one on every line; CLIP's 80 by default.
+        templates: texts with `{}` where the name goes, or a text file with one on every line; or task → such; CLIP's
+            80 by default.
     """
 
-    classes: dict[str, str]
+    classes: dict[str, str] | ClassNames
     weights: str
-    templates: list[str] | str | None = None
+    templates: dict[str, list[str] | str] | list[str] | str | None = None
 
     def build(self, config: str) -> CosineHeads:
         """The heads, computed on the CPU once and read from the cache afterwards.
@@ -62,20 +64,44 @@ class ZeroShotHeads:
                 not the text tower's.
         """
         options, path = read_config(config), resolve(self.weights)
-        names = {task: read_names(task, file) for task, file in self.classes.items()}
-        templates = read_templates(self.templates)
-        about = [options, names, templates, version("open_clip_torch"), digest_of(path)]
+        names = self._names()
+        templates = self._templates(names)
+        about = [options, names, templates, version("open_clip_torch")]
+        about += [digest_of(file) for file in open_checkpoint(path).files]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
         kept = cache_folder() / "heads" / f"{digest}.safetensors"
         if not kept.exists():
             tower = TextTower(options, path, config)
-            rows = {task: zero_shot_rows(tower, task, names[task], templates) for task in names}
+            rows = {task: zero_shot_rows(tower, task, names[task], templates[task]) for task in names}
             try:
                 write_safetensors(kept, rows, {"logit_scale": repr(tower.logit_scale)}, overwrite=True)
             except MergeError as error:
                 warnings.warn(f"heads are computed again next time: {error}", MergeWarning, stacklevel=2)
                 return CosineHeads(rows, tower.logit_scale)
         return CosineHeads.load(kept)
+
+    def _names(self) -> dict[str, list[str]]:
+        if not isinstance(self.classes, ClassNames):
+            return {task: read_names(task, file) for task, file in self.classes.items()}
+        found = {}
+        for task in self.classes.tasks:
+            names = self.classes.class_names(task)
+            if names is None:
+                raise MergeError(
+                    f"the data does not know the names of the classes of task {task}: give classes as task → text file",
+                    task=task,
+                )
+            found[task] = unique_names(task, list(names), "the data")
+        return found
+
+    def _templates(self, tasks: Iterable[str]) -> dict[str, list[str]]:
+        given = self.templates
+        if not isinstance(given, dict):
+            return dict.fromkeys(tasks, read_templates(given))
+        for task in given:
+            if task not in tasks:
+                raise MergeError(f"templates: there is no task {task!r}; there are {', '.join(tasks)}", task=task)
+        return {task: read_templates(given.get(task)) for task in tasks}
 
 
 class TextTower(nn.Module):
@@ -137,17 +163,14 @@ def read_text_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         MergeError: no such file, or no file of weights.
     """
-    if path.suffix == ".safetensors":
-        file = SafetensorsFile(path)
-        found = {name: file.read(name) for name in file.shapes if not name.startswith("visual.")}
-    else:
-        try:
-            found = load_state_dict(str(path))
-        except Exception as error:  # torch.load fails in as many ways as there are other files
-            raise MergeError(
-                f"{path} is no state dict: expected a safetensors file, or what torch.save writes of one"
-            ) from error
+    file = canonical(open_checkpoint(path))
+    found = {name: file.read(name) for name in file.shapes if not _is_image(name, file)}
     return dict(convert_to_custom_text_state_dict(found))
+
+
+def _is_image(name: str, file: Checkpoint) -> bool:
+    # A file of a text tower alone is no whole CLIP, and keeps its names.
+    return name.startswith("visual.") if file.naming.identity else is_image(name)
 
 
 def check_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, label: str) -> None:
@@ -174,9 +197,14 @@ def read_names(task: str, file: str | os.PathLike[str]) -> list[str]:
     names = read_lines(path, f"class names of task {task}")
     if not names:
         raise MergeError(f"{path} (class names of task {task}) is empty: expected a name on every line", task=task)
+    return unique_names(task, names, str(path))
+
+
+def unique_names(task: str, names: list[str], where: str) -> list[str]:
+    """The names; MergeError where one is there twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise MergeError(
-            f"{path} (class names of task {task}) names {', '.join(map(repr, twice))} more than once", task=task
+            f"{where} (class names of task {task}) names {', '.join(map(repr, twice))} more than once", task=task
         )
     return names
 

@@ -123,7 +123,8 @@ def read(
     bank: TaskBank, method: MergeMethod, scale: float | None, rule: str, probe: Probe, labelled: Probe | None
 ) -> Point:
     """Merges and reads one point."""
-    weights = (bank if scale is None else at_scaling(bank, method, scale)).merge(dtype=torch.float32)
+    scaled = bank if scale is None else at_scaling(bank, method, scale)
+    weights = scaled.merge(dtype=torch.float32, naming="canonical")
     seen = probe.read(weights)
     accuracy = (seen if labelled is None else labelled.read(weights)).mean_accuracy
     assert seen.mean_agreement is not None

@@ -54,7 +54,7 @@ def run_sweep(
     if experts is None:
         raise MergeError("sweep builds banks from experts: give --model.experts")
     if data.mixed:
-        raise MergeError("sweep asks every expert about images of its own task: give data that does not mix the tasks")
+        raise MergeError("sweep asks every expert about inputs of its own task: give data that does not mix the tasks")
     inputs = inputs or ("validation" if data.has("validation") else "unlabelled")
     if select == "accuracy" and inputs == "unlabelled":
         raise MergeError(

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import image_transform
 from PIL import Image
 
 from lit_merge import MergeError, MergeWarning
-from lit_merge.data.image_files import ImageFiles, readable
+from lit_merge.data.image_files import ImageFiles, decode, readable, square
 
 
 def read(path: Path, size: int = 16) -> torch.Tensor:
@@ -227,10 +228,44 @@ def test_readable_files_in_their_order(tmp_path: Path) -> None:
     gradient().save(tmp_path / "a.png")
     paths = [*broken.values(), tmp_path / "a.png", tmp_path / "whole.png"]
     with pytest.warns(MergeWarning, match="4 of 6 images of task alpha cannot be read and are left out: ") as told:
-        assert readable("alpha", paths) == paths[4:]
+        assert readable("alpha", ImageFiles(paths, 16)) == [4, 5]
     message = str(told[0].message)
     assert message.endswith(", …")
     assert [str(path) in message for path in broken.values()] == [True, True, True, False]
     with pytest.raises(MergeError, match="none of the 4 images of task alpha can be read, the first is") as error:
-        readable("alpha", list(broken.values()))
+        readable("alpha", ImageFiles(list(broken.values()), 16))
     assert error.value.task == "alpha"
+
+
+def test_squares_are_those_of_open_clip(tmp_path: Path) -> None:
+    """To the bit: published numbers are of this geometry."""
+    generator = np.random.default_rng(0)
+    for width, height, size in ((173, 258, 224), (265, 17, 16), (50, 96, 32), (33, 32, 16), (8, 8, 32), (15, 200, 32)):
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        theirs = image
+        for step in image_transform(size, is_train=False).transforms[:2]:  # resize, centre crop
+            theirs = step(theirs)
+        assert np.array_equal(np.asarray(theirs), square(image, size).permute(1, 2, 0).numpy()), (width, height)
+
+
+def test_the_middle_of_a_strip() -> None:
+    values = np.zeros((1, 1_000_000, 3), np.uint8)
+    values[:, 499_000:501_000] = 200
+    assert square(Image.fromarray(values), 224).unique().tolist() == [200]
+
+
+def test_bytes_are_decoded_as_files_are(tmp_path: Path) -> None:
+    broken = broken_files(tmp_path)
+    whole = tmp_path / "whole.png"
+    assert decode(whole.read_bytes(), "here").tobytes() == decode(whole).tobytes()
+    for path in broken.values():
+        refused(lambda: decode(path.read_bytes(), "row 7"), "row 7 cannot be read as an image")  # noqa: B023
+
+
+def test_what_tells_files_from_each_other(tmp_path: Path) -> None:
+    Image.effect_noise((20, 30), 90).save(tmp_path / "a.png")
+    Image.open(tmp_path / "a.png").save(tmp_path / "b.bmp")
+    files = ImageFiles([tmp_path / "a.png", tmp_path / "b.bmp"], 16)
+    assert files.content(0) != files.content(1)
+    assert files.lengths() == [path.stat().st_size for path in files.paths]
+    assert files.pixels(0) == files.pixels(1)

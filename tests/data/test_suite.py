@@ -102,7 +102,7 @@ def test_empty_task_is_named(tiny: Any, tmp_path: Path) -> None:
     images = load_file(suite / "images.safetensors")
     images["beta/adaptation"] = images["beta/adaptation"][:0].clone()
     save_file(images, suite / "images.safetensors")
-    with pytest.raises(MergeError, match="task beta has no image to adapt on"):
+    with pytest.raises(MergeError, match="task beta has no input to adapt on"):
         Suite(str(suite)).train_dataloader()
 
 

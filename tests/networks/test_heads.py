@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from lit_merge import MergeError
+from lit_merge import MergeError, ReleasedHeads
 from lit_merge.networks import CosineHeads
+from lit_merge.networks.linear_heads import load_heads
 
 
 def test_scale_of_the_file(tmp_path: Path) -> None:
@@ -91,3 +92,71 @@ def test_heads_that_cannot_be_mixed() -> None:
     assert heads.classes("b") == 2
     with pytest.raises(MergeError, match="several widths"):
         heads.classes("mixed")
+
+
+class TheirHead(torch.nn.Linear):
+    """As the task-arithmetic code has it: features normalised, then a linear map whose rows hold the scale."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features / features.norm(dim=-1, keepdim=True))
+
+
+def released(folder: Path, **changes: torch.Tensor) -> dict[str, TheirHead]:
+    """Files as released, with names of both releases."""
+    torch.manual_seed(0)
+    made = {}
+    for task, classes in (("Cars", 5), ("DTD", 3)):
+        head = TheirHead(8, classes)
+        head.weight.data = 100 * torch.nn.functional.normalize(torch.randn(classes, 8))
+        head.bias.data.zero_()
+        made[task] = head
+        name = f"head_{task}Val.safetensors" if task == "DTD" else f"head_{task}.safetensors"
+        values = {name: value.clone() for name, value in head.state_dict().items()}
+        save_file(values | (changes if task == "DTD" else {}), folder / name)
+    return made
+
+
+def test_released_heads_give_the_logits_that_they_gave(tmp_path: Path) -> None:
+    theirs, features = released(tmp_path), torch.randn(6, 8)
+    named = {"cars": str(tmp_path / "head_Cars.safetensors"), "textures": str(tmp_path / "head_DTDVal.safetensors")}
+    for heads in (load_heads(tmp_path), ReleasedHeads(named).build("ViT-B-32")):
+        assert len(heads.tasks) == 2
+        for task, head in zip(heads.tasks, theirs.values(), strict=True):
+            torch.testing.assert_close(heads(features, task), head(features), rtol=1e-5, atol=1e-4)
+    assert load_heads(tmp_path).tasks == ("Cars", "DTD")
+    with pytest.raises(MergeError, match="head Cars is 8 wide, the encoder's features 9"):
+        load_heads(tmp_path)(torch.randn(1, 9), "Cars")
+
+
+def test_a_release_of_whole_modules(tmp_path: Path) -> None:
+    theirs, features = released(tmp_path), torch.randn(6, 8)
+    expected = load_heads(tmp_path)
+    for file, module in zip(sorted(tmp_path.glob("head_*")), theirs.values(), strict=True):
+        file.unlink()
+        torch.save(module, file.with_suffix(".pt"))
+    found = load_heads(tmp_path)
+    for task in expected.tasks:
+        assert torch.equal(found(features, task), expected(features, task))
+
+
+def test_released_heads_that_are_none(tmp_path: Path) -> None:
+    def told(path: Path) -> str:
+        with pytest.raises(MergeError) as caught:
+            load_heads(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "holds no head_TASK.pt" in told(tmp_path)
+    for change, words in (
+        ({"bias": torch.ones(3)}, "head DTD has a bias that is not 0"),
+        ({"weight": torch.full((3, 8), float("nan"))}, "head DTD holds NaN"),
+        ({"weight": torch.ones(3)}, "expected weight (classes, width) of head DTD, found bias [3], weight [3]"),
+    ):
+        released(tmp_path, **change)
+        assert words in told(tmp_path)
+        assert "head_DTDVal.safetensors" in told(tmp_path)
+    released(tmp_path)
+    save_file({"weight": torch.ones(3, 8)}, tmp_path / "head_DTD.safetensors")
+    assert "two heads of task DTD" in told(tmp_path)
+    with pytest.raises(MergeError, match="nowhere"):
+        ReleasedHeads({"Cars": str(tmp_path / "nowhere.pt")}).build("ViT-B-32")

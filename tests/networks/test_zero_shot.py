@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lit_merge import MergeError, MergeWarning, OpenClipImageEncoder, ZeroShotHeads
+from lit_merge.class_names import ClassNames
 from lit_merge.command import main
 from lit_merge.networks import zero_shot
 from lit_merge.networks.zero_shot import TEMPLATES
@@ -187,7 +188,7 @@ def refused(action: Callable[[], Any], *parts: str) -> None:
 
 def test_weights_that_do_not_fit(model: Model, tmp_path: Path, tiny: Any, cache: Path) -> None:
     path = tmp_path / "model.safetensors"
-    refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), "No such file")
+    refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), "no such file")
     weights = {name: value.clone() for name, value in model.clip.state_dict().items()}
     changes: list[tuple[dict[str, Any], str]] = [
         ({"ln_final.weight": None}, "has no weight ln_final.weight of the text tower"),
@@ -199,7 +200,10 @@ def test_weights_that_do_not_fit(model: Model, tmp_path: Path, tiny: Any, cache:
         refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), told)
     refused(lambda: model.heads(weights=tiny.base).build(model.config), tiny.base, "has no weight")
     (tmp_path / "model.pt").write_text("no weights")
-    refused(lambda: model.heads(weights=str(tmp_path / "model.pt")).build(model.config), "model.pt is no state dict")
+    refused(
+        lambda: model.heads(weights=str(tmp_path / "model.pt")).build(model.config),
+        "model.pt is not a safetensors file",
+    )
     assert not cache.exists()
 
 
@@ -241,3 +245,36 @@ def test_from_a_configuration_file(model: Model, tiny: Any, tmp_path: Path, caps
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         assert told in line
+
+
+class Named(ClassNames):
+    """Data that knows its classes, or some of them."""
+
+    def __init__(self, names: dict[str, list[str] | None]) -> None:
+        self.names = names
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
+    def class_names(self, task: str) -> list[str] | None:
+        return self.names[task]
+
+
+def test_names_from_the_data(model: Model) -> None:
+    found = model.heads(classes=Named(dict(NAMES))).build(model.config)
+    for task in NAMES:
+        assert torch.equal(found._row(task), model.heads().build(model.config)._row(task))
+    refused(lambda: model.heads(classes=Named({"alpha": None})).build(model.config), "task alpha", "text file")
+    refused(lambda: model.heads(classes=Named({"alpha": ["a", "a"]})).build(model.config), "the data", "'a' more than")
+
+
+def test_templates_of_each_task(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "templates.txt").write_text("{} of tea\n")
+    given = {"alpha": ["a sketch of a {}."], "beta": str(tmp_path / "templates.txt")}
+    found = model.heads(templates=given).build(model.config)
+    for task, templates in (("alpha", ["a sketch of a {}."]), ("beta", ["{} of tea"])):
+        torch.testing.assert_close(found._row(task), expected(model, NAMES[task], templates))
+    rest = model.heads(templates={"alpha": ["a sketch of a {}."]}).build(model.config)
+    assert torch.equal(rest._row("beta"), model.heads().build(model.config)._row("beta"))
+    refused(lambda: model.heads(templates={"gamma": ["{}"]}).build(model.config), "no task 'gamma'", "alpha, beta")

@@ -1,0 +1,104 @@
+"""What every format is read as: named tensors, known by shape and dtype before one of them is read."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_merge.checkpoints.naming import PLAIN, Naming
+from lit_merge.errors import MergeError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Dtypes of weights, by their names in safetensors headers."""
+
+LFS_POINTER = b"version https://git-lfs"
+
+
+class Checkpoint(ABC):
+    """Named tensors.
+
+    Attributes:
+        label: says in messages where they come from.
+        files: what they are read from, so that a change of a file can be told; none where they are in memory.
+        metadata: texts that the file carries beside the tensors.
+        nbytes: of all tensors, or of the file that holds nothing else.
+        naming: how the file names the weights, relative to the names here.
+    """
+
+    label: str
+    files: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = {}
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    nbytes: int
+    naming: Naming = PLAIN
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """The tensor of this name, of shape `shapes[name]` and dtype `dtypes[name]`, on the CPU."""
+
+    def name_of(self, weight: str) -> str:
+        """What the file itself calls a weight of this name, for messages."""
+        return weight
+
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
+
+
+class StateDict(Checkpoint):
+    """Weights that are in memory already."""
+
+    def __init__(self, weights: Mapping[str, Tensor], label: str = "state dict") -> None:
+        for name, value in weights.items():
+            if not isinstance(value, Tensor):
+                raise MergeError(f"{label}: {name} is a {type(value).__name__}, expected a tensor", weight=str(name))
+        self.label = label
+        self.weights = weights
+        self.shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        self.dtypes = {name: value.dtype for name, value in weights.items()}
+        self.nbytes = sum(value.nbytes for value in weights.values())
+
+    def read(self, name: str) -> Tensor:
+        # A copy: a bank must not follow a model whose `state_dict()` it was built from.
+        return self.weights[name].detach().clone()
+
+
+def first_bytes(path: Path, expected: str, count: int = 64) -> bytes:
+    """What a file begins with.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for messages.
+        count: number of bytes.
+
+    Raises:
+        MergeError: missing, a folder, unreadable, empty, or a Git LFS pointer.
+    """
+    try:
+        if path.is_dir():
+            raise MergeError(f"{path} is a folder, expected {expected}")
+        with path.open("rb") as file:
+            start = file.read(count)
+    except FileNotFoundError as error:
+        raise MergeError(f"{path}: no such file") from error
+    except OSError as error:
+        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+    if not start:
+        raise MergeError(f"{path} is empty (0 bytes), expected {expected}: copy or download it again")
+    if start.startswith(LFS_POINTER):
+        raise MergeError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` beside it")
+    return start

@@ -1,0 +1,26 @@
+"""One file of weights, told by what is in it rather than by its name."""
+
+from pathlib import Path
+
+from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
+from lit_merge.checkpoints.safetensors_file import SafetensorsFile, starts_safetensors
+from lit_merge.checkpoints.torch_file import PICKLE, ZIP, TorchFile
+from lit_merge.errors import MergeError
+
+EXPECTED = "a file of weights: safetensors, or what torch.save wrote"
+
+
+def open_one_file(path: Path) -> Checkpoint:
+    """A safetensors file or one of torch.save.
+
+    Raises:
+        MergeError: missing, unreadable, of another format, or broken.
+    """
+    start = first_bytes(path, EXPECTED)
+    if starts_safetensors(start):
+        return SafetensorsFile(path)
+    if start.startswith((ZIP, PICKLE)):
+        return TorchFile(path)
+    if start.startswith(b"GGUF"):
+        raise MergeError(f"{path} is a GGUF file, quantised for inference: merge the weights that it was made of")
+    raise MergeError(f"{path} is not a safetensors file, nor one that torch.save wrote: copy or download it again")

@@ -1,0 +1,83 @@
+"""Safetensors files: names, shapes and dtypes from the header, one tensor at a time from the file."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes
+from lit_merge.errors import MergeError
+
+# Bytes; what safetensors allows. Other files name lengths beyond it in their first eight bytes.
+LONGEST_HEADER = 100_000_000
+
+
+class SafetensorsFile(Checkpoint):
+    """One safetensors file. Opening it reads and checks the header only; `read` maps one tensor from the file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.label = str(path)
+        self.files = (self.path,)
+        header = read_header(self.path)
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise MergeError(f"{path} is damaged: {error}") from error
+        self.metadata = header.pop("__metadata__", {})
+        unknown = next((name for name, entry in header.items() if entry["dtype"] not in DTYPES), None)
+        if unknown is not None:
+            raise MergeError(f"{path}: {unknown} is of dtype {header[unknown]['dtype']}, which cannot be merged")
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        self.dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
+        self.nbytes = self.path.stat().st_size
+
+    def read(self, name: str) -> Tensor:
+        try:
+            return self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise MergeError(f"{self.path}: could not read {name}: {error}", weight=name) from error
+
+
+def starts_safetensors(start: bytes) -> bool:
+    """Whether a file that begins so is one of safetensors: a length, and the header's first brace."""
+    return int.from_bytes(start[:8], "little") <= LONGEST_HEADER and start[8:9] == b"{"
+
+
+def read_header(path: Path) -> dict[str, dict]:
+    """The header of a safetensors file, checked against the file's size.
+
+    Raises:
+        MergeError: missing, unreadable, empty, a Git LFS pointer, another format, or cut short.
+    """
+    start = first_bytes(path, "a safetensors file")
+    length = int.from_bytes(start[:8], "little")
+    # Not by the first bytes alone: a header of 1,152 bytes begins as a pickle does.
+    if length > LONGEST_HEADER and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        raise MergeError(
+            f"{path} is a PyTorch pickle, not a safetensors file: "
+            "`python -m lit_merge convert` makes one of what torch.save wrote"
+        )
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(8)
+            text = file.read(length) if length <= LONGEST_HEADER else b""
+    except OSError as error:
+        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+    if text[:1] == b"{" and len(text) < length:
+        raise cut_short(path, 8 + length, size)
+    try:
+        header = json.loads(text)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MergeError(f"{path} is not a safetensors file, or its header is damaged") from error
+    if size < 8 + length + end:
+        raise cut_short(path, 8 + length + end, size)
+    return header
+
+
+def cut_short(path: Path, expected: int, size: int) -> MergeError:
+    return MergeError(f"{path} is cut short: {size:,} bytes of {expected:,}: copy or download it again")

@@ -1,0 +1,93 @@
+"""Weights in several files with an index that says which weight is in which."""
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+
+from torch import Tensor
+
+from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
+from lit_merge.checkpoints.one_file import open_one_file
+from lit_merge.errors import MergeError, MergeWarning
+
+
+class ShardedFiles(Checkpoint):
+    """The files that an index, `model.safetensors.index.json` or another, names. Each is opened once.
+
+    Args:
+        path: of the index.
+
+    Raises:
+        MergeError: no index, a shard that is missing or broken, or one that is not of this index.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        index = Path(path)
+        self.label = str(path)
+        weight_map, total = read_index(index)
+        self._shards: dict[str, Checkpoint] = {}
+        for shard in sorted(set(weight_map.values())):
+            if not (index.parent / shard).exists():
+                raise MergeError(f"{index} names {shard}, which is missing: copy or download it again")
+            self._shards[shard] = open_one_file(index.parent / shard)
+        self._where = {name: self._shards[shard] for name, shard in weight_map.items()}
+        for name, file in self._where.items():
+            if name not in file.shapes:
+                raise MergeError(
+                    f"{index} says that {name} is in {file.label}, which has no such weight: it is a shard of another "
+                    "model; copy or download it again",
+                    weight=name,
+                )
+        for shard, file in self._shards.items():
+            for name in file.shapes:
+                if weight_map.get(name) != shard:
+                    raise MergeError(
+                        f"{file.label} holds {name}, which {index} does not place there: it is a shard of another "
+                        "model; copy or download it again",
+                        weight=name,
+                    )
+        self.files = (index, *(file for shard in self._shards.values() for file in shard.files))
+        self.shapes = {name: file.shapes[name] for name, file in self._where.items()}
+        self.dtypes = {name: file.dtypes[name] for name, file in self._where.items()}
+        self.nbytes = sum(file.nbytes for file in self._shards.values())
+        self._check_size(total)
+
+    def _check_size(self, total: object) -> None:
+        held = sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items())
+        # Not refused: indices of converted models often keep the size that the model had before.
+        if isinstance(total, int | float) and total != held:
+            warnings.warn(
+                f"{self.label} speaks of {total:,.0f} bytes of weights, its shards hold {held:,}: is a shard of "
+                "another model?",
+                MergeWarning,
+                stacklevel=3,
+            )
+
+    def read(self, name: str) -> Tensor:
+        return self._where[name].read(name)
+
+
+def read_index(path: Path) -> tuple[dict[str, str], object]:
+    """weight → shard, and the size in bytes that the index speaks of.
+
+    Raises:
+        MergeError: missing, unreadable, a Git LFS pointer, or no index.
+    """
+    first_bytes(path, "an index of shards")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        weight_map, metadata = index["weight_map"], index.get("metadata")
+        wellformed = bool(weight_map) and all(isinstance(shard, str) for shard in weight_map.values())
+    except OSError as error:
+        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MergeError(f"{path} is no index of shards: it has no weight_map") from error
+    if not wellformed:
+        raise MergeError(f"{path} is no index of shards: its weight_map does not map weights to files")
+    for shard in weight_map.values():
+        # Shards lie beside their index; another place would be a stranger's choice of what to read.
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise MergeError(f"{path} names the shard {shard!r}, expected a file beside it")
+    return weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None

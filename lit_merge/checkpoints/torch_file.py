@@ -1,0 +1,143 @@
+"""Files of torch.save, zip or older: tensors only, one at a time, and without running what their pickles ask for."""
+
+import mmap
+import os
+import struct
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes
+from lit_merge.checkpoints.gathering import weights_of
+from lit_merge.checkpoints.pickles import read_pickle
+from lit_merge.checkpoints.tensor_records import Damaged, Storage, TensorRecord
+from lit_merge.errors import MergeError
+
+ZIP = b"PK\x03\x04"
+# torch.save before 1.6, and with _use_new_zipfile_serialization=False: a pickle of this number, then others.
+MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY = b"\x80\x02\x8a\n" + MAGIC.to_bytes(10, "little")
+PICKLE = b"\x80"
+
+
+class TorchFile(Checkpoint):
+    """What torch.save wrote: a state dict, a training checkpoint with one, or a whole module.
+
+    Opening reads the structure; `read` reads one tensor from its place in the file. Names are those of the model's
+    `state_dict()`, without the `module.` of DataParallel around all of them.
+
+    Raises:
+        MergeError: missing, unreadable, cut short, hostile, or without a model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.label = str(path)
+        self.files = (self.path,)
+        start = first_bytes(self.path, "a file of torch.save")
+        try:
+            found, self._places = _open_zip(self.path) if start.startswith(ZIP) else _open_legacy(self.path, start)
+            self._tensors = weights_of(found)
+            for name, tensor in self._tensors.items():
+                self._check(name, tensor)
+        except Damaged as error:
+            raise MergeError(f"{path}: {error}") from error
+        except OSError as error:
+            raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+        self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
+        self.nbytes = sum(tensor.numel * tensor.dtype.itemsize for tensor in self._tensors.values())
+
+    def _check(self, name: str, tensor: TensorRecord) -> None:
+        if tensor.dtype not in DTYPES.values():
+            raise MergeError(f"{self.path}: {name} is of dtype {tensor.dtype}, which cannot be merged", weight=name)
+        place = self._places.get(tensor.storage.key)
+        if place is None or place[1] < tensor.storage.nbytes:
+            raise Damaged(f"it has not all values of {name}: copy or download it again")
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if tensor.numel == 0:
+            return torch.empty(tensor.size, dtype=tensor.dtype)
+        values = bytearray(tensor.span * tensor.dtype.itemsize)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._places[tensor.storage.key][0] + tensor.offset * tensor.dtype.itemsize)
+                count = file.readinto(values)
+        except OSError as error:
+            raise MergeError(f"{self.path}: could not read {name}: {error.strerror}", weight=name) from error
+        if count < len(values):
+            raise MergeError(f"{self.path}: could not read {name}: the file ends before it", weight=name)
+        return torch.frombuffer(values, dtype=tensor.dtype).as_strided(tensor.size, tensor.stride).contiguous()
+
+
+Places = dict[str, tuple[int, int]]
+"""Of storages, by key: where they begin in the file, and their length in bytes."""
+
+
+def _open_zip(path: Path) -> tuple[Any, Places]:
+    """The value of a zip file's pickle, and its storages' places. Nothing is unpacked: entries' names are no paths."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            if len(entries) < len(archive.infolist()):
+                raise Damaged("it holds two entries of one name")
+            pickles = [name for name in entries if name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise Damaged("it is a zip file, but not one of torch.save: it has not one data.pkl")
+            folder = pickles[0].removesuffix("data.pkl")
+            # A few compressed bytes can stand for more than there is memory.
+            ours = [
+                entry for name, entry in entries.items() if name.startswith((f"{folder}data", f"{folder}byteorder"))
+            ]
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in ours):
+                raise Damaged("its entries are compressed, which torch.save never does")
+            if entries.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
+                raise Damaged("its values are big-endian: load it with torch.load and save it again on this machine")
+            found, storages = read_pickle(BytesIO(archive.read(pickles[0])))
+    except (Damaged, OSError):
+        raise
+    # zipfile fails in as many ways as a file can be damaged.
+    except Exception as error:
+        raise Damaged("it is cut short or damaged: copy or download it again") from error
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        places = {}
+        for key in storages:
+            entry = entries.get(f"{folder}data/{key}")
+            if entry is not None:
+                file.seek(entry.header_offset)
+                header = file.read(30)
+                if len(header) < 30 or not header.startswith(ZIP):
+                    raise Damaged("it is cut short or damaged: copy or download it again")
+                start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+                places[key] = (start, min(entry.file_size, entry.compress_size, size - start))
+    return found, places
+
+
+def _open_legacy(path: Path, start: bytes) -> tuple[Any, Places]:
+    """The value of an older file's pickle, and its storages' places: pickles one after the other, then the values."""
+    if not start.startswith(LEGACY):
+        raise Damaged("it is a pickle, but none that torch.save wrote: save the model's state_dict() with torch.save")
+    size = path.stat().st_size
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
+        # A map of the file never hands out more bytes than there are, whatever length a pickle claims.
+        (_, _), (_, _), (system, _) = (read_pickle(file) for _ in range(3))
+        if not (isinstance(system, dict) and system.get("little_endian") is True):
+            raise Damaged("its values are not little-endian, or it is damaged")
+        found, storages = read_pickle(file)
+        keys, _ = read_pickle(file)
+        position, places = file.tell(), {}
+        for key in keys if isinstance(keys, list) else []:
+            storage: Storage | None = storages.get(key) if isinstance(key, str) else None
+            count = file[position : position + 8]
+            if storage is None or int.from_bytes(count, "little") != storage.numel:
+                raise Damaged("it is cut short or damaged: copy or download it again")
+            position += 8
+            places[key] = (position, max(0, min(storage.nbytes, size - position)))
+            position += storage.nbytes
+    return found, places

@@ -1,0 +1,110 @@
+"""The verb `convert`: a checkpoint of any format as safetensors."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
+
+from lit_merge.checkpoints import Checkpoint, Source, check_output, open_checkpoint, write_stream
+from lit_merge.errors import MergeError
+from lit_merge.progress import track_bytes
+
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+ABOUT = """\
+Reads a checkpoint (safetensors, what torch.save wrote, an index of shards, a folder of Hugging Face or open_clip, a
+PEFT LoRA folder with --base, or hf://org/name) and writes its weights as safetensors, one at a time. Names stay as they
+are but for a `module.` before all of them. Weights that the source holds under two names (tied) are written under both.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise MergeError(f"convert: {message}; `python -m lit_merge convert --help` lists the options")
+
+
+def convert_command(arguments: Sequence[str]) -> None:
+    """Parses, converts, and says what was written.
+
+    Raises:
+        MergeError: anything that the user can mend.
+    """
+    parser = _Parser(prog="python -m lit_merge convert", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("source", help="file, folder, or hf://org/name[@revision][/folder or file]")
+    parser.add_argument("--output", required=True, help="FILE.safetensors; with --max_shard_size a folder")
+    parser.add_argument("--dtype", choices=get_args(DType), help="of floating-point weights; as they are by default")
+    parser.add_argument("--base", help="the model that a LoRA adapter was trained on")
+    parser.add_argument(
+        "--max_shard_size", help="as 5GB: files of that size at most, with an index, as transformers has"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
+    options = parser.parse_args(arguments)
+    size = None if options.max_shard_size is None else parse_size(options.max_shard_size)
+    held = convert(options.source, options.output, options.dtype, options.base, size, options.overwrite)
+    print(f"{len(held.shapes)} weights of {held.label} written to {options.output}")
+
+
+def convert(
+    source: Source,
+    output: str | os.PathLike[str],
+    dtype: DType | None = None,
+    base: Source | None = None,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> Checkpoint:
+    """Writes a checkpoint as safetensors, whole or not at all; one weight at a time is in memory.
+
+    Args:
+        source: what `open_checkpoint` takes.
+        output: a .safetensors file, or a folder with `max_shard_bytes`.
+        dtype: of floating-point weights; None leaves them as they are.
+        base: what a LoRA adapter was trained on.
+        max_shard_bytes: of weights in one file.
+        overwrite: replace what stands there.
+
+    Returns:
+        What was read.
+
+    Raises:
+        MergeError: a source that cannot be read, an output that cannot be written, a value that the dtype cannot hold.
+    """
+    if max_shard_bytes is None and Path(output).suffix != ".safetensors":
+        raise MergeError(f"{output}: expected a name that ends in .safetensors, or --max_shard_size for a folder")
+    check_output(output, overwrite)
+    held = open_checkpoint(source, base=None if base is None else open_checkpoint(base, "base"))
+    wanted = None if dtype is None else getattr(torch, dtype)
+    dtypes = {name: wanted if wanted and kind.is_floating_point else kind for name, kind in held.dtypes.items()}
+    write_stream(output, _cast(held, dtypes), held.shapes, dtypes, max_shard_bytes, overwrite=overwrite)
+    return held
+
+
+def _cast(held: Checkpoint, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+    sizes = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in held.shapes.items()}
+    for name in track_bytes(sizes, "converting"):
+        value = held.read(name)
+        cast = value.to(dtypes[name])
+        if cast.dtype != value.dtype and cast.isinf().sum() > value.isinf().sum():
+            raise MergeError(
+                f"{held.label}: {name} has values that {dtypes[name]} cannot hold: take bfloat16", weight=name
+            )
+        yield name, cast
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `5GB`, `500MB` or `1000000`.
+
+    Raises:
+        MergeError: another text, or 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper())
+    unit = match and match.group(2).removesuffix("B")
+    size = int(float(match.group(1)) * UNITS[f"{unit}B" if unit else ""]) if match else 0
+    if size < 1:
+        raise MergeError(f"max_shard_size is {text!r}, expected a size such as 5GB or 500MB")
+    return size

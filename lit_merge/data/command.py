@@ -1,0 +1,68 @@
+"""The verb `leaks`: whether test images of a configuration's data stand among the images adapted on."""
+
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from lit_merge.data.base import TaskData
+from lit_merge.errors import MergeError
+from lit_merge.parse_errors import explain
+from lit_merge.quiet import quiet
+
+ABOUT = (
+    "Compares the test images of a configuration's data with the images adapted on, task by task. Of a file written "
+    "for fit it takes data; no network is built. Exit code 2 where an image stands in both."
+)
+# What the other verbs take from a configuration: allowed, so that one file serves every verb.
+UNUSED = ("seed_everything", "trainer", "model", "run", "output", "overwrite", "ckpt_path", "weights_only")
+
+
+def parser() -> ArgumentParser:
+    made = ArgumentParser(
+        prog="python -m lit_merge leaks",
+        description=ABOUT,
+        exit_on_error=False,
+        parser_mode="omegaconf+",
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
+    made.add_subclass_arguments(TaskData, "data", required=True)
+    made.add_argument(
+        "--pixels", action="store_true", help="compare decoded images, not files: finds converted copies, and is slow"
+    )
+    for name in UNUSED:
+        made.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+    return made
+
+
+def leaks_command(arguments: Sequence[str]) -> None:
+    """Parses, compares and says what was found.
+
+    Raises:
+        MergeError: a leak; data whose test images are adapted on by intent; anything else that the user can mend.
+    """
+    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
+    quiet()
+    made, only = parser(), ArgumentParser(exit_on_error=False)
+    # Apart from the rest, of which nothing is to be built.
+    only.add_subclass_arguments(TaskData, "data")
+    try:
+        options = made.parse_args(list(arguments))
+        data: TaskData = only.instantiate_classes(Namespace(data=options.data)).data
+    except (ArgumentError, OmegaConfBaseException) as error:
+        files = [after for before, after in pairwise(arguments) if before == "--config"]
+        raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
+    if not data.has_test:
+        raise MergeError("the data has no test images to look for")
+    if not data.inductive:
+        raise MergeError(f"nothing to find: this data is {data.protocol}")
+    found = data.leaks(options.pixels)
+    if found:
+        raise MergeError("; ".join(map(str, found)))
+    compared = "decoded images" if options.pixels else "contents of files"
+    Console().print(f"No test image of {', '.join(data.tasks)} is adapted on ({compared}).", soft_wrap=True)
