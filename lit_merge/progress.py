@@ -33,5 +33,4 @@ def say(text: str) -> None:
     # Here: verbs that read files only do not wait for Lightning.
     from lightning.fabric.utilities import rank_zero_only
 
-    if rank_zero_only.rank == 0:
-        Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
+    rank_zero_only(Console(stderr=True).print)(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,6 +1,8 @@
-"""Columns of data sets of Hugging Face's `datasets`: saved on disk, as a folder of files, or from its hub."""
+"""Data sets of Hugging Face's `datasets`: saved on disk, as a folder of files, or from its hub."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ from lit_merge.errors import MergeError
 from lit_merge.locations import cache_folder, resolve
 
 HUB = "hf://"
-# What `save_to_disk` writes: of one split, and of several.
-SAVED = ("state.json", "dataset_dict.json")
+# Seconds to wait for the Hub's first answer.
+PATIENCE = 5.0
 
 
 def is_hub(location: str) -> bool:
@@ -17,14 +19,23 @@ def is_hub(location: str) -> bool:
     return location.startswith(HUB)
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of a data set on disk, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def read_dataset(location: str, columns: Sequence[str]) -> tuple[dict[str, list[Any]], dict[str, list[str]]]:
     """Some columns of a split, and the names of classes where a column is of classes.
 
+    Args:
+        location: what `open_tables` takes, and behind a `#` which split where there are several.
+        columns: which.
+
     Raises:
-        MergeError: `datasets` is missing or cannot read it; no such split or none named of several; no such column.
+        MergeError: as `open_tables`; no such split or none named of several; no such column.
     """
     place, _, split = location.partition("#")
-    data = _split(location, _open(place), split)
+    data = _split(location, open_tables(place, any_files=True), split)
     for name in columns:
         if name not in data.column_names:
             raise MergeError(f"{location} has no column {name!r}; it has {', '.join(data.column_names)}")
@@ -34,48 +45,101 @@ def read_dataset(location: str, columns: Sequence[str]) -> tuple[dict[str, list[
     return {name: list(chosen[name]) for name in columns}, names
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The files of a data set on disk, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _open(place: str) -> Any:
-    datasets = _import()
-    try:
-        if is_hub(place):
-            organisation, name, *rest = [*place.removeprefix(HUB).split("/"), ""][:3]
-            # Failing at once where there is no network, rather than trying for minutes.
-            once = datasets.DownloadConfig(max_retries=0)
-            repository = f"{organisation}/{name}" if name else organisation
-            return datasets.load_dataset(repository, "".join(rest) or None, download_config=once)
-        folder = resolve(place)
-        if any((folder / name).is_file() for name in SAVED):
-            return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder), cache_dir=str(cache_folder() / "datasets"))
-    except Exception as error:  # datasets fails in as many ways as data sets are broken
-        told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise MergeError(f"{place} cannot be read by datasets: {told}") from error
-
-
-def _split(location: str, data: Any, split: str) -> Any:
-    if not isinstance(data, dict):
-        if split:
-            raise MergeError(f"{location}: this data set is one split already: leave out #{split}")
-        return data
-    if not split and len(data) == 1:
-        return next(iter(data.values()))
-    if split not in data:
+def _split(location: str, tables: Mapping[str, Any], split: str) -> Any:
+    if not split and len(tables) == 1:
+        return next(iter(tables.values()))
+    if split not in tables:
         wrong = f"no split {split!r}" if split else "several splits"
         place = location.partition("#")[0]
-        raise MergeError(f"{place} has {wrong}, it has {', '.join(data)}: write {place}#{next(iter(data))}")
-    return data[split]
+        raise MergeError(f"{place} has {wrong}, it has {', '.join(tables)}: write {place}#{next(iter(tables))}")
+    return tables[split]
 
 
-def _import() -> Any:
+def is_table_folder(folder: Path) -> bool:
+    """Whether `open_tables` reads this folder."""
+    if not folder.is_dir():
+        return False
+    saved = ("dataset_dict.json", "state.json", "*/state.json", "*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
+    return any(next(folder.glob(pattern), None) is not None for pattern in saved)
+
+
+def open_tables(location: str, any_files: bool = False) -> Mapping[str, Any]:
+    """Split → `datasets.Dataset`, of a folder or of a data set of the Hub.
+
+    Args:
+        location: a folder, or `hf://org/name` with `/configuration` behind it where there are several.
+        any_files: read folders of whatever files `datasets` knows, beside what it saves itself.
+
+    Raises:
+        MergeError: a folder that is missing or holds no data set; a name that is not found, or cannot be reached.
+    """
     try:
         import datasets
-    except ModuleNotFoundError as error:
-        raise MergeError("data sets of Hugging Face need datasets: pip install 'lit_merge[hf]'") from error
+    except ImportError as error:
+        raise MergeError(f"{location}: data sets need the package datasets: pip install 'lit_merge[hf]'") from error
+    if is_hub(location):
+        return _from_hub(location, *location.removeprefix(HUB).split("/"))
+    folder = resolve(location)
+    if not folder.is_dir():
+        raise MergeError(f"{folder}: no such folder; a data set of the Hub is named {HUB}org/name")
+    if not any_files and not is_table_folder(folder):
+        raise MergeError(
+            f"{folder} holds no data set: expected what datasets' save_to_disk writes, or Parquet or Arrow files"
+        )
+    with _quiet():
+        try:
+            if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+                loaded = datasets.load_from_disk(str(folder))
+            elif parts := sorted(path.parent for path in folder.glob("*/state.json")):
+                return {part.name: datasets.load_from_disk(str(part)) for part in parts}
+            else:
+                loaded = datasets.load_dataset(str(folder), cache_dir=str(cache_folder() / "datasets"))
+        except Exception as error:  # datasets fails in as many ways as folders are broken
+            raise MergeError(f"{folder} cannot be read as a data set: {_first_line(error)}") from error
+    return loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+
+
+def _from_hub(location: str, *parts: str) -> Mapping[str, Any]:
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if len(parts) not in (2, 3) or not all(parts):
+        raise MergeError(f"{location}: expected {HUB}org/name or {HUB}org/name/configuration")
+    try:
+        # Asked once before datasets does, which tries for half a minute.
+        HfApi().dataset_info("/".join(parts[:2]), timeout=PATIENCE)
+    except (HfHubHTTPError, OfflineModeIsEnabled):
+        pass  # datasets tells these at once, or has it in its cache
+    except Exception as error:
+        raise MergeError(
+            f"{location}: the Hub cannot be reached ({_first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 to "
+            "use what was downloaded before"
+        ) from error
+    with _quiet():
+        try:
+            return datasets.load_dataset("/".join(parts[:2]), *parts[2:])
+        except Exception as error:
+            raise MergeError(f"{location} cannot be loaded: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without bars and notes of datasets."""
+    import datasets
+
+    logger = logging.getLogger("datasets")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    return datasets
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _first_line(error: Exception) -> str:
+    told = str(error).strip() or type(error).__name__
+    return told.splitlines()[0].removesuffix(".")

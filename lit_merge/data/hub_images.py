@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import Literal
 
-from lit_merge.data.hub_tables import CALLED, find_split, open_tables, read_split
+from lit_merge.data.datasets_tables import open_tables
+from lit_merge.data.hub_tables import CALLED, find_split, read_split
 from lit_merge.data.leaks import OnLeak
 from lit_merge.data.splits import Split, SplitName, SplitTasks
 from lit_merge.errors import MergeError

@@ -1,8 +1,6 @@
-"""Tables of Hugging Face `datasets`, from folders or the Hub, and the images in their columns."""
+"""The images and labels in tables of Hugging Face's `datasets`."""
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,9 @@ from PIL import Image
 from lit_merge.data.image_files import Pictures, UnreadableImage, decode
 from lit_merge.data.splits import Split
 from lit_merge.errors import MergeError
-from lit_merge.locations import resolve
 
-HUB = "hf://"
 # What data sets call our splits.
 CALLED = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
-# Seconds to wait for the Hub's first answer.
-PATIENCE = 5.0
 
 
 class HubPictures(Pictures):
@@ -120,89 +114,3 @@ def find_split(where: str, tables: Mapping[str, Any], names: Sequence[str]) -> A
     if found := next((name for name in names if name in tables), None):
         return tables[found]
     raise MergeError(f"{where} has no split {names[0]!r}; it has {', '.join(tables)}: say which is which with splits")
-
-
-def is_table_folder(folder: Path) -> bool:
-    """Whether `open_tables` reads this folder."""
-    if not folder.is_dir():
-        return False
-    saved = ("dataset_dict.json", "state.json", "*/state.json", "*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
-    return any(next(folder.glob(pattern), None) is not None for pattern in saved)
-
-
-def open_tables(location: str) -> Mapping[str, Any]:
-    """Split → `datasets.Dataset`, of a folder or of a data set of the Hub.
-
-    Raises:
-        MergeError: a folder that is missing or holds no data set; a name that is not found, or cannot be reached.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MergeError(f"{location}: data sets need the package datasets: pip install 'lit_merge[hf]'") from error
-    if location.startswith(HUB):
-        return _from_hub(location, *location.removeprefix(HUB).split("/"))
-    folder = resolve(location)
-    if not folder.is_dir():
-        raise MergeError(f"{folder}: no such folder; a data set of the Hub is named {HUB}org/name")
-    if not is_table_folder(folder):
-        raise MergeError(
-            f"{folder} holds no data set: expected what datasets' save_to_disk writes, or Parquet or Arrow files"
-        )
-    with _quiet():
-        try:
-            if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-                loaded = datasets.load_from_disk(str(folder))
-            elif parts := sorted(path.parent for path in folder.glob("*/state.json")):
-                return {part.name: datasets.load_from_disk(str(part)) for part in parts}
-            else:
-                loaded = datasets.load_dataset(str(folder))
-        except Exception as error:  # datasets fails in as many ways as folders are broken
-            raise MergeError(f"{folder} cannot be read as a data set: {_first_line(error)}") from error
-    return loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-
-
-def _from_hub(location: str, *parts: str) -> Mapping[str, Any]:
-    import datasets
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if len(parts) not in (2, 3) or not all(parts):
-        raise MergeError(f"{location}: expected {HUB}org/name or {HUB}org/name/configuration")
-    try:
-        # Asked once before datasets does, which tries for half a minute.
-        HfApi().dataset_info("/".join(parts[:2]), timeout=PATIENCE)
-    except (HfHubHTTPError, OfflineModeIsEnabled):
-        pass  # datasets tells these at once, or has it in its cache
-    except Exception as error:
-        raise MergeError(
-            f"{location}: the Hub cannot be reached ({_first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 to "
-            "use what was downloaded before"
-        ) from error
-    with _quiet():
-        try:
-            return datasets.load_dataset("/".join(parts[:2]), *parts[2:])
-        except Exception as error:
-            raise MergeError(f"{location} cannot be loaded: {_first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without bars and notes of datasets."""
-    import datasets
-
-    logger = logging.getLogger("datasets")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    told = str(error).strip() or type(error).__name__
-    return told.splitlines()[0].removesuffix(".")

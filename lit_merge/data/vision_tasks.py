@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_merge.data.hub_tables import CALLED, HUB, find_split, is_table_folder, open_tables, read_split
+from lit_merge.data.datasets_tables import HUB, is_table_folder, open_tables
+from lit_merge.data.hub_tables import CALLED, find_split, read_split
 from lit_merge.data.layouts import ClassFolders, Layout
 from lit_merge.data.leaks import OnLeak
 from lit_merge.data.splits import Split, SplitName, SplitTasks

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lit_merge import HubImages, MergedModel, MergeError, MergeWarning
-from lit_merge.data.hub_tables import open_tables
+from lit_merge.data.datasets_tables import open_tables
 from lit_merge.data.image_files import square
 
 
