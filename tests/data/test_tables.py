@@ -97,7 +97,7 @@ def test_broken_data_sets(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="has no column 'words'; it has text, label"):
         read_table(f"{path}#test", ["words"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MergeError, match="empty cannot be read by datasets: "):
+    with pytest.raises(MergeError, match="empty cannot be read as a data set: "):
         read_table(str(tmp_path / "empty"), ["text"])
-    with pytest.raises(MergeError, match="hf://nobody/nothing cannot be read by datasets: "):
+    with pytest.raises(MergeError, match="hf://nobody/nothing cannot be loaded: "):
         read_table("hf://nobody/nothing", ["text"])
