@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from text_suite.encoder import PADDING, SentenceEncoder, features, read_encoder
+from text_suite.encoder import PADDING, SentenceEncoder, fast_products, features, read_encoder
 from text_suite.tasks import TASKS, Task
 
 LOGIT_SCALE = 30.0
@@ -64,7 +64,7 @@ def finetune(encoder: SentenceEncoder, task: Task, texts: Split, head: Float[Ten
     encoder.train()
     for _ in range(task.epochs):
         for ids, labels in epoch(texts, task.batch, generator):
-            with torch.autocast(device.type, torch.bfloat16):
+            with fast_products(device):
                 found = encoder(ids.to(device))
             loss = F.cross_entropy(LOGIT_SCALE * found @ head.T, labels.long().to(device))
             adam.zero_grad()
