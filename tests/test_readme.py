@@ -145,15 +145,15 @@ def shim(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
 def test_the_two_scripts_install_once_and_run(shim: dict[str, str], tmp_path: Path) -> None:
     assert {"scripts/quickstart", "scripts/test"} <= set(COMMANDS)
-    for i in range(2):
-        fit = ["--run", str(tmp_path / f"run{i}"), *SHORT["fit"], *QUIET]
-        subprocess.run(["scripts/quickstart", *fit], cwd=ROOT, env=shim, check=True, capture_output=True)
-        assert (tmp_path / f"run{i}" / "table.txt").is_file()
-        done = subprocess.run(
-            ["scripts/test", "tests/test_command.py", "-k", "version", "--numprocesses", "0"],
-            cwd=ROOT, env=shim, check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        assert "1 passed" in done.stdout
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=ROOT, env=shim, check=True, capture_output=True, text=True).stdout
+
+    run("scripts/quickstart", "--run", str(tmp_path / "run"), *SHORT["fit"], *QUIET)
+    assert (tmp_path / "run" / "table.txt").is_file()
+    assert "1 passed" in run("scripts/test", "tests/test_command.py", "-k", "version", "--numprocesses", "0")
+    assert "usage:" in run("scripts/quickstart", "--help")
+    assert "usage:" in run("scripts/test", "--help")
     asked = (tmp_path / "pip.log").read_text().splitlines()
     assert [line.split()[-1] for line in asked] == [".", ".[test]"]
 
