@@ -117,7 +117,7 @@ def _way_out(name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     if is_vocabulary(name) and shape[1:] == other[1:]:
         rows = min(shape[0], other[0])
         return (
-            f"their vocabularies differ by added tokens: crop merges the first {rows} rows of all, without the tokens "
-            f"that come after them; exclude: [{name}] merges the rest only"
+            f"their vocabularies differ by added tokens: crop: true merges the first {rows} rows of all, without the "
+            f"tokens that come after them; exclude: [{name}] merges the rest only"
         )
     return f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]"

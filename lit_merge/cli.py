@@ -18,8 +18,8 @@ from lit_merge import callbacks, data, networks, objectives, transforms  # noqa:
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
-from lit_merge.dry_run import plan_of
-from lit_merge.errors import MergeError
+from lit_merge.dry_run import mismatches, plan_of, selection
+from lit_merge.errors import MergeError, MisfitError
 from lit_merge.export import export_bank
 from lit_merge.merged_files import write_merge
 from lit_merge.parse_errors import explain
@@ -191,10 +191,12 @@ class MergeCLI(LightningCLI):
         return Sources(**options, data=self.option("data"), accelerator=self.option("trainer")["accelerator"])
 
     def merge(self) -> None:
-        sources, output = self.sources(), self.option("output")
         if self.option("dry_run"):
-            Console().print(plan_of(sources, self.option("naming")), soft_wrap=True, highlight=False)
+            self._dry_run()
             return
+        sources, output = self.sources(), self.option("output")
+        if sources.experts is not None and sources.method is not None and sources.saved is None:
+            Console().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
         size = self.option("max_shard_size")
         copied = write_merge(
             sources, output, self.option("naming"), None if size is None else parse_size(size), self.option("overwrite")
@@ -202,6 +204,17 @@ class MergeCLI(LightningCLI):
         self._say()
         if copied:
             Console().print(f"Copied beside the weights: {', '.join(copied)}", soft_wrap=True, highlight=False)
+
+    def _dry_run(self) -> None:
+        console = Console()
+        # Into a file or a pipe nothing is cut off.
+        console = console if console.is_terminal else Console(width=1000)
+        try:
+            plan = plan_of(self.sources(), self.option("naming"))
+        except MisfitError as error:
+            console.print(mismatches(error.all), soft_wrap=True, highlight=False)
+            raise MergeError(f"these do not fit together, in {len(error.all)} ways: nothing can be merged") from error
+        console.print(plan, highlight=False)
 
     def export(self) -> None:
         names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming")

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_merge.alignment import align, differences, matching
 from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, holds_model, open_checkpoint
 from lit_merge.decompositions import Decompositions
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MisfitError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
 from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
@@ -75,8 +75,9 @@ class Experts:
         crop: of vocabularies that differ by tokens which were added, merge the rows that all have.
 
     Raises:
-        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ; a pattern that
-            matches no weight, or patterns that leave none.
+        MisfitError: names, shapes or dtypes that differ.
+        MergeError: no experts; a file that is missing or broken; a pattern that matches no weight, or patterns that
+            leave none.
 
     `whole` and `whole_base` hold them with what is excluded.
     """
@@ -91,8 +92,8 @@ class Experts:
         self.whole, self.whole_base = open_all(sources, base)
         self.checkpoints, self.base = align(self.whole, self.whole_base, exclude, crop)
         self.exclude = tuple(exclude)
-        for error in differences(self.checkpoints, self.base):
-            raise error
+        if found := list(differences(self.checkpoints, self.base)):
+            raise MisfitError(found)
         first = next(iter(self.checkpoints.values()))
         self.tasks = tuple(self.checkpoints)
         self.naming = first.naming
@@ -109,13 +110,19 @@ class Experts:
             if any(name in file.shapes and file.shapes[name] != self.shapes[name] for file in self._files)
         }
 
+    @property
+    def excluded(self) -> list[str]:
+        """Weights that are left out of the merge by name."""
+        names = dict.fromkeys(name for file in self._files for name in file.shapes)
+        found = matching(self.exclude, names)
+        return [name for name in names if name in found]
+
     def left_to_base(self) -> Checkpoint | None:
         """What is excluded from the merge, as the base has it; None where it has nothing of that, or goes by other
         names than the experts'."""
-        if self.whole_base is None or not self.exclude or not self.naming.identity:
+        if self.whole_base is None or not self.naming.identity:
             return None
-        names = matching(self.exclude, dict.fromkeys(name for file in self._files for name in file.shapes))
-        there = {name: name for name in self.whole_base.shapes if name in names}
+        there = {name: name for name in self.whole_base.shapes if name in self.excluded}
         return Selection(self.whole_base, there) if there else None
 
     @property

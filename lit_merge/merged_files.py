@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,12 @@ from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Naming, check_output, named, rename, replacing, write_stream
 from lit_merge.checkpoints.companions import companion_folder, copy_companions
+from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
-from lit_merge.sources import Sources
+from lit_merge.progress import say
+from lit_merge.sources import TOLD, Sources
 from lit_merge.task_bank import TaskBank
+from lit_merge.weight_names import SUFFIXES
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
@@ -42,17 +44,19 @@ class Layout:
 
     @classmethod
     def of(cls, experts: Experts, naming: Naming | None = None) -> "Layout":
-        """Of a merge of these experts: a folder gets what lies beside the first of them, or beside their base."""
-        base, cropped = experts.whole_base, experts.cropped
-        beside: list[Checkpoint | None] = [next(iter(experts.whole.values())), base]
-        if cropped:
-            # The tokenizer must not know more tokens than the weights do.
-            beside.sort(key=lambda one: _rows(one, cropped))
+        """Of a merge of these experts: a folder gets what lies beside the first of them whose vocabulary is that of the
+        result, or beside their base."""
+        kept, cropped = experts.left_to_base(), experts.cropped
+        first, *others = experts.whole.values()
+        beside = [first, *([] if experts.whole_base is None else [experts.whole_base]), *others]
+        # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps.
+        written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
+        beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
         return cls(
             dict(experts.shapes),
             dict(experts.dtypes),
             experts.naming if naming is None else naming,
-            experts.left_to_base(),
+            kept,
             companion_folder(*beside),
             {"vocab_size": min(cropped.values())} if cropped else None,
         )
@@ -89,10 +93,10 @@ class Layout:
             Names of the files that were copied beside the weights.
 
         Raises:
-            MergeError: a path that exists or cannot be written; a naming that has not these weights.
+            MergeError: a path that exists or cannot be written, or the name of another format; a naming that has not
+                these weights.
         """
-        check_output(output, overwrite)
-        if Path(output).suffix == ".safetensors":
+        if is_file(check_output(output, overwrite)):
             self._stream(output, weights, None, overwrite)
             return []
         with replacing(output, overwrite) as beside:
@@ -146,9 +150,23 @@ def write_merge(
 ) -> list[str]:
     """Merges and writes, weight by weight. See `Layout.write`."""
     layout = layout_of(sources, naming)
+    if sources.experts is not None and not is_file(Path(output)):
+        kept = () if layout.kept is None else layout.kept.shapes
+        if missing := [name for name in sources.experts.excluded if name not in kept]:
+            say(f"not written, for want of a base: {', '.join(missing[:TOLD])}{', …' if len(missing) > TOLD else ''}")
     return layout.write(output, sources.stream(), max_shard_bytes, overwrite)
 
 
-def _rows(checkpoint: Checkpoint | None, cropped: Mapping[str, int]) -> int:
-    there = [checkpoint.shapes[name][0] for name in cropped if name in checkpoint.shapes] if checkpoint else []
-    return sum(there) if there else sys.maxsize
+def is_file(output: Path) -> bool:
+    """Whether an output of this name is one file, rather than a folder.
+
+    Raises:
+        MergeError: the name of another format, or what stands there is of the other kind.
+    """
+    if output.suffix == ".safetensors":
+        return True
+    if output.suffix in SUFFIXES:
+        raise MergeError(f"{output}: expected a name that ends in .safetensors, or the name of a folder")
+    if output.is_file():
+        raise MergeError(f"{output} is a file, which a folder does not replace: choose another place")
+    return False

@@ -1,18 +1,21 @@
 """The files beside a model's weights without which it does not load: configuration, tokenizer, chat template."""
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
+from lit_merge.checkpoints.cropping import is_vocabulary
 from lit_merge.errors import MergeError
 from lit_merge.weight_names import ADAPTER_CONFIG
 
 CONFIG = "config.json"
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 # Of a training, not of the model.
+_HEAD = re.compile(r"(lm_head|embed_out)\b")
 LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", ADAPTER_CONFIG)
 
 
@@ -25,6 +28,21 @@ def companion_folder(*checkpoints: Checkpoint | None) -> Path | None:
             if (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists():
                 return folder
     return None
+
+
+def ties_head(folder: Path, names: Collection[str]) -> str | None:
+    """The matrix of embeddings that is a language model's output layer too, by the configuration in its folder; None
+    where the weights have an output layer of their own, or there is none."""
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kinds = " ".join(about.get("architectures") or [])
+        # transformers leaves out of the file what is so by default.
+        tied = bool(about.get("tie_word_embeddings", True)) and ("LMHead" in kinds or "CausalLM" in kinds)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    if not tied or any(_HEAD.search(name) for name in names):
+        return None
+    return next((name for name in names if is_vocabulary(name)), None)
 
 
 def copy_companions(source: Path, target: Path, changes: Mapping[str, Any] | None = None) -> list[str]:

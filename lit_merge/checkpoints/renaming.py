@@ -19,7 +19,7 @@ class Renamed(Checkpoint):
 
     def __init__(self, source: Checkpoint, naming: Naming) -> None:
         self.source, self.naming = source, naming
-        self.label, self.nbytes = source.label, source.nbytes
+        self.label, self.nbytes, self.tied = source.label, source.nbytes, source.tied
         self.places = naming.places(source.shapes, source.label)
         self.shapes, self.dtypes = {}, {}
         self.files, self.metadata = source.files, source.metadata

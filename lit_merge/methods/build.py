@@ -87,6 +87,22 @@ def merge_stream(
         yield name, combine(origin, delta, column, job.experts.dtypes[name])
 
 
+def check_merge(experts: Experts, method: MergeMethod, transform: Transform | None) -> bool:
+    """Whether the base's values are needed, from headers alone.
+
+    Raises:
+        MergeError: there is no base and it is needed; experts that the method cannot take.
+    """
+    transform = None if method.centred else transform
+    needed = method.needs_base or transform is not None or method.scale == "self_consistent"
+    if needed and experts.base is None:
+        needy = method if method.needs_base else transform
+        what = "scaling=self_consistent" if needy is None else type(needy).__name__
+        raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
+    method.check(experts)
+    return needed
+
+
 @dataclass(frozen=True)
 class Job:
     """A method, about to run over the weights of its experts.
@@ -124,13 +140,7 @@ class Job:
                 stacklevel=4,
             )
             transform = None
-        consistent = method.scale == "self_consistent"
-        with_base = method.needs_base or transform is not None or consistent
-        if with_base and experts.base is None:
-            needy = method if method.needs_base else transform
-            what = "scaling=self_consistent" if needy is None else type(needy).__name__
-            raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
-        method.check(experts)
+        with_base = check_merge(experts, method, transform)
         change = None if transform is None else transform.fit(experts)
         weights = WeightStream(experts, with_base, change, decompositions)
         return cls(experts, weights, method, method.prepare(weights), transform, getattr(change, "report", {}))
