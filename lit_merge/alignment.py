@@ -100,7 +100,7 @@ def _compare(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> I
         if shape != other.shapes[name]:
             yield MergeError(
                 f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}; "
-                + _way_out(name, shape, other.shapes[name]),
+                + _way_out(name, first, other),
                 task=task,
                 weight=there,
             )
@@ -113,11 +113,16 @@ def _compare(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> I
             )
 
 
-def _way_out(name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
-    if is_vocabulary(name) and shape[1:] == other[1:]:
-        rows = min(shape[0], other[0])
-        return (
-            f"their vocabularies differ by added tokens: crop: true merges the first {rows} rows of all, without the "
-            f"tokens that come after them; exclude: [{name}] merges the rest only"
-        )
-    return f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]"
+def _way_out(name: str, first: Checkpoint, other: Checkpoint) -> str:
+    def grown(one: str) -> bool:
+        shape, there = first.shapes[one], other.shapes.get(one, ())
+        return is_vocabulary(one) and shape != there and shape[1:] == there[1:]
+
+    if not grown(name):
+        return f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]"
+    rows = min(first.shapes[name][0], other.shapes[name][0])
+    names = ", ".join(one for one in first.shapes if grown(one))
+    return (
+        f"their vocabularies differ by added tokens: crop: true merges the first {rows} rows of all, without the "
+        f"tokens that come after them; exclude: [{names}] merges the rest only"
+    )

@@ -81,7 +81,7 @@ def test_folder_loads_with_everything(language_models: Any, kind: str, made: Pat
     assert main(["merge", *options(made / kind), "--output", str(output), "--max_shard_size", "6KB"]) == 0
     model = language_models.load(output)
     files = sorted(output.glob("model-*.safetensors"))
-    assert len(files) > 2
+    assert len(files) > 1
     for file in files:
         with safe_open(file, "pt") as opened:
             sizes = [opened.get_tensor(name).nbytes for name in opened.keys()]  # noqa: SIM118
@@ -136,7 +136,15 @@ def test_added_tokens_are_refused_unless_told(
     rows = len(language_models.tokenizer())
     output = tmp_path / "merged"
     line = refused(capsys, "merge", *options(llama), "--output", str(output))
-    for told in ("chat", "code", "model.embed_tokens.weight", f"[{rows}, 16]", f"[{rows + 2}, 16]", "crop", "exclude"):
+    for told in (
+        "chat",
+        "code",
+        "lm_head.weight, model.embed_tokens.weight]",
+        f"[{rows}, 16]",
+        f"[{rows + 2}, 16]",
+        "crop",
+        "exclude",
+    ):
         assert told in line
     assert not output.exists()
     assert main(["merge", *options(llama), "--model.crop", "true", "--output", str(output)]) == 0
@@ -172,7 +180,7 @@ def test_lora_experts(language_models: Any, made: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     expected = {}
-    for i, task in enumerate(("math", "code", "chat")):
+    for i, task in enumerate(("chat", "code", "math")):
         base = AutoModelForCausalLM.from_pretrained(made / "llama" / "base", dtype="auto")
         with torch.random.fork_rng():
             torch.manual_seed(i)
