@@ -144,22 +144,23 @@ class Experts:
         Raises:
             MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
         """
-        for name in self.shapes:
-            read = {task: _finite(checkpoint, name, task) for task, checkpoint in self.checkpoints.items()}
-            experts = torch.stack(list(read.values()))
-            base = _finite(self.base, name, "base") if with_base and self.base is not None else None
-            if experts.is_floating_point():
-                dtype = torch.promote_types(experts.dtype, torch.float32)
-                yield Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
-            elif (experts == experts[0]).all():
-                # Counters and indices: what the experts agree on holds, whatever the base had counted.
-                yield Weight(name, experts, None)
-            else:
-                raise MergeError(
-                    f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point "
-                    "weights can be merged",
-                    weight=name,
-                )
+        # Nothing here holds on to a weight while the next one is read.
+        yield from map(functools.partial(self._weight, with_base=with_base), self.shapes)
+
+    def _weight(self, name: str, with_base: bool) -> Weight:
+        experts = torch.stack([_finite(checkpoint, name, task) for task, checkpoint in self.checkpoints.items()])
+        base = _finite(self.base, name, "base") if with_base and self.base is not None else None
+        if experts.is_floating_point():
+            dtype = torch.promote_types(experts.dtype, torch.float32)
+            return Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
+        if (experts == experts[0]).all():
+            # Counters and indices: what the experts agree on holds, whatever the base had counted.
+            return Weight(name, experts, None)
+        raise MergeError(
+            f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point weights can be "
+            "merged",
+            weight=name,
+        )
 
 
 def open_all(
@@ -252,6 +253,8 @@ class WeightStream:
         return len(self.experts.shapes)
 
     def __iter__(self) -> Iterator[Weight]:
-        for weight in self.experts.stream(self.with_base):
-            kept = replace(weight, decompositions=self.decompositions)
-            yield self.change(kept) if self.change is not None and weight.experts.is_floating_point() else kept
+        yield from map(self._changed, self.experts.stream(self.with_base))
+
+    def _changed(self, weight: Weight) -> Weight:
+        kept = replace(weight, decompositions=self.decompositions)
+        return self.change(kept) if self.change is not None and weight.experts.is_floating_point() else kept

@@ -74,6 +74,22 @@ def add_tokens(folder: Path, *extra: str) -> None:
     words.save_pretrained(folder)
 
 
+def save_adapter(base: Path, folder: Path, seed: int) -> None:
+    """A LoRA folder of peft's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        lora = get_peft_model(
+            model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]), autocast_adapter_dtype=False
+        )
+        for name, value in lora.named_parameters():
+            value.data += torch.randn(value.shape).to(value.dtype) * ("lora_B" in name)
+    lora.save_pretrained(folder)
+
+
 def load(folder: Path) -> Any:
     """The model of a folder; fails where a weight is missing, unexpected or of another shape."""
     from transformers import AutoModelForCausalLM

@@ -176,20 +176,9 @@ def test_excluded_vocabulary_is_the_bases(language_models: Any, llama: Path, tmp
 # peft asks a transformers of today what it used to ask.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_lora_experts(language_models: Any, made: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     expected = {}
     for i, task in enumerate(("chat", "code", "math")):
-        base = AutoModelForCausalLM.from_pretrained(made / "llama" / "base", dtype="auto")
-        with torch.random.fork_rng():
-            torch.manual_seed(i)
-            lora = get_peft_model(
-                base, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]), autocast_adapter_dtype=False
-            )
-            for name, value in lora.named_parameters():
-                value.data += torch.randn(value.shape).to(value.dtype) * ("lora_B" in name)
-        lora.save_pretrained(tmp_path / "experts" / task)
+        language_models.save_adapter(made / "llama" / "base", tmp_path / "experts" / task, seed=i)
         expected[task] = open_checkpoint(tmp_path / "experts" / task, base=open_checkpoint(made / "llama" / "base"))
     (tmp_path / "base").symlink_to(made / "llama" / "base")
     output = tmp_path / "merged"
@@ -200,10 +189,8 @@ def test_lora_experts(language_models: Any, made: Path, tmp_path: Path) -> None:
     assert not (output / "adapter_config.json").exists()
 
 
-def test_analyze_and_export_without_a_network(made: Path, tmp_path: Path) -> None:
+def test_export_without_a_network(made: Path, tmp_path: Path) -> None:
     arguments = options(made / "llama")
-    assert main(["analyze", *arguments, "--output", str(tmp_path / "analysis")]) == 0
-    assert (tmp_path / "analysis" / "summary.json").is_file()
     assert main(["export", *arguments, "--output", str(tmp_path / "bank")]) == 0
     bank = build_bank(experts(made / "llama"), made / "llama" / "base", method=CART())
     for form, expected in (("merged", bank.merge()), ("task", bank.expert("code"))):

@@ -152,14 +152,18 @@ class Job:
         label = name if self.transform is None else f"{type(self.transform).__name__} and {name}"
         selected = self.method.selected(experts.shapes)
         alike = set(combinations(range(len(experts.tasks)), 2))
-        for weight in track(self.weights, f"merging with {label}", len(self.weights)):
+        stream = iter(self.weights)
+        for _ in track(range(len(self.weights)), f"merging with {label}", len(self.weights)):
+            weight = next(stream)
             alike = {(i, j) for i, j in alike if torch.equal(weight.experts[i], weight.experts[j])}
             stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
             if weight.agrees:
                 yield weight.name, weight.experts[0].to(stored), None
                 continue
             origin, delta = (self.run.matrix if weight.name in selected else self.run.rest)(weight)
-            yield weight.name, origin.to(stored), None if delta is None else delta.to(stored)
+            delta = None if delta is None else delta.to(stored)
+            name, weight = weight.name, None  # type: ignore[assignment]  # not while the next one is read
+            yield name, origin.to(stored), delta
         for i, j in sorted(alike):
             told = f"the experts {experts.tasks[i]} and {experts.tasks[j]} are identical: is a path wrong?"
             warnings.warn(told, MergeWarning, stacklevel=4)
