@@ -195,12 +195,12 @@ class MergeCLI(LightningCLI):
             self._dry_run()
             return
         sources, output = self.sources(), self.option("output")
-        if sources.experts is not None and sources.method is not None and sources.saved is None:
-            Console().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
         size = self.option("max_shard_size")
         copied = write_merge(
             sources, output, self.option("naming"), None if size is None else parse_size(size), self.option("overwrite")
         )
+        if sources.experts is not None and sources.method is not None and sources.saved is None:
+            Console().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
         self._say()
         if copied:
             Console().print(f"Copied beside the weights: {', '.join(copied)}", soft_wrap=True, highlight=False)

@@ -156,7 +156,8 @@ def test_added_tokens_are_refused_unless_told(
         cut["chat"][name] = cut["chat"][name][:rows]
     expected = build_bank(cut, llama / "base", method=CART()).merge()
     assert all(torch.equal(value, expected[name]) for name, value in weights(output).items())
-    analysis = ["analyze", *options(llama), "--model.crop", "true", "--output", str(tmp_path / "analysis")]
+    analysis = ["analyze", *options(llama), "--model.crop", "true", "--ratios", "[0.5]"]
+    analysis += ["--matrices", '["*.q_proj.weight"]', "--output", str(tmp_path / "analysis")]
     assert main(analysis) == 0
 
 
