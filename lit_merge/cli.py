@@ -16,14 +16,19 @@ from rich.console import Console
 
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
 from lit_merge.checkpoints import check_output, write_text
+from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
-from lit_merge.errors import MergeError
+from lit_merge.dry_run import mismatches, plan_of, selection
+from lit_merge.errors import MergeError, MisfitError
+from lit_merge.export import export_bank
+from lit_merge.merged_files import write_merge
 from lit_merge.parse_errors import explain
 from lit_merge.prediction_files import prediction_format
 from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
 from lit_merge.report import Report, describe
 from lit_merge.runs import run_fit
+from lit_merge.sources import Sources
 from lit_merge.trainer import Trainer, passing_interrupts
 
 # The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
@@ -43,7 +48,8 @@ OWN_VERBS = {
     "sweep": {"model", "datamodule", "output", "overwrite"},
 }
 WRITING = ("fit", "predict", *OWN_VERBS)
-WITHOUT_DATA = ("merge", "export")
+# Verbs that need neither a network nor a trainer.
+LIGHT = ("merge", "export")
 
 
 class MergeCLI(LightningCLI):
@@ -80,9 +86,21 @@ class MergeCLI(LightningCLI):
         if path := self.config[args[0]].get("ckpt_path"):
             _check_checkpoint(Path(path))
 
+    def _prepare_subcommand_parser(self, klass: Any, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "merge":
+            parser.add_argument(
+                "--dry_run", "--dry-run", action="store_true", help="say what would be done: reads headers"
+            )
+        return parser
+
     def instantiate_classes(self) -> None:
         try:
-            super().instantiate_classes()
+            if self.subcommand in LIGHT:
+                # Methods, networks and data, but neither a model nor a trainer.
+                self.config_init = self.parser.instantiate_classes(self.config, instantiate_groups=False)
+            else:
+                super().instantiate_classes()
         except (ValueError, ModuleNotFoundError) as error:
             if (cause := _cause(error)) is None:
                 raise
@@ -95,7 +113,7 @@ class MergeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
         where = "run" if self.subcommand == "fit" else "output"
-        if options[where] is None and self.subcommand in WRITING:
+        if options[where] is None and self.subcommand in WRITING and not options.get("dry_run"):
             raise MergeError(f"{self.subcommand} needs --{where}, the place to write to")
         if self.subcommand == "fit" and options.output is not None:
             raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
@@ -106,6 +124,8 @@ class MergeCLI(LightningCLI):
             check_output(options[where], options.overwrite)
         if self.subcommand == "predict":
             prediction_format(options.output)
+        if self.subcommand == "merge" and options.max_shard_size is not None:
+            parse_size(options.max_shard_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         asked = self.option("trainer")
@@ -124,9 +144,11 @@ class MergeCLI(LightningCLI):
             raise _cause(error) or MergeError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
+        if self.subcommand in LIGHT:
+            return
         if self.datamodule is not None:
             check_tasks(self.datamodule, self.model.tasks)
-        elif self.subcommand not in WITHOUT_DATA:
+        else:
             raise MergeError(f"{self.subcommand} needs --data: the class and options of the data, for example Suite")
 
     def fit(self, **kwargs: Any) -> None:
@@ -155,13 +177,48 @@ class MergeCLI(LightningCLI):
             self.trainer.predict(**kwargs | {"return_predictions": False})
         self._say()
 
-    def merge(self, **kwargs: Any) -> None:
-        self.trainer.merge(self.model, self.option("output"), kwargs.get("naming"), self.option("overwrite"))
-        self._say()
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand in LIGHT:
+            getattr(self, subcommand)()
+        else:
+            super()._run_subcommand(subcommand)
 
-    def export(self, **kwargs: Any) -> None:
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule")}
-        self.trainer.export(self.model, self.option("output"), overwrite=self.option("overwrite"), **kwargs)
+    def sources(self) -> Sources:
+        """What the configuration merges, opened."""
+        asked = self.option("model")
+        names = ("network", "experts", "base", "exclude", "crop", "method", "transform", "bank", "decompositions")
+        options: dict[str, Any] = {name: asked[name] for name in names}
+        return Sources(**options, data=self.option("data"), accelerator=self.option("trainer")["accelerator"])
+
+    def merge(self) -> None:
+        if self.option("dry_run"):
+            self._dry_run()
+            return
+        sources, output = self.sources(), self.option("output")
+        size = self.option("max_shard_size")
+        copied = write_merge(
+            sources, output, self.option("naming"), None if size is None else parse_size(size), self.option("overwrite")
+        )
+        if sources.experts is not None and sources.method is not None and sources.saved is None:
+            Console().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
+        self._say()
+        if copied:
+            Console().print(f"Copied beside the weights: {', '.join(copied)}", soft_wrap=True, highlight=False)
+
+    def _dry_run(self) -> None:
+        console = Console()
+        # Into a file or a pipe nothing is cut off.
+        console = console if console.is_terminal else Console(width=1000)
+        try:
+            plan = plan_of(self.sources(), self.option("naming"))
+        except MisfitError as error:
+            console.print(mismatches(error.all), soft_wrap=True, highlight=False)
+            raise MergeError(f"these do not fit together, in {len(error.all)} ways: nothing can be merged") from error
+        console.print(plan, highlight=False)
+
+    def export(self) -> None:
+        names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming")
+        export_bank(self.sources().bank(), *(self.option(name) for name in names))
         self._say()
 
     def sweep(self, **kwargs: Any) -> None:

@@ -10,7 +10,17 @@ from typing import Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, Source, check_output, open_checkpoint, write_stream
+from lit_merge.checkpoints import (
+    Checkpoint,
+    Named,
+    NamingName,
+    Source,
+    canonical,
+    check_output,
+    named,
+    open_checkpoint,
+    write_stream,
+)
 from lit_merge.errors import MergeError
 from lit_merge.progress import track_bytes
 
@@ -20,7 +30,8 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 ABOUT = """\
 Reads a checkpoint (safetensors, what torch.save wrote, an index of shards, a folder of Hugging Face or open_clip, a
 PEFT LoRA folder with --base, or hf://org/name) and writes its weights as safetensors, one at a time. Names stay as they
-are but for a `module.` before all of them. Weights that the source holds under two names (tied) are written under both.
+are but for a `module.` before all of them, or become those of another library (--naming, of a CLIP). Weights that the
+source holds under two names (tied) are written under both.
 """
 
 
@@ -43,10 +54,13 @@ def convert_command(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--max_shard_size", help="as 5GB: files of that size at most, with an index, as transformers has"
     )
+    parser.add_argument(
+        "--naming", choices=get_args(NamingName), help="whose names a CLIP's weights get; as they are by default"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     options = parser.parse_args(arguments)
     size = None if options.max_shard_size is None else parse_size(options.max_shard_size)
-    held = convert(options.source, options.output, options.dtype, options.base, size, options.overwrite)
+    held = convert(options.source, options.output, options.dtype, options.base, size, options.overwrite, options.naming)
     print(f"{len(held.shapes)} weights of {held.label} written to {options.output}")
 
 
@@ -57,6 +71,7 @@ def convert(
     base: Source | None = None,
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
+    naming: NamingName | None = None,
 ) -> Checkpoint:
     """Writes a checkpoint as safetensors, whole or not at all; one weight at a time is in memory.
 
@@ -67,17 +82,22 @@ def convert(
         base: what a LoRA adapter was trained on.
         max_shard_bytes: of weights in one file.
         overwrite: replace what stands there.
+        naming: whose names the weights of a CLIP get; None leaves them as they are.
 
     Returns:
-        What was read.
+        What was read, by the names that were written.
 
     Raises:
-        MergeError: a source that cannot be read, an output that cannot be written, a value that the dtype cannot hold.
+        MergeError: a source that cannot be read, an output that cannot be written, a value that the dtype cannot hold;
+            a naming for a model that is no CLIP, or that has not its weights.
     """
     if max_shard_bytes is None and Path(output).suffix != ".safetensors":
         raise MergeError(f"{output}: expected a name that ends in .safetensors, or --max_shard_size for a folder")
     check_output(output, overwrite)
     held = open_checkpoint(source, base=None if base is None else open_checkpoint(base, "base"))
+    if naming is not None:
+        held = canonical(held)
+        held = Named(held, named(naming, held.shapes))
     wanted = None if dtype is None else getattr(torch, dtype)
     dtypes = {name: wanted if wanted and kind.is_floating_point else kind for name, kind in held.dtypes.items()}
     write_stream(output, _cast(held, dtypes), held.shapes, dtypes, max_shard_bytes, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""The two kinds of message that the package sends its users."""
+"""The kinds of message that the package sends its users."""
 
 
 class MergeError(ValueError):
@@ -12,6 +12,15 @@ class MergeError(ValueError):
         super().__init__(" ".join(message.split()))
         self.task = task
         self.weight = weight
+
+
+class MisfitError(MergeError):
+    """Experts that do not fit together. The message is of the first difference; `all` holds every one."""
+
+    def __init__(self, differences: list[MergeError]) -> None:
+        first = differences[0]
+        super().__init__(str(first), task=first.task, weight=first.weight)
+        self.all = differences
 
 
 class MergeWarning(UserWarning):

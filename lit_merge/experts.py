@@ -1,21 +1,19 @@
 """The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, named_like, open_checkpoint, without
+from lit_merge.alignment import align, differences, matching
+from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, holds_model, open_checkpoint
 from lit_merge.decompositions import Decompositions
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MisfitError
 from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
-from lit_merge.optional_weights import optional_weights
 from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
 
 Decompose = Callable[[Tensor, int], LowRank]
@@ -74,37 +72,58 @@ class Experts:
         sources: task → path or state dict, in the order of the tasks.
         base: the pretrained checkpoint, where it is known.
         exclude: shell patterns of weights that are not merged, as `classifier.*`, in experts and base alike.
+        crop: of vocabularies that differ by tokens which were added, merge the rows that all have.
 
     Raises:
-        MergeError: no experts; a file that is missing or broken; names, shapes or dtypes that differ; a pattern that
-            matches no weight, or patterns that leave none.
+        MisfitError: names, shapes or dtypes that differ.
+        MergeError: no experts; a file that is missing or broken; a pattern that matches no weight, or patterns that
+            leave none.
 
-    `whole` holds the experts with what is excluded.
+    `whole` and `whole_base` hold them with what is excluded.
     """
 
-    def __init__(self, sources: Mapping[str, Source], base: Source | None = None, exclude: Sequence[str] = ()) -> None:
-        self.whole, self._whole_base = open_all(sources, base)
-        excluded = matching(exclude, dict.fromkeys(name for file in self._files for name in file.shapes))
-        self.checkpoints = {task: without(file, excluded) for task, file in self.whole.items()}
-        self.base = None if self._whole_base is None else without(self._whole_base, excluded)
-        if self.base is not None:
-            self.base = named_like(self.base, next(iter(self.checkpoints.values())).shapes)
-        optional = optional_weights(list(self.checkpoints.values()), self.base)
-        self.checkpoints = {task: without(one, optional) for task, one in self.checkpoints.items()}
-        self.base = None if self.base is None else without(self.base, optional)
-        first, *others = self.checkpoints.items()
-        if exclude and not first[1].shapes:
-            raise MergeError(f"exclude={list(exclude)} leaves no weight of {first[1].label} to merge")
-        for task, checkpoint in others:
-            _check_same(first[1], checkpoint, task, dtypes=True)
-        if self.base is not None:
-            # The base may be stored in another precision: experts are often saved in half of it.
-            _check_same(first[1], self.base, "base", dtypes=False)
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        base: Source | None = None,
+        exclude: Sequence[str] = (),
+        crop: bool = False,
+    ) -> None:
+        self.whole, self.whole_base = open_all(sources, base)
+        self.checkpoints, self.base = align(self.whole, self.whole_base, exclude, crop)
+        self.exclude = tuple(exclude)
+        if found := list(differences(self.checkpoints, self.base)):
+            raise MisfitError(found)
+        first = next(iter(self.checkpoints.values()))
         self.tasks = tuple(self.checkpoints)
-        self.naming = first[1].naming
-        self.shapes = first[1].shapes
-        self.dtypes = first[1].dtypes
+        self.naming = first.naming
+        self.shapes = first.shapes
+        self.dtypes = first.dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+
+    @property
+    def cropped(self) -> dict[str, int]:
+        """Weight → number of rows, of vocabularies of which some checkpoints have more."""
+        return {
+            name: self.shapes[name][0]
+            for name in self.shapes
+            if any(name in file.shapes and file.shapes[name] != self.shapes[name] for file in self._files)
+        }
+
+    @property
+    def excluded(self) -> list[str]:
+        """Weights that are left out of the merge by name."""
+        names = dict.fromkeys(name for file in self._files for name in file.shapes)
+        found = matching(self.exclude, names)
+        return [name for name in names if name in found]
+
+    def left_to_base(self) -> Checkpoint | None:
+        """What is excluded from the merge, as the base has it; None where it has nothing of that, or goes by other
+        names than the experts'."""
+        if self.whole_base is None or not self.naming.identity:
+            return None
+        there = {name: name for name in self.whole_base.shapes if name in self.excluded}
+        return Selection(self.whole_base, there) if there else None
 
     @property
     def identity(self) -> object:
@@ -117,7 +136,7 @@ class Experts:
 
     @property
     def _files(self) -> list[Checkpoint]:
-        return [*self.whole.values(), *([] if self._whole_base is None else [self._whole_base])]
+        return [*self.whole.values(), *([] if self.whole_base is None else [self.whole_base])]
 
     def stream(self, with_base: bool) -> Iterator[Weight]:
         """Every weight in turn; at any time only one weight of all experts is in memory.
@@ -125,22 +144,23 @@ class Experts:
         Raises:
             MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
         """
-        for name in self.shapes:
-            read = {task: _finite(checkpoint, name, task) for task, checkpoint in self.checkpoints.items()}
-            experts = torch.stack(list(read.values()))
-            base = _finite(self.base, name, "base") if with_base and self.base is not None else None
-            if experts.is_floating_point():
-                dtype = torch.promote_types(experts.dtype, torch.float32)
-                yield Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
-            elif (experts == experts[0]).all():
-                # Counters and indices: what the experts agree on holds, whatever the base had counted.
-                yield Weight(name, experts, None)
-            else:
-                raise MergeError(
-                    f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point "
-                    "weights can be merged",
-                    weight=name,
-                )
+        # Nothing here holds on to a weight while the next one is read.
+        yield from map(functools.partial(self._weight, with_base=with_base), self.shapes)
+
+    def _weight(self, name: str, with_base: bool) -> Weight:
+        experts = torch.stack([_finite(checkpoint, name, task) for task, checkpoint in self.checkpoints.items()])
+        base = _finite(self.base, name, "base") if with_base and self.base is not None else None
+        if experts.is_floating_point():
+            dtype = torch.promote_types(experts.dtype, torch.float32)
+            return Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
+        if (experts == experts[0]).all():
+            # Counters and indices: what the experts agree on holds, whatever the base had counted.
+            return Weight(name, experts, None)
+        raise MergeError(
+            f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point weights can be "
+            "merged",
+            weight=name,
+        )
 
 
 def open_all(
@@ -161,53 +181,6 @@ def open_all(
         except MergeError as error:
             raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
     return opened, None if pretrained is None else canonical(pretrained)
-
-
-def matching(patterns: Sequence[str], names: Collection[str]) -> set[str]:
-    """The names that any of the shell patterns matches.
-
-    Raises:
-        MergeError: a pattern that matches none.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
-        if not matched:
-            near = get_close_matches(pattern, names, n=1, cutoff=0)
-            told = f"; the nearest is {near[0]}" if near else ""
-            raise MergeError(f"exclude: the pattern {pattern!r} matches no weight of the experts{told}")
-        found |= matched
-    return found
-
-
-def _check_same(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> None:
-    for name in sorted(first.shapes.keys() ^ other.shapes.keys()):
-        has, lacks = (first, other) if name in first.shapes else (other, first)
-        lacking = lacks.name_of(name)
-        where = "" if has.name_of(name) == lacking else f" as {has.name_of(name)}"
-        raise MergeError(
-            f"{lacks.label} has no weight {lacking}, which {has.label} has{where}: all must be fine-tuned from one "
-            "checkpoint",
-            task=task,
-            weight=lacking,
-        )
-    for name, shape in first.shapes.items():
-        called, there = first.name_of(name), other.name_of(name)
-        where = other.label if there == called else f"{other.label} ({there})"
-        if shape != other.shapes[name]:
-            raise MergeError(
-                f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}; "
-                f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]",
-                task=task,
-                weight=there,
-            )
-        if dtypes and first.dtypes[name] != other.dtypes[name]:
-            raise MergeError(
-                f"{called} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {where}: "
-                "save all experts in one dtype",
-                task=task,
-                weight=there,
-            )
 
 
 def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
@@ -280,6 +253,8 @@ class WeightStream:
         return len(self.experts.shapes)
 
     def __iter__(self) -> Iterator[Weight]:
-        for weight in self.experts.stream(self.with_base):
-            kept = replace(weight, decompositions=self.decompositions)
-            yield self.change(kept) if self.change is not None and weight.experts.is_floating_point() else kept
+        yield from map(self._changed, self.experts.stream(self.with_base))
+
+    def _changed(self, weight: Weight) -> Weight:
+        kept = replace(weight, decompositions=self.decompositions)
+        return self.change(kept) if self.change is not None and weight.experts.is_floating_point() else kept

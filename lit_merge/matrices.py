@@ -10,7 +10,8 @@ Matrices = str | list[str]
 
 # Weights inside a numbered block ("resblocks.3.", "layer.11.") that belong to its attention or its MLP, in the
 # names of open_clip, OpenAI, Hugging Face's CLIP, BERT, RoBERTa, Llama and GPT-2.
-_BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|intermediate|output|fc\d|c_fc|c_proj)")
+_BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|moe|expert|intermediate|output|fc\d|c_fc|c_proj)", re.IGNORECASE)
+_NUMBERED = re.compile(r"\.\d+\.")
 _NOT_BLOCK = re.compile(r"(ln_|norm|bias|embed)", re.IGNORECASE)
 # Tables that are looked up: of words, and of BERT's two segments.
 _VOCABULARY = re.compile(r"(token_embedding|word_embeddings|token_type_embeddings|embed_tokens|wte|lm_head)")
@@ -21,7 +22,8 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
 
     Args:
         shapes: name → shape of every weight.
-        matrices: `block` (attention and MLP weights of the blocks), `all` (every 2-D weight but `text_projection`
+        matrices: `block` (attention and MLP weights of the blocks; all weights of the blocks in a model
+            that calls none of them so), `all` (every 2-D weight but `text_projection`
             and vocabulary-sized embeddings), `every` (`text_projection` too), or a list of shell patterns.
 
     Raises:
@@ -29,7 +31,9 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
     """
     two_d = [name for name, shape in shapes.items() if len(shape) == 2]
     if matrices == "block":
-        selected = {name for name in two_d if _BLOCK.search(name) and not _NOT_BLOCK.search(name)}
+        inside = [name for name in two_d if _NUMBERED.search(name) and not _NOT_BLOCK.search(name)]
+        # A model that names its parts in ways of its own still has numbered blocks.
+        selected = {name for name in inside if _BLOCK.search(name)} or set(inside)
     elif matrices in ("all", "every"):
         selected = {name for name in two_d if not _VOCABULARY.search(name)}
         if matrices == "all":

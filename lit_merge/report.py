@@ -154,16 +154,19 @@ def _cell(key: str, value: float | int | None) -> str:
 def describe(bank: TaskBank) -> str:
     """The method in words: CART(rank_ratio=0.16, …) of 8 experts; what a transform did; a scale that a rule chose."""
     about: Mapping[str, Any] = bank.method
-    words = f"{_call(about) or 'bank'} of {len(bank.tasks)} experts"
+    words = f"{describe_method(about) or 'bank'} of {len(bank.tasks)} experts"
     if "chosen" in about:
         words += f", scaling {about['chosen']['scaling']:.4g} chosen by {about['init_args']['scaling']}"
     if "transform" in about:
         transform: Mapping[str, Any] = about["transform"]
         told = {k: v for k, v in transform.items() if k not in ("class_path", "init_args")}
-        words = f"{_call(transform)} and {words}" + "".join(f", {k.replace('_', ' ')} {v:.4g}" for k, v in told.items())
+        words = f"{describe_method(transform)} and {words}" + "".join(
+            f", {k.replace('_', ' ')} {v:.4g}" for k, v in told.items()
+        )
     return words
 
 
-def _call(about: Mapping[str, Any]) -> str:
+def describe_method(about: Mapping[str, Any]) -> str:
+    """Class and options, as CART(rank_ratio=0.16, …)."""
     options = ", ".join(f"{k}={v}" for k, v in (about.get("init_args") or {}).items() if v is not None)
     return f"{about['class_path']}({options})" if "class_path" in about else ""

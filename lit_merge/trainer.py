@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 
-from lit_merge.checkpoints import NamingName, write_safetensors
+from lit_merge.checkpoints import NamingName
+from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.export import DType, Format, export_bank
+from lit_merge.merged_files import Layout
 from lit_merge.merged_model import MergedModel
 from lit_merge.methods import MergeMethod
 from lit_merge.recipe import MergeRecipe
@@ -21,18 +23,29 @@ class Trainer(pl.Trainer):
 
     callbacks: list[pl.Callback]
 
-    def merge(self, model: MergedModel, output: str, naming: NamingName | None = None, overwrite: bool = False) -> None:
-        """Writes the merge at the bank's coefficients as one safetensors file; nothing is trained.
+    def merge(
+        self,
+        model: MergedModel,
+        output: str,
+        naming: NamingName | None = None,
+        max_shard_size: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the merge at the bank's coefficients; nothing is trained.
 
         Args:
             model: what to merge.
-            output: a .safetensors file.
+            output: a .safetensors file; or a folder of shards with an index, which gets the configuration and the
+                tokenizer that lie beside the experts.
             naming: which library's names a CLIP's weights get; those of the experts' files by default.
+            max_shard_size: of one file in a folder, as 2GB; 5GB by default.
             overwrite: replace what stands there.
         """
         if self.is_global_zero:
-            merged = model.to_bank().merge(naming=naming)
-            write_safetensors(output, merged, {"format": "pt", "lit_merge": "merged"}, overwrite)
+            bank = model.to_bank()
+            size = None if max_shard_size is None else parse_size(max_shard_size)
+            layout = Layout.of_bank(bank, bank.naming_of(naming), model.experts)
+            layout.write(output, ((name, bank.weight(name)) for name in bank.origin), size, overwrite)
 
     def export(
         self,

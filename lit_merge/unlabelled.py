@@ -23,19 +23,22 @@ class Unlabelled:
     """A network, and the data whose unlabelled inputs it may be shown.
 
     Args:
-        network: encoder and heads.
+        network: encoder and heads; None where a configuration names none.
         data: None where a configuration names none: then moments are not collected, and entropy cannot choose.
         accelerator: where the network runs for this.
     """
 
-    network: Network
+    network: Network | None
     data: TaskData | None
     accelerator: str = "auto"
 
     def check(self, method: MergeMethod) -> None:
         """Raises MergeError, before anything is computed, where the method's rule needs inputs that are not there."""
-        if method.scale == "entropy" and self.data is None:
-            raise MergeError("scaling=entropy looks at unlabelled inputs: give --data, or a number, or self_consistent")
+        if method.scale == "entropy" and (self.data is None or self.network is None):
+            what = "--data" if self.data is None else "--model.network"
+            raise MergeError(
+                f"scaling=entropy looks at unlabelled inputs: give {what}, or a number, or self_consistent"
+            )
 
     def prepare(self, method: MergeMethod, experts: Experts) -> MergeMethod:
         """The method with second moments of these experts, where it looks at such and there is data.
@@ -45,7 +48,7 @@ class Unlabelled:
         Raises:
             MergeError: fewer inputs than the method asks for; a folder that cannot be written.
         """
-        if not isinstance(method, MomentsMethod) or self.data is None:
+        if not isinstance(method, MomentsMethod) or self.data is None or self.network is None:
             return method
         folder = method.moments if isinstance(method.moments, str) else None
         if method.moments is not None and (folder is None or resolve(folder).exists()):
@@ -56,7 +59,7 @@ class Unlabelled:
                 f"{type(method).__name__} looks at inputs of every task by itself, and the data mixes them: name a "
                 "folder of moments with --model.method.moments"
             )
-        with self._on_device():
+        with self._on_device(self.network):
             sources = self.data.unlabelled()
             try:
                 moments = collect_moments(
@@ -71,16 +74,17 @@ class Unlabelled:
     def most_confident(self, bank: TaskBank, method: MergeMethod) -> TaskBank:
         """The bank at the scale that `choose_scaling` finds."""
         assert self.data is not None
+        assert self.network is not None
         check_tasks(self.data, bank.tasks)
-        with self._on_device():
+        with self._on_device(self.network):
             choice = choose_scaling(bank, method, Probe.draw(self.network, self.data))
         return at_scaling(bank, method, choice.scaling)
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        place = next(self.network.parameters()).device
-        self.network.to(Fabric(accelerator=self.accelerator, devices=1).device)
+    def _on_device(self, network: Network) -> Iterator[None]:
+        place = next(network.parameters()).device
+        network.to(Fabric(accelerator=self.accelerator, devices=1).device)
         try:
             yield
         finally:
-            self.network.to(place)
+            network.to(place)

@@ -151,6 +151,12 @@ def _beside(name: str) -> Any:
 
 
 @pytest.fixture(scope="session")
+def language_models() -> Any:
+    """Writers of very small language models; see language_models.py."""
+    return _beside("language_models")
+
+
+@pytest.fixture(scope="session")
 def vision_files() -> Any:
     """Writers of small real files of the vision tasks; see vision_files.py."""
     return _beside("vision_files")

@@ -184,8 +184,10 @@ def test_existing_output_needs_overwrite(config: Config, tmp_path: Path, capsys:
         line = refused(capsys, verb, "--config", config(), option, str(output))
         assert str(output) in line
         assert "--overwrite" in line
+    line = refused(capsys, "merge", "--config", config(), "--output", str(output), "--overwrite")
+    assert f"{output} is a file, which a folder does not replace" in line
     assert output.read_text() == "mine"
-    assert main(["merge", "--config", config(), "--output", str(output), "--overwrite"]) == 0
+    assert main(["export", "--config", config(), "--format", "merged", "--output", str(output), "--overwrite"]) == 0
     assert load_file(output)
 
 
@@ -283,7 +285,7 @@ def test_bad_configurations(
         ("model: [1", ["not valid YAML"]),
         ("just words", ["expected a YAML mapping"]),
         ("model: {metod: {class_path: CART}}", ["'model.metod'", "nearest is model.method"]),
-        ("{}", ["missing --model.network"]),
+        ("{}", ["give --model.network"]),
         (
             "model: {network: {class_path: OpenClipImageEncoder, init_args: {config: '${nowhere}'}}}",
             ["bad.yaml: model.network.init_args.config: Interpolation key 'nowhere' not found"],

@@ -344,3 +344,23 @@ def test_from_the_command_line(files: Path, tiny: Any, tmp_path: Path, capsys: p
     assert "hugging_face" in told
     assert told.count("\n") == 1
     assert not (tmp_path / "n.safetensors").exists()
+
+
+def test_convert(whole: dict[str, Weights], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There and back to the bit, through every other naming; no other model has one."""
+    source = str(tmp_path / "open_clip.safetensors")
+    save_file(whole["base"], source)
+    for naming in ("hugging_face", "openai", "open_clip"):
+        output = str(tmp_path / f"as_{naming}.safetensors")
+        assert main(["convert", source, "--output", output, "--naming", naming]) == 0
+        found = load_file(output)
+        expected = rename(canonical_weights(whole["base"]), named(naming, canonical_weights(whole["base"])))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        source = output
+    capsys.readouterr()
+    save_file({"wte.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    output = str(tmp_path / "never.safetensors")
+    assert main(["convert", str(tmp_path / "other.safetensors"), "--output", output, "--naming", "openai"]) == 2
+    assert "naming=openai: these weights (wte.weight, …) are not a CLIP's" in capsys.readouterr().err
+    assert not Path(output).exists()

@@ -41,11 +41,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
 def test_commands_in_the_order_of_the_readme(workplace: Path) -> None:
     ours = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python -m lit_merge ")]
-    assert {"fit", "test", "predict", "merge", "export", "sweep", "analyze", "zoo"} == {
+    assert {"fit", "test", "predict", "merge", "export", "sweep", "analyze", "zoo", "inspect"} == {
         arguments[0] for arguments in ours
     }
     for arguments in ours:
-        extra = SHORT.get(arguments[0], []) + (QUIET if arguments[0] != "zoo" else [])
+        extra = SHORT.get(arguments[0], []) + (QUIET if arguments[0] not in ("zoo", "inspect") else [])
         assert main([*arguments, *extra]) == 0, arguments
     assert (workplace / "runs" / "quickstart" / "accuracy.png").is_file()
 

@@ -48,6 +48,7 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--model.exclude", type=list[str] | None, help="patterns of weights that are left out, as classifier.*"
     )
+    made.add_argument("--model.crop", type=bool, default=False, help="of vocabularies that differ, the rows all have")
     made.add_argument("--output", type=str | None, help="the folder to write")
     made.add_argument("--overwrite", action="store_true", help="replace what stands there")
     made.add_argument(
@@ -86,7 +87,9 @@ def analyze_command(arguments: Sequence[str]) -> None:
     if not options.model.experts:
         raise MergeError("nothing to analyse: give --config with model.experts, or --model.experts.TASK FILE for each")
     check_output(options.output, options.overwrite)
-    experts = Experts(expert_files(options.model.experts), options.model.base, options.model.exclude or ())
+    experts = Experts(
+        expert_files(options.model.experts), options.model.base, options.model.exclude or (), options.model.crop
+    )
     matrices = options.matrices or method_matrices(options.model.method) or "block"
     analysis = analyze(experts, options.ratios, matrices, options.normalise)
     write_analysis(analysis, options.output, options.overwrite)

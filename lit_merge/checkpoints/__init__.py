@@ -4,7 +4,7 @@ from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
 from lit_merge.checkpoints.folders import holds_model
 from lit_merge.checkpoints.naming import PLAIN, Family, Naming, NamingName, detect, is_image, named
 from lit_merge.checkpoints.reader import open_checkpoint
-from lit_merge.checkpoints.renaming import Renamed, canonical, canonical_weights, rename
+from lit_merge.checkpoints.renaming import Named, Renamed, canonical, canonical_weights, rename
 from lit_merge.checkpoints.safetensors_file import SafetensorsFile
 from lit_merge.checkpoints.selection import Selection, modernised, named_like, without
 from lit_merge.checkpoints.streaming import write_stream
@@ -14,6 +14,7 @@ __all__ = [
     "PLAIN",
     "Checkpoint",
     "Family",
+    "Named",
     "Naming",
     "NamingName",
     "Renamed",

@@ -36,6 +36,7 @@ class Checkpoint(ABC):
         files: what they are read from, so that a change of a file can be told; none where they are in memory.
         metadata: texts that the file carries beside the tensors.
         nbytes: of all tensors, or of the file that holds nothing else.
+        tied: groups of names, as in the file, of one and the same values; of files that say so.
         naming: how the file names the weights, relative to the names here.
     """
 
@@ -45,6 +46,7 @@ class Checkpoint(ABC):
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     nbytes: int
+    tied: tuple[tuple[str, ...], ...] = ()
     naming: Naming = PLAIN
 
     @abstractmethod

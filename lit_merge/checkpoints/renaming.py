@@ -19,7 +19,7 @@ class Renamed(Checkpoint):
 
     def __init__(self, source: Checkpoint, naming: Naming) -> None:
         self.source, self.naming = source, naming
-        self.label, self.nbytes = source.label, source.nbytes
+        self.label, self.nbytes, self.tied = source.label, source.nbytes, source.tied
         self.places = naming.places(source.shapes, source.label)
         self.shapes, self.dtypes = {}, {}
         self.files, self.metadata = source.files, source.metadata
@@ -45,6 +45,28 @@ class Renamed(Checkpoint):
             return ", ".join(self.naming.place(weight).names)
         except MergeError:
             return weight  # of a library that has no such weight
+
+
+class Named(Checkpoint):
+    """A view of a checkpoint of canonical names by another naming. One whole weight is read for each of its parts.
+
+    Raises:
+        MergeError: a weight that the naming's library has not.
+    """
+
+    def __init__(self, source: Checkpoint, naming: Naming) -> None:
+        self.source, self._naming = source, naming
+        self.label, self.files, self.metadata = source.label, source.files, source.metadata
+        self.nbytes, self._weights = source.nbytes, {}
+        self.shapes, self.dtypes = {}, {}
+        for weight, shape in source.shapes.items():
+            empty = torch.empty(shape, dtype=source.dtypes[weight], device="meta")
+            for name, part in rename({weight: empty}, naming).items():
+                self._weights[name], self.shapes[name], self.dtypes[name] = weight, tuple(part.shape), part.dtype
+
+    def read(self, name: str) -> Tensor:
+        weight = self._weights[name]
+        return rename({weight: self.source.read(weight)}, self._naming)[name].contiguous()
 
 
 def canonical(checkpoint: Checkpoint) -> Checkpoint:

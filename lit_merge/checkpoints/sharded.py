@@ -52,6 +52,7 @@ class ShardedFiles(Checkpoint):
         self.shapes = {name: file.shapes[name] for name, file in self._where.items()}
         self.dtypes = {name: file.dtypes[name] for name, file in self._where.items()}
         self.nbytes = sum(file.nbytes for file in self._shards.values())
+        self.tied = tuple(group for file in self._shards.values() for group in file.tied)
         self._check_size(total)
 
     def _check_size(self, total: object) -> None:

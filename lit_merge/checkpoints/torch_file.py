@@ -51,6 +51,11 @@ class TorchFile(Checkpoint):
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
         self.nbytes = sum(tensor.numel * tensor.dtype.itemsize for tensor in self._tensors.values())
+        places: dict[tuple[Any, ...], list[str]] = {}
+        for name, one in self._tensors.items():
+            if one.numel:
+                places.setdefault((one.storage.key, one.offset, one.size, one.stride), []).append(name)
+        self.tied = tuple(tuple(names) for names in places.values() if len(names) > 1)
 
     def _check(self, name: str, tensor: TensorRecord) -> None:
         if tensor.dtype not in DTYPES.values():

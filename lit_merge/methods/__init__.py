@@ -2,7 +2,7 @@
 
 from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
 from lit_merge.methods.base import MergeMethod
-from lit_merge.methods.build import build_bank
+from lit_merge.methods.build import build_bank, check_merge, merge_stream
 from lit_merge.methods.cart import CART
 from lit_merge.methods.consensus import ConsensusTA
 from lit_merge.methods.esm import ESM
@@ -29,5 +29,7 @@ __all__ = [
     "WeightAveraging",
     "at_scaling",
     "build_bank",
+    "check_merge",
+    "merge_stream",
     "self_consistent_scaling",
 ]

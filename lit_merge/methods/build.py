@@ -87,6 +87,22 @@ def merge_stream(
         yield name, combine(origin, delta, column, job.experts.dtypes[name])
 
 
+def check_merge(experts: Experts, method: MergeMethod, transform: Transform | None) -> bool:
+    """Whether the base's values are needed, from headers alone.
+
+    Raises:
+        MergeError: there is no base and it is needed; experts that the method cannot take.
+    """
+    transform = None if method.centred else transform
+    needed = method.needs_base or transform is not None or method.scale == "self_consistent"
+    if needed and experts.base is None:
+        needy = method if method.needs_base else transform
+        what = "scaling=self_consistent" if needy is None else type(needy).__name__
+        raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
+    method.check(experts)
+    return needed
+
+
 @dataclass(frozen=True)
 class Job:
     """A method, about to run over the weights of its experts.
@@ -124,13 +140,7 @@ class Job:
                 stacklevel=4,
             )
             transform = None
-        consistent = method.scale == "self_consistent"
-        with_base = method.needs_base or transform is not None or consistent
-        if with_base and experts.base is None:
-            needy = method if method.needs_base else transform
-            what = "scaling=self_consistent" if needy is None else type(needy).__name__
-            raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
-        method.check(experts)
+        with_base = check_merge(experts, method, transform)
         change = None if transform is None else transform.fit(experts)
         weights = WeightStream(experts, with_base, change, decompositions)
         return cls(experts, weights, method, method.prepare(weights), transform, getattr(change, "report", {}))
@@ -142,14 +152,18 @@ class Job:
         label = name if self.transform is None else f"{type(self.transform).__name__} and {name}"
         selected = self.method.selected(experts.shapes)
         alike = set(combinations(range(len(experts.tasks)), 2))
-        for weight in track(self.weights, f"merging with {label}", len(self.weights)):
+        stream = iter(self.weights)
+        for _ in track(range(len(self.weights)), f"merging with {label}", len(self.weights)):
+            weight = next(stream)
             alike = {(i, j) for i, j in alike if torch.equal(weight.experts[i], weight.experts[j])}
             stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
             if weight.agrees:
                 yield weight.name, weight.experts[0].to(stored), None
                 continue
             origin, delta = (self.run.matrix if weight.name in selected else self.run.rest)(weight)
-            yield weight.name, origin.to(stored), None if delta is None else delta.to(stored)
+            delta = None if delta is None else delta.to(stored)
+            name, weight = weight.name, None  # type: ignore[assignment]  # not while the next one is read
+            yield name, origin.to(stored), delta
         for i, j in sorted(alike):
             told = f"the experts {experts.tasks[i]} and {experts.tasks[j]} are identical: is a path wrong?"
             warnings.warn(told, MergeWarning, stacklevel=4)

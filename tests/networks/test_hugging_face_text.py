@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_merge import CART, Experts, HuggingFaceTextEncoder, MergedModel, MergeError, build_bank, collect_moments
 from lit_merge.activations import input_moments
 from lit_merge.data.tokens import Tokens
-from lit_merge.recipe import open_experts
+from lit_merge.sources import open_experts
 
 KINDS = ("bert", "roberta", "distilbert")
 SINGLE = [("w1 w2 w3",), ("w4 w5 w6 w7 w8 w9 w10",)]

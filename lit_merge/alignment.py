@@ -1,0 +1,128 @@
+"""What all checkpoints of a merge have in common, and how they differ."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from lit_merge.checkpoints import Checkpoint, named_like, without
+from lit_merge.checkpoints.cropping import Cropped, is_vocabulary
+from lit_merge.errors import MergeError
+from lit_merge.optional_weights import optional_weights
+
+Checkpoints = dict[str, Checkpoint]
+
+
+def align(
+    experts: Mapping[str, Checkpoint], base: Checkpoint | None, exclude: Sequence[str] = (), crop: bool = False
+) -> tuple[Checkpoints, Checkpoint | None]:
+    """Views of the weights that are merged: without what is excluded and what some lack and none needs, the base by the
+    names of the experts, vocabularies cut to the rows that all have.
+
+    Args:
+        experts: task → checkpoint.
+        base: the pretrained one, where it is known.
+        exclude: shell patterns of names.
+        crop: whether vocabularies are cut.
+
+    Raises:
+        MergeError: a pattern that matches no weight, or patterns that leave none.
+    """
+    files = [*experts.values(), *([] if base is None else [base])]
+    excluded = matching(exclude, dict.fromkeys(name for file in files for name in file.shapes))
+    views = {task: without(file, excluded) for task, file in experts.items()}
+    first = next(iter(views.values()))
+    if exclude and not first.shapes:
+        raise MergeError(f"exclude={list(exclude)} leaves no weight of {first.label} to merge")
+    pretrained = None if base is None else named_like(without(base, excluded), first.shapes)
+    optional = optional_weights(list(views.values()), pretrained)
+    views = {task: without(one, optional) for task, one in views.items()}
+    pretrained = None if pretrained is None else without(pretrained, optional)
+    if crop:
+        rows = common_rows([*views.values(), *([] if pretrained is None else [pretrained])])
+        views = {task: Cropped(one, rows) for task, one in views.items()}
+        pretrained = None if pretrained is None else Cropped(pretrained, rows)
+    return views, pretrained
+
+
+def common_rows(checkpoints: Sequence[Checkpoint]) -> dict[str, int]:
+    """Weight → number of rows that all checkpoints have, of vocabularies that differ in it."""
+    found = {}
+    for name in checkpoints[0].shapes:
+        shapes = {one.shapes[name] for one in checkpoints if name in one.shapes}
+        if len(shapes) > 1 and is_vocabulary(name) and len({shape[1:] for shape in shapes}) == 1:
+            found[name] = min(shape[0] for shape in shapes)
+    return found
+
+
+def differences(experts: Mapping[str, Checkpoint], base: Checkpoint | None) -> Iterator[MergeError]:
+    """Every way in which these do not fit together, from headers alone."""
+    first, *others = experts.items()
+    for task, checkpoint in others:
+        yield from _compare(first[1], checkpoint, task, dtypes=True)
+    if base is not None:
+        # The base may be stored in another precision: experts are often saved in half of it.
+        yield from _compare(first[1], base, "base", dtypes=False)
+
+
+def matching(patterns: Sequence[str], names: Collection[str]) -> set[str]:
+    """The names that any of the shell patterns matches.
+
+    Raises:
+        MergeError: a pattern that matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not matched:
+            near = get_close_matches(pattern, names, n=1, cutoff=0)
+            told = f"; the nearest is {near[0]}" if near else ""
+            raise MergeError(f"exclude: the pattern {pattern!r} matches no weight of the experts{told}")
+        found |= matched
+    return found
+
+
+def _compare(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> Iterator[MergeError]:
+    for name in sorted(first.shapes.keys() ^ other.shapes.keys()):
+        has, lacks = (first, other) if name in first.shapes else (other, first)
+        lacking = lacks.name_of(name)
+        where = "" if has.name_of(name) == lacking else f" as {has.name_of(name)}"
+        yield MergeError(
+            f"{lacks.label} has no weight {lacking}, which {has.label} has{where}: all must be fine-tuned from one "
+            "checkpoint",
+            task=task,
+            weight=lacking,
+        )
+    for name, shape in first.shapes.items():
+        if name not in other.shapes:
+            continue
+        called, there = first.name_of(name), other.name_of(name)
+        where = other.label if there == called else f"{other.label} ({there})"
+        if shape != other.shapes[name]:
+            yield MergeError(
+                f"{called} has shape {list(shape)} in {first.label} and {list(other.shapes[name])} in {where}; "
+                + _way_out(name, first, other),
+                task=task,
+                weight=there,
+            )
+        if dtypes and first.dtypes[name] != other.dtypes[name]:
+            yield MergeError(
+                f"{called} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {where}: "
+                "save all experts in one dtype",
+                task=task,
+                weight=there,
+            )
+
+
+def _way_out(name: str, first: Checkpoint, other: Checkpoint) -> str:
+    def grown(one: str) -> bool:
+        shape, there = first.shapes[one], other.shapes.get(one, ())
+        return is_vocabulary(one) and shape != there and shape[1:] == there[1:]
+
+    if not grown(name):
+        return f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]"
+    rows = min(first.shapes[name][0], other.shapes[name][0])
+    names = ", ".join(one for one in first.shapes if grown(one))
+    return (
+        f"their vocabularies differ by added tokens: crop: true merges the first {rows} rows of all, without the "
+        f"tokens that come after them; exclude: [{names}] merges the rest only"
+    )

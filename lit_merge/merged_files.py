@@ -1,0 +1,172 @@
+"""Merged weights as files: one safetensors file, or a folder that loads as the experts' did."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_merge.checkpoints import Checkpoint, Naming, check_output, named, rename, replacing, write_stream
+from lit_merge.checkpoints.companions import companion_folder, copy_companions
+from lit_merge.errors import MergeError
+from lit_merge.experts import Experts
+from lit_merge.progress import say
+from lit_merge.sources import TOLD, Sources
+from lit_merge.task_bank import TaskBank
+from lit_merge.weight_names import SUFFIXES
+
+# What transformers writes into one file at most.
+SHARD = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weights of a merge as files hold them.
+
+    Attributes:
+        shapes, dtypes: by canonical name.
+        naming: by which files name them.
+        kept: weights that are written as this checkpoint has them, beside the merged ones.
+        companions: folder whose configuration and tokenizer are copied beside the weights.
+        changes: entries of that configuration that are no longer true.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    naming: Naming
+    kept: Checkpoint | None = None
+    companions: Path | None = None
+    changes: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, experts: Experts, naming: Naming | None = None) -> "Layout":
+        """Of a merge of these experts: a folder gets what lies beside the first of them whose vocabulary is that of the
+        result, or beside their base."""
+        kept, cropped = experts.left_to_base(), experts.cropped
+        first, *others = experts.whole.values()
+        beside = [first, *([] if experts.whole_base is None else [experts.whole_base]), *others]
+        # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps.
+        written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
+        beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
+        return cls(
+            dict(experts.shapes),
+            dict(experts.dtypes),
+            experts.naming if naming is None else naming,
+            kept,
+            companion_folder(*beside),
+            {"vocab_size": min(cropped.values())} if cropped else None,
+        )
+
+    @classmethod
+    def of_bank(cls, bank: TaskBank, naming: Naming, experts: Experts | None) -> "Layout":
+        """Of a bank, of these experts where they are at hand."""
+        if experts is not None:
+            return cls.of(experts, naming)
+        return cls({name: tuple(value.shape) for name, value in bank.origin.items()}, dict(bank.dtypes), naming)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all merged weights."""
+        return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items())
+
+    def write(
+        self,
+        output: str | os.PathLike[str],
+        weights: Iterable[tuple[str, Tensor]],
+        max_shard_bytes: int | None = None,
+        overwrite: bool = False,
+    ) -> list[str]:
+        """Writes merged weights as they come, whole or not at all; one at a time is in memory.
+
+        Args:
+            output: a `.safetensors` file, or else a folder: of shards with an index, or one file where that is enough,
+                with configuration and tokenizer where there are some.
+            weights: canonical name and value.
+            max_shard_bytes: of one file in a folder; 5 GB, as transformers does, by default.
+            overwrite: replace what stands there.
+
+        Returns:
+            Names of the files that were copied beside the weights.
+
+        Raises:
+            MergeError: a path that exists or cannot be written, or the name of another format; a naming that has not
+                these weights.
+        """
+        if is_file(check_output(output, overwrite)):
+            self._stream(output, weights, None, overwrite)
+            return []
+        with replacing(output, overwrite) as beside:
+            self._stream(beside, weights, max_shard_bytes or SHARD, False)
+            if self.companions is None:
+                return []
+            return copy_companions(self.companions, beside, self.changes)
+
+    def _stream(
+        self, path: str | os.PathLike[str], weights: Iterable[tuple[str, Tensor]], limit: int | None, overwrite: bool
+    ) -> None:
+        meta = {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
+        files = {name: (tuple(value.shape), value.dtype) for name, value in rename(meta, self.naming).items()}
+        kept = self.kept if limit is not None else None
+        if kept is not None:
+            files |= {name: (shape, kept.dtypes[name]) for name, shape in kept.shapes.items() if name not in files}
+        shapes = {name: shape for name, (shape, _) in files.items()}
+        dtypes = {name: dtype for name, (_, dtype) in files.items()}
+        about = {"format": "pt", "lit_merge": "merged"}
+        write_stream(path, self._named(weights, kept), shapes, dtypes, limit, about, overwrite)
+
+    def _named(self, weights: Iterable[tuple[str, Tensor]], kept: Checkpoint | None) -> Iterable[tuple[str, Tensor]]:
+        written: set[str] = set()
+        for weight, value in weights:
+            parts = rename({weight: value}, self.naming)
+            written |= parts.keys()
+            yield from parts.items()
+        if kept is not None:
+            yield from ((name, kept.read(name)) for name in kept.shapes if name not in written)
+
+
+def layout_of(sources: Sources, naming: str | None) -> Layout:
+    """How the merge of a configuration is written.
+
+    Raises:
+        MergeError: a naming that these weights have not.
+    """
+    if sources.saved is not None:
+        bank = sources.bank()
+        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts)
+    assert sources.experts is not None
+    return Layout.of(sources.experts, None if naming is None else named(naming, sources.experts.shapes))
+
+
+def write_merge(
+    sources: Sources,
+    output: str,
+    naming: str | None = None,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Merges and writes, weight by weight. See `Layout.write`."""
+    layout = layout_of(sources, naming)
+    if sources.experts is not None and not is_file(Path(output)):
+        kept = () if layout.kept is None else layout.kept.shapes
+        if missing := [name for name in sources.experts.excluded if name not in kept]:
+            say(f"not written, for want of a base: {', '.join(missing[:TOLD])}{', …' if len(missing) > TOLD else ''}")
+    return layout.write(output, sources.stream(), max_shard_bytes, overwrite)
+
+
+def is_file(output: Path) -> bool:
+    """Whether an output of this name is one file, rather than a folder.
+
+    Raises:
+        MergeError: the name of another format, or what stands there is of the other kind.
+    """
+    if output.suffix == ".safetensors":
+        return True
+    if output.suffix in SUFFIXES:
+        raise MergeError(f"{output}: expected a name that ends in .safetensors, or the name of a folder")
+    if output.is_file():
+        raise MergeError(f"{output} is a file, which a folder does not replace: choose another place")
+    return False

@@ -1,0 +1,133 @@
+"""What a configuration merges: experts and a method, or a bank that was saved."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from lit_merge.data import TaskData
+from lit_merge.decompositions import Decompositions
+from lit_merge.errors import MergeError
+from lit_merge.experts import Experts, expert_files, open_all
+from lit_merge.methods import MergeMethod, build_bank, merge_stream
+from lit_merge.networks import Network
+from lit_merge.progress import say
+from lit_merge.task_bank import TaskBank
+from lit_merge.transforms import Transform
+from lit_merge.unlabelled import Unlabelled
+
+# Names of weights that a line holds.
+TOLD = 8
+
+
+class Sources:
+    """Opened experts with a method for them, or the path of a bank; nothing is merged before it is asked for.
+
+    Args: as of `MergeRecipe`; the network may be None where nothing is to be looked at.
+
+    Raises:
+        MergeError: neither experts and method nor a bank; files that cannot be read or do not fit together.
+    """
+
+    def __init__(
+        self,
+        network: Network | None,
+        experts: dict[str, str] | str | None,
+        base: str | None,
+        exclude: list[str] | None,
+        crop: bool,
+        method: MergeMethod | None,
+        transform: Transform | None,
+        bank: str | None,
+        decompositions: str | None,
+        data: TaskData | None,
+        accelerator: str,
+    ) -> None:
+        files = expert_files(experts) if experts else None
+        self.experts = None if files is None else open_experts(network, files, base, exclude, crop)
+        self.method, self.transform, self.saved = method, transform, bank
+        if bank is None and (self.experts is None or method is None):
+            raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
+        self.kept = None
+        if decompositions is not None and self.experts is not None:
+            self.kept = keep(decompositions, self.experts, transform)
+        self.unlabelled = Unlabelled(network, data, accelerator)
+
+    def bank(self) -> TaskBank:
+        """The bank that was saved, or one that is built now, at the scale that the method names or finds."""
+        if self.saved is not None:
+            return self._saved()
+        experts, method = self._prepare()
+        built = build_bank(experts, method=method, transform=self.transform, decompositions=self.kept)
+        return self.unlabelled.most_confident(built, method) if method.scale == "entropy" else built
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """Canonical name and value of every merged weight; in the memory of one weight of all experts where the method
+        can do with that."""
+        if self.saved is not None or (self.method is not None and self.method.scale == "entropy"):
+            bank = self.bank()
+            yield from ((name, bank.weight(name)) for name in bank.origin)
+        else:
+            experts, method = self._prepare()
+            yield from merge_stream(experts, method, self.transform, self.kept)
+
+    def _saved(self) -> TaskBank:
+        assert self.saved is not None
+        built = TaskBank.load(self.saved)
+        if self.experts is not None and self.experts.tasks != built.tasks:
+            raise MergeError(
+                f"{self.saved} is a bank of {', '.join(built.tasks)}; the configuration's experts are "
+                f"{', '.join(self.experts.tasks)}"
+            )
+        return built
+
+    def _prepare(self) -> tuple[Experts, MergeMethod]:
+        """The experts, and the method with what it takes from unlabelled inputs."""
+        experts, method = self.experts, self.method
+        assert experts is not None
+        assert method is not None
+        self.unlabelled.check(method)
+        self.method = self.unlabelled.prepare(method, experts)
+        return experts, self.method
+
+
+def open_experts(
+    network: Network | None, files: dict[str, str], base: str | None, exclude: list[str] | None, crop: bool = False
+) -> Experts:
+    """The experts, without what lies beside the network's encoder unless `exclude` says what is left out; the network
+    takes its heads from them where it wants any.
+
+    Raises:
+        MergeError: as `Experts`; a head that the network cannot take.
+    """
+    sources, opened_base = open_all(files, base)
+    if exclude is None and network is not None:
+        opened = [*sources.values(), *([] if opened_base is None else [opened_base])]
+        exclude = network.strangers(dict.fromkeys(name for file in opened for name in file.shapes))
+        for task, file in sources.items():
+            if set(file.shapes) <= set(exclude):
+                raise MergeError(
+                    f"{file.label} has none of the network's weights, but {', '.join(list(file.shapes)[:3])}, …: take "
+                    "the configuration that the experts were trained with",
+                    task=task,
+                )
+        if exclude:
+            more = f", … ({len(exclude)} in all)" if len(exclude) > TOLD else ""
+            say(f"not merged, beside the encoder: {', '.join(exclude[:TOLD])}{more}")
+    experts = Experts(sources, opened_base, exclude or (), crop)
+    if network is not None:
+        network.take_heads(experts.whole)
+        network.heads.mix(experts.tasks)
+    return experts
+
+
+def keep(where: str, experts: Experts, transform: Transform | None) -> Decompositions:
+    """Decompositions of these experts under this transform, in a folder or in memory.
+
+    Raises:
+        MergeError: a folder for experts that are no files: nothing would tell them from others.
+    """
+    if where == "memory":
+        return Decompositions()
+    if experts.identity is None:
+        raise MergeError("decompositions are kept in a folder for experts in files only: take memory")
+    return Decompositions(where, [experts.identity, None if transform is None else transform.describe()])
