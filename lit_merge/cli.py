@@ -186,7 +186,18 @@ class MergeCLI(LightningCLI):
     def sources(self) -> Sources:
         """What the configuration merges, opened."""
         asked = self.option("model")
-        names = ("network", "experts", "base", "exclude", "crop", "method", "transform", "bank", "decompositions")
+        names = (
+            "network",
+            "experts",
+            "base",
+            "exclude",
+            "crop",
+            "method",
+            "transform",
+            "bank",
+            "decompositions",
+            "svd",
+        )
         options: dict[str, Any] = {name: asked[name] for name in names}
         return Sources(**options, data=self.option("data"), accelerator=self.option("trainer")["accelerator"])
 

@@ -16,9 +16,10 @@ _exact: ContextVar[bool] = ContextVar("exact", default=False)
 
 
 @contextmanager
-def exact_decompositions() -> Iterator[None]:
-    """Inside, every matrix is decomposed as a whole, however large and whatever is wanted of it."""
-    token = _exact.set(True)
+def exact_decompositions(exact: bool = True) -> Iterator[None]:
+    """Inside, every matrix is decomposed as a whole, however large and whatever is wanted of it; unless `exact` is off,
+    which changes nothing."""
+    token = _exact.set(exact or _exact.get())
     try:
         yield
     finally:

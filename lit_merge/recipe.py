@@ -4,7 +4,7 @@ from lit_merge.adaptation_step import MicroBatch
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.merged_model import MergedModel
-from lit_merge.methods import MergeMethod
+from lit_merge.methods import MergeMethod, Svd
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
 from lit_merge.rank_masks import AdaRank
@@ -36,6 +36,7 @@ class MergeRecipe(MergedModel):
         gradient_checkpointing: less memory for more time, with `microbatch: task`.
         decompositions: folder in which singular value decompositions are kept for later runs; `memory` keeps them for
             this one (sweep).
+        svd: `auto` decomposes large matrices only as far as is asked for; `exact` decomposes all as a whole.
         data: set by the command line: where methods that look at unlabelled inputs take them from.
         accelerator: set by the command line: where those inputs are run.
 
@@ -61,13 +62,14 @@ class MergeRecipe(MergedModel):
         microbatch: MicroBatch = "all",
         gradient_checkpointing: bool = False,
         decompositions: str | None = None,
+        svd: Svd = "auto",
         data: TaskData | None = None,
         accelerator: str = "auto",
     ) -> None:
         if network is None:
             raise MergeError("this verb runs a network: give --model.network, for example OpenClipImageEncoder")
         sources = Sources(
-            network, experts, base, exclude, crop, method, transform, bank, decompositions, data, accelerator
+            network, experts, base, exclude, crop, method, transform, bank, decompositions, svd, data, accelerator
         )
         built = sources.bank()
         opened, method, kept = sources.experts, sources.method, sources.kept

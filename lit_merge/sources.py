@@ -8,7 +8,7 @@ from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, expert_files, open_all
-from lit_merge.methods import MergeMethod, build_bank, merge_stream
+from lit_merge.methods import MergeMethod, Svd, build_bank, merge_stream
 from lit_merge.networks import Network
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
@@ -39,6 +39,7 @@ class Sources:
         transform: Transform | None,
         bank: str | None,
         decompositions: str | None,
+        svd: Svd,
         data: TaskData | None,
         accelerator: str,
     ) -> None:
@@ -47,7 +48,7 @@ class Sources:
         self.method, self.transform, self.saved = method, transform, bank
         if bank is None and (self.experts is None or method is None):
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
-        self.kept = None
+        self.kept, self.svd = None, svd
         if decompositions is not None and self.experts is not None:
             self.kept = keep(decompositions, self.experts, transform)
         self.unlabelled = Unlabelled(network, data, accelerator)
@@ -57,7 +58,7 @@ class Sources:
         if self.saved is not None:
             return self._saved()
         experts, method = self._prepare()
-        built = build_bank(experts, method=method, transform=self.transform, decompositions=self.kept)
+        built = build_bank(experts, method=method, transform=self.transform, decompositions=self.kept, svd=self.svd)
         return self.unlabelled.most_confident(built, method) if method.scale == "entropy" else built
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
@@ -68,7 +69,7 @@ class Sources:
             yield from ((name, bank.weight(name)) for name in bank.origin)
         else:
             experts, method = self._prepare()
-            yield from merge_stream(experts, method, self.transform, self.kept)
+            yield from merge_stream(experts, method, self.transform, self.kept, self.svd)
 
     def _saved(self) -> TaskBank:
         assert self.saved is not None

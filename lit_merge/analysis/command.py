@@ -27,7 +27,7 @@ ABOUT = (
 # `matrices` are looked at.
 UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
 UNUSED_MODEL = (
-    *("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions"),
+    *("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions", "svd"),
     *("sharpness", "microbatch", "gradient_checkpointing"),
 )
 

@@ -2,7 +2,7 @@
 
 from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
 from lit_merge.methods.base import MergeMethod
-from lit_merge.methods.build import build_bank, check_merge, merge_stream
+from lit_merge.methods.build import Svd, build_bank, check_merge, merge_stream
 from lit_merge.methods.cart import CART
 from lit_merge.methods.consensus import ConsensusTA
 from lit_merge.methods.esm import ESM
@@ -24,6 +24,7 @@ __all__ = [
     "MergeMethod",
     "MomentsMethod",
     "RegMean",
+    "Svd",
     "TSVCompress",
     "TaskArithmetic",
     "WeightAveraging",

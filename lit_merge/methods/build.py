@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,14 @@ from lit_merge.checkpoints import Source
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.experts import Experts, WeightStream
+from lit_merge.linalg import exact_decompositions
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.scaling import at_scaling, self_consistent_scaling, start_coefficients
 from lit_merge.progress import track
 from lit_merge.task_bank import Delta, TaskBank, combine
 from lit_merge.transforms import Transform
+
+Svd = Literal["auto", "exact"]
 
 
 def build_bank(
@@ -30,6 +33,7 @@ def build_bank(
     dtype: torch.dtype | None = None,
     decompositions: Decompositions | None = None,
     exclude: Sequence[str] = (),
+    svd: Svd = "auto",
 ) -> TaskBank:
     """Merges experts into a task bank, one weight at a time.
 
@@ -42,6 +46,8 @@ def build_bank(
         dtype: of the origin and the factors; None stores them in the experts' dtype. Decompositions are computed in
             float32 (float64 for float64 experts) whatever is chosen here; singular values stay in that precision.
         decompositions: to share with other banks of the same experts and transform.
+        svd: `auto` decomposes large float32 matrices only as far as is asked for, which changes merged weights by less
+            than a thousandth; `exact` decomposes all as a whole.
         exclude: shell patterns of weights that are not merged, as `classifier.*`; of experts that are not open yet.
 
     Raises:
@@ -50,7 +56,7 @@ def build_bank(
     if not isinstance(experts, Experts):
         # With the base also where the method needs none: LoRA experts do.
         experts = Experts(experts, base, exclude)
-    job = Job.open(experts, method, transform, decompositions)
+    job = Job.open(experts, method, transform, decompositions, svd)
     origins: dict[str, Tensor] = {}
     deltas: dict[str, Delta] = {}
     for name, origin, delta in job.parts(dtype):
@@ -65,6 +71,7 @@ def merge_stream(
     method: MergeMethod,
     transform: Transform | None = None,
     decompositions: Decompositions | None = None,
+    svd: Svd = "auto",
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical name and merged weight, one after the other: what `build_bank(…).merge(naming="canonical")` holds, in
     the memory of one weight of all experts.
@@ -78,10 +85,10 @@ def merge_stream(
         MergeError: as `build_bank`.
     """
     if method.scale == "self_consistent" or type(method).finish is not MergeMethod.finish:
-        bank = build_bank(experts, method=method, transform=transform, decompositions=decompositions)
+        bank = build_bank(experts, method=method, transform=transform, decompositions=decompositions, svd=svd)
         yield from ((name, bank.weight(name)) for name in bank.origin)
         return
-    job = Job.open(experts, method, transform, decompositions)
+    job = Job.open(experts, method, transform, decompositions, svd)
     for name, origin, delta in job.parts(None):
         column = None if delta is None else job.start((name,), delta.shape[0])[:, 0]
         yield name, combine(origin, delta, column, job.experts.dtypes[name])
@@ -113,6 +120,7 @@ class Job:
         method: as it was given.
         run: the same, with statistics of all weights where it takes any.
         transform: what is done to the task vectors first.
+        svd: how matrices are decomposed.
         report: what the transform has to say.
     """
 
@@ -121,6 +129,7 @@ class Job:
     method: MergeMethod
     run: MergeMethod
     transform: Transform | None
+    svd: Svd
     report: dict[str, Any]
 
     @classmethod
@@ -130,6 +139,7 @@ class Job:
         method: MergeMethod,
         transform: Transform | None,
         decompositions: Decompositions | None,
+        svd: Svd,
     ) -> "Job":
         """Checks that all is there, and makes the passes over the weights that come before the one that merges."""
         if transform is not None and method.centred:
@@ -143,7 +153,7 @@ class Job:
         with_base = check_merge(experts, method, transform)
         change = None if transform is None else transform.fit(experts)
         weights = WeightStream(experts, with_base, change, decompositions)
-        return cls(experts, weights, method, method.prepare(weights), transform, getattr(change, "report", {}))
+        return cls(experts, weights, method, method.prepare(weights), transform, svd, getattr(change, "report", {}))
 
     def parts(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor, Delta | None]]:
         """Name, origin, and delta where experts differ, of every weight in turn, as they are stored. Says which experts
@@ -160,7 +170,8 @@ class Job:
             if weight.agrees:
                 yield weight.name, weight.experts[0].to(stored), None
                 continue
-            origin, delta = (self.run.matrix if weight.name in selected else self.run.rest)(weight)
+            with exact_decompositions(self.svd == "exact"):
+                origin, delta = (self.run.matrix if weight.name in selected else self.run.rest)(weight)
             delta = None if delta is None else delta.to(stored)
             name, weight = weight.name, None  # type: ignore[assignment]  # not while the next one is read
             yield name, origin.to(stored), delta

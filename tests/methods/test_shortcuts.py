@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_merge import CART, ESM, TSVM, IsoC, IsoCTS, MergeMethod, TSVCompress, build_bank
+from lit_merge import CART, ESM, TSVM, Experts, IsoC, IsoCTS, MergeMethod, TSVCompress, build_bank
 from lit_merge.linalg import LARGE, exact_decompositions
+from lit_merge.methods import merge_stream
 from tests.spectra import SPECTRA, with_spectrum
 
 SHAPES = {"h.0.attn.q.weight": (LARGE, LARGE), "h.0.mlp.fc1.weight": (2 * LARGE, LARGE)}
@@ -53,3 +54,16 @@ def test_merged_weights_are_the_exact_ones_to_a_thousandth(method: MergeMethod) 
         different += not torch.equal(found[name], weight)
     # The shortcuts were taken, but for methods that want every direction, or work in float64.
     assert different == (0 if isinstance(method, IsoC | ESM) else len(SHAPES))
+
+
+def test_svd_exact_takes_no_shortcut() -> None:
+    base, experts = models()
+    with exact_decompositions():
+        exact = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
+    asked = build_bank(experts, base, method=CART(0.08, 2.0), svd="exact").merge()
+    streamed = dict(merge_stream(Experts(experts), CART(0.08, 2.0), svd="exact"))
+    found = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
+    for name in exact:
+        assert torch.equal(asked[name], exact[name])
+        assert torch.equal(streamed[name], exact[name])
+        assert not torch.equal(found[name], exact[name])
