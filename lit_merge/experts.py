@@ -9,12 +9,10 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lit_merge.alignment import align, differences, matching
-from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, holds_model, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, open_checkpoint
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError, MisfitError
-from lit_merge.locations import resolve
 from lit_merge.low_rank import LowRank
-from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -195,38 +193,6 @@ def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
                 weight=checkpoint.name_of(name),
             )
     return value
-
-
-def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
-    """task → file or folder. A folder's tasks are the names of the models in it, sorted: of its files of weights, and
-    of its folders of Hugging Face, open_clip or PEFT.
-
-    Raises:
-        MergeError: no such folder, none with models, one that is a model itself, or two models of one name.
-    """
-    if not isinstance(experts, str):
-        return experts
-    folder = resolve(experts)
-    if not folder.is_dir():
-        raise MergeError(f"{experts}: no such folder of experts")
-    try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise MergeError(f"{folder} cannot be read: {error.strerror}") from error
-    if any(path.name.endswith(".index.json") or path.name == ADAPTER_CONFIG for path in entries):
-        raise MergeError(f"{experts} is the folder of one model, expected one with a model for every task")
-    found: dict[str, str] = {}
-    for path in entries:
-        if holds_model(path) if path.is_dir() else path.suffix in SUFFIXES:
-            task = path.name if path.is_dir() else path.stem
-            if task in found:
-                raise MergeError(f"{experts} holds task {task} twice: {found[task]} and {path}; keep one", task=task)
-            found[task] = str(path)
-    if not found:
-        raise MergeError(
-            f"{experts} holds no model, expected one for every task: a file ({', '.join(SUFFIXES)}) or a model's folder"
-        )
-    return found
 
 
 class WeightStream:

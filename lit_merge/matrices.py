@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from lit_merge.checkpoints.cropping import is_vocabulary
 from lit_merge.errors import MergeError
 
 Matrices = str | list[str]
@@ -13,8 +14,8 @@ Matrices = str | list[str]
 _BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|moe|expert|intermediate|output|fc\d|c_fc|c_proj)", re.IGNORECASE)
 _NUMBERED = re.compile(r"\.\d+\.")
 _NOT_BLOCK = re.compile(r"(ln_|norm|bias|embed)", re.IGNORECASE)
-# Tables that are looked up: of words, and of BERT's two segments.
-_VOCABULARY = re.compile(r"(token_embedding|word_embeddings|token_type_embeddings|embed_tokens|wte|lm_head)")
+# BERT's table of two segments.
+_SEGMENTS = "token_type_embeddings"
 
 
 def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> frozenset[str]:
@@ -22,9 +23,9 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
 
     Args:
         shapes: name → shape of every weight.
-        matrices: `block` (attention and MLP weights of the blocks; all weights of the blocks in a model
-            that calls none of them so), `all` (every 2-D weight but `text_projection`
-            and vocabulary-sized embeddings), `every` (`text_projection` too), or a list of shell patterns.
+        matrices: `block` (attention and MLP weights of the blocks; all weights of the blocks in a model that calls none
+            of them so), `all` (every 2-D weight but `text_projection` and vocabulary-sized embeddings), `every`
+            (`text_projection` too), or a list of shell patterns.
 
     Raises:
         MergeError: nothing is selected, or a pattern matches no matrix.
@@ -35,7 +36,8 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
         # A model that names its parts in ways of its own still has numbered blocks.
         selected = {name for name in inside if _BLOCK.search(name)} or set(inside)
     elif matrices in ("all", "every"):
-        selected = {name for name in two_d if not _VOCABULARY.search(name)}
+        # Tables that are looked up are no maps of features.
+        selected = {name for name in two_d if not is_vocabulary(name) and _SEGMENTS not in name}
         if matrices == "all":
             selected = {name for name in selected if not name.endswith("text_projection")}
     elif isinstance(matrices, str):

@@ -270,7 +270,8 @@ class MergedModel(LightningModule):
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
         if any(name.startswith("masks.") for name in checkpoint["state_dict"]) != (self.masks is not None):
             raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
-        self.set_rank(about["rank_ratio"], about["energy"])
+        # Checkpoints from before schedules by energy have none.
+        self.set_rank(about["rank_ratio"], about.get("energy", 1.0))
         self.stage_index = about["stage_index"]
         self.coefficients.granularity = about["granularity"]
         self._random = None if self._trainer is None else own_random_state(about, self.trainer)

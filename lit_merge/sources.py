@@ -7,7 +7,8 @@ from torch import Tensor
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts, expert_files, open_all
+from lit_merge.expert_files import expert_files
+from lit_merge.experts import Experts, open_all
 from lit_merge.methods import MergeMethod, Svd, build_bank, merge_stream
 from lit_merge.networks import Network
 from lit_merge.progress import say

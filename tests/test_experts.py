@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_merge import CART, Experts, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
-from lit_merge.experts import expert_files
+from lit_merge.expert_files import expert_files
 
 GOOD = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(3)}
 

@@ -18,7 +18,7 @@ LAYERS = [
     ["locations", "quiet", "linalg"],
     ["checkpoints"],
     ["optional_weights"],
-    ["alignment"],
+    ["alignment", "expert_files"],
     ["low_rank", "matrices", "objectives", "bank_files", "prediction_files", "conversion"],
     ["task_bank", "decompositions", "inspection"],
     ["experts"],

@@ -15,7 +15,8 @@ from lit_merge.analysis.files import write_analysis
 from lit_merge.analysis.table import table
 from lit_merge.checkpoints import check_output
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts, expert_files
+from lit_merge.expert_files import expert_files
+from lit_merge.experts import Experts
 from lit_merge.parse_errors import explain
 
 ABOUT = (

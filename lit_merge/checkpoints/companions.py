@@ -14,8 +14,8 @@ from lit_merge.weight_names import ADAPTER_CONFIG
 
 CONFIG = "config.json"
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
-# Of a training, not of the model.
 _HEAD = re.compile(r"(lm_head|embed_out)\b")
+# Of a training, not of the model.
 LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", ADAPTER_CONFIG)
 
 

@@ -9,7 +9,7 @@ from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.selection import Selection
 
 # Matrices and biases with a row for every token, in the names of BERT, GPT-2, Llama and their kin.
-_VOCABULARY = re.compile(r"(token_embedding|word_embeddings|embed_tokens|wte|lm_head|embed_out|embed_in)\b")
+_VOCABULARY = re.compile(r"(token_embeddings?|word_embeddings|embed_tokens|wte|lm_head|embed_out|embed_in)\b")
 
 
 def is_vocabulary(name: str) -> bool:
