@@ -18,10 +18,9 @@ from lit_merge import callbacks, data, networks, objectives, transforms  # noqa:
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
-from lit_merge.dry_run import mismatches, plan_of, selection
-from lit_merge.errors import MergeError, MisfitError
+from lit_merge.errors import MergeError
 from lit_merge.export import export_bank
-from lit_merge.merged_files import write_merge
+from lit_merge.merge_verb import dry_run, merge
 from lit_merge.parse_errors import explain
 from lit_merge.prediction_files import prediction_format
 from lit_merge.quiet import quiet
@@ -50,6 +49,8 @@ OWN_VERBS = {
 WRITING = ("fit", "predict", *OWN_VERBS)
 # Verbs that need neither a network nor a trainer.
 LIGHT = ("merge", "export")
+# What of a model says what is merged how.
+MERGED = ("network", "experts", "base", "exclude", "crop", "method", "transform", "bank", "decompositions", "svd")
 
 
 class MergeCLI(LightningCLI):
@@ -186,46 +187,15 @@ class MergeCLI(LightningCLI):
     def sources(self) -> Sources:
         """What the configuration merges, opened."""
         asked = self.option("model")
-        names = (
-            "network",
-            "experts",
-            "base",
-            "exclude",
-            "crop",
-            "method",
-            "transform",
-            "bank",
-            "decompositions",
-            "svd",
-        )
-        options: dict[str, Any] = {name: asked[name] for name in names}
+        options: dict[str, Any] = {name: asked[name] for name in MERGED}
         return Sources(**options, data=self.option("data"), accelerator=self.option("trainer")["accelerator"])
 
     def merge(self) -> None:
         if self.option("dry_run"):
-            self._dry_run()
+            dry_run(self.sources, self.option("naming"))
             return
-        sources, output = self.sources(), self.option("output")
-        size = self.option("max_shard_size")
-        copied = write_merge(
-            sources, output, self.option("naming"), None if size is None else parse_size(size), self.option("overwrite")
-        )
-        if sources.experts is not None and sources.method is not None and sources.saved is None:
-            Console().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
+        merge(self.sources(), *(self.option(name) for name in ("output", "naming", "max_shard_size", "overwrite")))
         self._say()
-        if copied:
-            Console().print(f"Copied beside the weights: {', '.join(copied)}", soft_wrap=True, highlight=False)
-
-    def _dry_run(self) -> None:
-        console = Console()
-        # Into a file or a pipe nothing is cut off.
-        console = console if console.is_terminal else Console(width=1000)
-        try:
-            plan = plan_of(self.sources(), self.option("naming"))
-        except MisfitError as error:
-            console.print(mismatches(error.all), soft_wrap=True, highlight=False)
-            raise MergeError(f"these do not fit together, in {len(error.all)} ways: nothing can be merged") from error
-        console.print(plan, highlight=False)
 
     def export(self) -> None:
         names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming")

@@ -1,5 +1,6 @@
 """What a configuration merges: experts and a method, or a bank that was saved."""
 
+import functools
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -57,7 +58,7 @@ class Sources:
     def bank(self) -> TaskBank:
         """The bank that was saved, or one that is built now, at the scale that the method names or finds."""
         if self.saved is not None:
-            return self._saved()
+            return self._loaded
         experts, method = self._prepare()
         built = build_bank(experts, method=method, transform=self.transform, decompositions=self.kept, svd=self.svd)
         return self.unlabelled.most_confident(built, method) if method.scale == "entropy" else built
@@ -72,7 +73,8 @@ class Sources:
             experts, method = self._prepare()
             yield from merge_stream(experts, method, self.transform, self.kept, self.svd)
 
-    def _saved(self) -> TaskBank:
+    @functools.cached_property
+    def _loaded(self) -> TaskBank:
         assert self.saved is not None
         built = TaskBank.load(self.saved)
         if self.experts is not None and self.experts.tasks != built.tasks:

@@ -33,7 +33,7 @@ LAYERS = [
     ["recipe", "report", "fit_plan", "unfinished"],
     ["figures", "heat_map"],
     ["sweep", "callbacks", "dry_run"],
-    ["trainer"],
+    ["trainer", "merge_verb"],
     ["adapting"],
     ["run_logs"],
     ["runs"],
