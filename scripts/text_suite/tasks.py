@@ -31,12 +31,12 @@ class Task:
 
 
 TASKS = {
-    "stress": Task(stress, train=6000, batch=64, epochs=3),
-    "country": Task(country, train=6000, batch=64, epochs=3),
-    "wordlang": Task(wordlang, train=6000, batch=64),
-    "icd": Task(icd, train=6000, batch=64),
-    "verb": Task(verb, train=4800, epochs=1, least=350),
-    "bible": Task(bible),
+    "stress": Task(stress, train=12000, batch=64, epochs=3),
+    "country": Task(country, train=12000, batch=64, epochs=3),
+    "wordlang": Task(wordlang, train=12000, batch=64),
+    "icd": Task(icd, train=6000, batch=64, epochs=3),
+    "verb": Task(verb, train=4800, least=350),
+    "bible": Task(bible, train=6000),
     "review": Task(review),
     "doc": Task(doc, least=600),
 }

@@ -50,7 +50,7 @@ def wordlang(raw: Path) -> Iterator[Text]:
             alike[int(hashlib.md5(word[:4].encode()).hexdigest(), 16) % 200].append(word)
         for bucket, members in alike.items():
             random_order.shuffle(members)
-            for i in range(0, min(len(members), 8) - 1, 2):
+            for i in range(0, min(len(members), 16) - 1, 2):
                 yield Text(" ".join(members[i : i + 2]), language, str(bucket))
 
 
