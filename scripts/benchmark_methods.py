@@ -3,12 +3,12 @@
 Every tuned value (scale, CART's rank) is chosen on labelled validation images; the test images are used once per row
 and choice, after everything is chosen. Beside the choice by labels stand those without: by entropy, by agreement with
 the experts, and self-consistent. Adapted rows are chosen by nothing: they adapt on unlabelled images that are neither
-validation nor test images.
+validation nor test images. The suites of texts stand beside those of images.
 
 Goes on where it was cut off: every row is kept in the output folder as soon as it is measured.
 
     python scripts/benchmark_methods.py                        # everything that is built, and what is missing
-    python scripts/benchmark_methods.py --zoos zoo:8           # one suite
+    python scripts/benchmark_methods.py --suites zoo:8         # one suite
     python scripts/benchmark_methods.py --print                # the tables of what is measured already
 """
 
@@ -26,6 +26,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
+from suites import check_built, open_suite
 
 from lit_merge import (
     AWD,
@@ -35,15 +36,12 @@ from lit_merge import (
     TSVM,
     AdaRank,
     ConsensusTA,
-    Experts,
     IsoC,
     IsoCTS,
     MergeError,
     MergeMethod,
-    OpenClipImageEncoder,
     RegMean,
     Stage,
-    Suite,
     TaskArithmetic,
     WeightAveraging,
     adapt,
@@ -52,7 +50,6 @@ from lit_merge import (
 from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
 from lit_merge.decompositions import Decompositions
-from lit_merge.locations import resolve
 from lit_merge.matrices import Matrices
 from lit_merge.methods import at_scaling
 from lit_merge.probe import Probe
@@ -60,13 +57,12 @@ from lit_merge.quiet import quiet
 from lit_merge.sweep import Grid, Point, choose, walk
 from lit_merge.transforms import Transform
 
-ZOOS = {8: ("zoo:8", "zoo:8-seed1", "zoo:8-seed2"), 14: ("zoo:14", "zoo:14-seed1", "zoo:14-seed2"),
-        20: ("zoo:20", "zoo:20-seed1", "zoo:20-seed2")}  # fmt: skip
-SELECTS = ("accuracy", "agreement", "entropy", "self_consistent")
-RATIOS = (0.04, 0.08, 0.16, 0.32)
-SMALL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-MIDDLE = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-LARGE = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0)
+SUITES = {
+    "8 tasks": ("zoo:8", "zoo:8-seed1", "zoo:8-seed2"),
+    "14 tasks": ("zoo:14", "zoo:14-seed1", "zoo:14-seed2"),
+    "20 tasks": ("zoo:20", "zoo:20-seed1", "zoo:20-seed2"),
+    "8 text tasks": ("text:0", "text:1", "text:2"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,39 +85,76 @@ class Adapted:
     ranks: AdaRank | None = None
 
 
-LAYERS = (Stage("layer", 500, 1e-3),)
-TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 100, 1e-3))
+@dataclass(frozen=True)
+class Reach:
+    """How far a kind of suite is searched.
+
+    Attributes:
+        selects: rules of choice, that by labels first.
+        validation: labelled inputs of every task to choose on, at most.
+        ratios, small, middle, large: the grids; CART's scale is the large one.
+        task, layers, two_stages: of adapted rows.
+    """
+
+    selects: tuple[str, ...] = ("accuracy", "agreement", "entropy", "self_consistent")
+    validation: int = 10**6
+    ratios: tuple[float, ...] = (0.04, 0.08, 0.16, 0.32)
+    small: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+    middle: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+    large: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0)
+    task: tuple[Stage, ...] = (Stage("task", 500, 1e-3),)
+    layers: tuple[Stage, ...] = (Stage("layer", 500, 1e-3),)
+    two_stages: tuple[Stage, ...] = (Stage("tied", 100, 0.05), Stage("layer", 100, 1e-3))
 
 
-def rows(moments: Any, matrices: Matrices = "all") -> dict[str, Static | Adapted]:
+IMAGES = Reach()
+# A text costs the sentence encoder a hundred times what an image costs the suites' towers: fewer and longer steps.
+TEXTS = Reach(
+    selects=("accuracy", "entropy"),
+    validation=128,
+    ratios=(0.08, 0.16, 0.32),
+    small=(0.1, 0.2, 0.3, 0.4, 0.6),
+    middle=(0.75, 1.0, 1.25, 1.5, 2.0),
+    large=(0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
+    task=(Stage("task", 40, 1e-2),),
+    layers=(Stage("layer", 40, 1e-2),),
+    two_stages=(Stage("tied", 40, 0.05),),
+)
+
+
+def reach(suite: str) -> Reach:
+    return TEXTS if suite.startswith("text:") else IMAGES
+
+
+def rows(moments: Any, reach: Reach = IMAGES, matrices: Matrices = "all") -> dict[str, Static | Adapted]:
     """Every row of the table, by its label; `matrices` are those of methods that give every task directions."""
     esm, official = (ESM(preset=preset, moments=moments, matrices=matrices) for preset in ("paper", "official"))
     tsvm = TSVM(matrices=matrices)
     return {
         "weight averaging": Static(WeightAveraging()),
-        "task arithmetic": Static(TaskArithmetic(), SMALL),
-        "TIES": Static(TIES(), MIDDLE),
-        "Consensus TA": Static(ConsensusTA(), SMALL),
-        "RegMean": Static(RegMean(moments=moments), MIDDLE),
-        "TSV-M": Static(tsvm, MIDDLE),
-        "Iso-C": Static(IsoC(), MIDDLE),
-        "Iso-CTS": Static(IsoCTS(), MIDDLE),
-        "ESM (paper)": Static(esm, SMALL),
-        "ESM (official)": Static(official, MIDDLE),
-        "CART": Static(CART(), LARGE),
-        "AWD + task arithmetic": Static(TaskArithmetic(), SMALL, AWD()),
-        "AWD + TIES": Static(TIES(), MIDDLE, AWD()),
-        "AWD + ESM (paper)": Static(esm, SMALL, AWD()),
-        "AdaMerging, task-wise": Adapted(TaskArithmetic(), (Stage("task", 500, 1e-3),), bounds=(0.0, 1.0)),
-        "AdaMerging, layer-wise": Adapted(TaskArithmetic(), LAYERS, bounds=(0.0, 1.0)),
-        "AdaMerging++, layer-wise": Adapted(TIES(merge="sum", scaling=0.3), LAYERS, bounds=(0.0, 1.0)),
-        "AWD + AdaMerging": Adapted(TaskArithmetic(), LAYERS, AWD(), (0.0, 1.0)),
-        "TSV-M, adapted": Adapted(tsvm, TWO_STAGES),
-        "Iso-C, adapted": Adapted(IsoC(), TWO_STAGES),
-        "ESM (official), adapted": Adapted(official, TWO_STAGES),
-        "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), TWO_STAGES),
-        "CART at λ = 1 + AdaRank": Adapted(CART(1.0, 1.0), TWO_STAGES, ranks=AdaRank(0.16)),
-        "task arithmetic + AdaRank": Adapted(TaskArithmetic(rank_ratio=1.0), LAYERS, ranks=AdaRank(1.0)),
+        "task arithmetic": Static(TaskArithmetic(), reach.small),
+        "TIES": Static(TIES(), reach.middle),
+        "Consensus TA": Static(ConsensusTA(), reach.small),
+        "RegMean": Static(RegMean(moments=moments), reach.middle),
+        "TSV-M": Static(tsvm, reach.middle),
+        "Iso-C": Static(IsoC(), reach.middle),
+        "Iso-CTS": Static(IsoCTS(), reach.middle),
+        "ESM (paper)": Static(esm, reach.small),
+        "ESM (official)": Static(official, reach.middle),
+        "CART": Static(CART(), reach.large),
+        "AWD + task arithmetic": Static(TaskArithmetic(), reach.small, AWD()),
+        "AWD + TIES": Static(TIES(), reach.middle, AWD()),
+        "AWD + ESM (paper)": Static(esm, reach.small, AWD()),
+        "AdaMerging, task-wise": Adapted(TaskArithmetic(), reach.task, bounds=(0.0, 1.0)),
+        "AdaMerging, layer-wise": Adapted(TaskArithmetic(), reach.layers, bounds=(0.0, 1.0)),
+        "AdaMerging++, layer-wise": Adapted(TIES(merge="sum", scaling=0.3), reach.layers, bounds=(0.0, 1.0)),
+        "AWD + AdaMerging": Adapted(TaskArithmetic(), reach.layers, AWD(), (0.0, 1.0)),
+        "TSV-M, adapted": Adapted(tsvm, reach.two_stages),
+        "Iso-C, adapted": Adapted(IsoC(), reach.two_stages),
+        "ESM (official), adapted": Adapted(official, reach.two_stages),
+        "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), reach.two_stages),
+        "CART at λ = 1 + AdaRank": Adapted(CART(1.0, 1.0), reach.two_stages, ranks=AdaRank(0.16)),
+        "task arithmetic + AdaRank": Adapted(TaskArithmetic(rank_ratio=1.0), reach.layers, ranks=AdaRank(1.0)),
     }
 
 
@@ -147,25 +180,23 @@ LITERATURE = {
 class Bench:
     """One suite: experts, probes, and the decompositions that its rows share."""
 
-    def __init__(self, zoo: str, images: int) -> None:
-        self.device = Fabric(devices=1).device
-        folder = resolve(zoo)
-        tasks = [task["name"] for task in json.loads((folder / "zoo.json").read_text(encoding="utf-8"))["tasks"]]
-        sources = {task: folder / "experts" / f"{task}.safetensors" for task in tasks}
-        self.experts = Experts(sources, folder / "base.safetensors")
-        self.network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
+    def __init__(self, suite: str, inputs: int) -> None:
+        self.device, self.reach = Fabric(devices=1).device, reach(suite)
+        opened = open_suite(suite)
+        self.experts, self.network, self.data = opened.experts, opened.network, opened.data
         self.network.to(self.device)
-        self.data = Suite(str(folder), tasks=tasks)
-        self.unlabelled = Probe.draw(self.network, self.data, images)
+        self.unlabelled = Probe.draw(self.network, self.data, inputs)
         self.unlabelled.ask_experts(self.expert)
         self.validation, self.test = (
             Probe.labelled(self.network, self.data, split) for split in ("validation", "test")
         )
+        for found in (self.validation.inputs, self.validation.labels):
+            found.update({task: some[: self.reach.validation] for task, some in found.items()})
         self.moments = collect_moments(self.experts, self.network, self.data.unlabelled())
         self.kept: dict[str, Decompositions] = {}
         shapes = {name: shape for name, shape in self.experts.shapes.items() if len(shape) == 2}
         # 20 tasks cannot share the 17 directions of this suite's positional embedding.
-        enough = [name for name, shape in shapes.items() if min(shape) >= len(tasks)]
+        enough = [name for name, shape in shapes.items() if min(shape) >= len(self.experts.tasks)]
         self.matrices: Matrices = "all" if len(enough) == len(shapes) else enough
 
     def expert(self, task: str) -> dict[str, torch.Tensor]:
@@ -191,16 +222,19 @@ class Bench:
     def static(self, row: Static) -> dict[str, Any]:
         """Test accuracy of the choice by labels and of every choice without."""
         kept = self.kept.setdefault(repr(row.transform), Decompositions())
-        grid = Grid((row.method,), RATIOS, row.scalings)
+        grid = Grid((row.method,), self.reach.ratios, row.scalings)
         points = list(walk(grid, self.experts, self.unlabelled, self.validation, row.transform, kept))
         found: dict[str, Any] = {}
-        for select in SELECTS:
+        tested: dict[Any, float] = {}
+        for select in self.reach.selects:
             try:
                 point = choose(points, select)
             except MergeError:
                 continue
+            if point.key not in tested:
+                tested[point.key] = self.accuracy(self.merged(row, point, kept))
             told = {"validation": point.accuracy, "rank_ratio": point.rank_ratio, "scaling": point.scaling}
-            found[select] = told | {"test": self.accuracy(self.merged(row, point, kept))}
+            found[select] = told | {"test": tested[point.key]}
         return {"test": found["accuracy"]["test"], "choices": found}
 
     def merged(self, row: Static, point: Point, kept: Decompositions) -> dict[str, torch.Tensor]:
@@ -220,34 +254,34 @@ class Bench:
         return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": steps}
 
 
-def measure(zoo: str, output: Path, images: int, told: Callable[[str], None]) -> None:
+def measure(suite: str, output: Path, inputs: int, told: Callable[[str], None]) -> None:
     """Measures the rows of one suite that its file does not hold yet."""
-    path = output / f"{zoo.replace(':', '-')}.json"
+    path = output / f"{suite.replace(':', '-')}.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     bench = None
     for name in ["pretrained", *rows(None), "experts"]:
         if name in known:
             continue
-        bench = bench or Bench(zoo, images)
+        bench = bench or Bench(suite, inputs)
         start = time.perf_counter()
         if name in ("pretrained", "experts"):
             known |= bench.references()
         else:
-            row = rows(bench.moments, bench.matrices)[name]
+            row = rows(bench.moments, bench.reach, bench.matrices)[name]
             known[name] = bench.static(row) if isinstance(row, Static) else bench.adapted(row)
             known[name]["seconds"] = time.perf_counter() - start
         write_text(path, json.dumps(known, indent=1) + "\n", overwrite=True)
-        told(f"{zoo}: {name}: {100 * known[name]['test']:.1f}")
+        told(f"{suite}: {name}: {100 * known[name]['test']:.1f}")
 
 
-def load(output: Path) -> dict[int, list[dict[str, Any]]]:
-    """Number of tasks → the files of its seeds, whole ones only, and a word on the rest."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    for tasks, zoos in ZOOS.items():
-        for zoo in zoos:
-            path = output / f"{zoo.replace(':', '-')}.json"
+def load(output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Column of the table → the files of its seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for column, suites in SUITES.items():
+        for suite in suites:
+            path = output / f"{suite.replace(':', '-')}.json"
             if path.exists():
-                found.setdefault(tasks, []).append(json.loads(path.read_text(encoding="utf-8")))
+                found.setdefault(column, []).append(json.loads(path.read_text(encoding="utf-8")))
     return found
 
 
@@ -259,9 +293,9 @@ def cells(values: list[float], seeds: int) -> str:
     return f"{100 * mean(values):.1f}{spread}" + (f" ({len(values)} of {seeds})" if len(values) < seeds else "")
 
 
-def accuracy_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
-    """Markdown: a line per method, a column per number of tasks, the literature's figures beside them."""
-    heads = [f"{tasks} tasks ({len(files)} seed{'s' * (len(files) > 1)})" for tasks, files in results.items()]
+def accuracy_table(results: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Markdown: a line per method, a column per suite, the literature's figures beside them."""
+    heads = [f"{column} ({len(files)} seed{'s' * (len(files) > 1)})" for column, files in results.items()]
     yield f"| | {' | '.join(heads)} | CLIP B/32, P-TA: 8 / 14 / 20 | P-TALL |"
     yield f"|---|{'---|' * (len(heads) + 2)}"
     for name in ["pretrained", *rows(None), "experts"]:
@@ -271,12 +305,12 @@ def accuracy_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]
         yield f"| {name} | {' | '.join(measured)} | {' | '.join(LITERATURE.get(name, ('', '')))} |"
 
 
-def choice_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
+def choice_table(results: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Markdown: how far every choice without labels lies from the choice with labels, in points of test accuracy."""
-    others = SELECTS[1:]
-    yield "| tasks | method | by labels | " + " | ".join(one.replace("_", "-") for one in others) + " |"
+    others = IMAGES.selects[1:]
+    yield "| suite | method | by labels | " + " | ".join(one.replace("_", "-") for one in others) + " |"
     yield f"|---|---|---|{'---|' * len(others)}"
-    for tasks, files in results.items():
+    for column, files in results.items():
         for name, row in rows(None).items():
             chosen = [one[name]["choices"] for one in files if name in one and "choices" in one[name]]
             if not isinstance(row, Static) or not chosen or chosen[0]["accuracy"]["scaling"] is None:
@@ -285,28 +319,28 @@ def choice_table(results: Mapping[int, list[dict[str, Any]]]) -> Iterator[str]:
             for select in others:
                 apart = [one[select]["test"] - one["accuracy"]["test"] for one in chosen if select in one]
                 shown.append(" ".join(f"{100 * value:+.1f}" for value in apart) or "–")
-            yield f"| {tasks} | {name} | {' | '.join(shown)} |"
+            yield f"| {column} | {name} | {' | '.join(shown)} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoos", nargs="+", default=[zoo for zoos in ZOOS.values() for zoo in zoos])
+    parser.add_argument("--suites", nargs="+", default=[suite for suites in SUITES.values() for suite in suites])
     parser.add_argument("--output", default="runs/benchmark", help="folder of what is measured")
     parser.add_argument(
-        "--images", type=int, default=64, help="unlabelled images of every task for choices without labels"
+        "--inputs", type=int, default=64, help="unlabelled inputs of every task for choices without labels"
     )
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
     quiet()
     output, console = Path(options.output), Console(stderr=True)
     missing = []
-    for zoo in [] if options.print else options.zoos:
+    for suite in [] if options.print else options.suites:
         try:
-            resolve(f"{zoo}/zoo.json")
+            check_built(suite)
         except MergeError as error:
             missing.append(str(error))
             continue
-        measure(zoo, output, options.images, console.print)
+        measure(suite, output, options.inputs, console.print)
     results = load(output)
     console.print(
         f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads", highlight=False

@@ -26,7 +26,7 @@ from lightning.pytorch import Callback
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from text_suite.bench import open_suite
+from suites import open_suite
 
 from lit_merge import (
     CART,

@@ -2,52 +2,22 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import torch
 from lightning.fabric import Fabric
+from suites import Opened
 
-from lit_merge import Experts, MergeMethod, OpenClipImageEncoder, Suite, build_bank
+from lit_merge import MergeMethod, build_bank
 from lit_merge.checkpoints import write_text
-from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
-from lit_merge.locations import resolve
 from lit_merge.methods import at_scaling
-from lit_merge.networks import Network
 from lit_merge.probe import Probe, share
 from lit_merge.sweep import Grid, Point, walk
-from text_suite.network import TextNetwork, TextSuite, text_folder
 from text_suite.records import Logits, Record, Recorder, file_name, load, load_records, save_atomically
 from text_suite.rules import Study
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A suite of texts or of images."""
-
-    experts: Experts
-    network: Network
-    data: TaskData
-
-
-def open_suite(name: str) -> Opened:
-    """`text:SEED`, or `zoo:8` and its like.
-
-    Raises:
-        MergeError: a suite that has not been built.
-    """
-    text = name.startswith("text:")
-    folder = text_folder(name.removeprefix("text:")) if text else resolve(name)
-    data = TextSuite(folder) if text else Suite(str(folder))
-    network = TextNetwork(folder) if text else image_network(folder)
-    sources = {task: folder / "experts" / f"{task}.safetensors" for task in data.tasks}
-    return Opened(Experts(sources, folder / "base.safetensors"), network, data)
-
-
-def image_network(folder: Path) -> OpenClipImageEncoder:
-    return OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
 
 
 class Bench:

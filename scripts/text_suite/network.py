@@ -10,8 +10,6 @@ from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.data import TaskData
 from lit_merge.data.base import Labelled
 from lit_merge.data.streams import ImageSource
-from lit_merge.errors import MergeError
-from lit_merge.locations import cache_folder
 from lit_merge.networks.base import Network
 from lit_merge.networks.heads import CosineHeads
 from text_suite.encoder import fast_products, read_encoder, real_tokens, trimmed
@@ -63,7 +61,7 @@ class TextSuite(TaskData):
         seed: of the order in which texts are drawn.
     """
 
-    def __init__(self, folder: Path, batch_size: int = 16, seed: int = 0) -> None:
+    def __init__(self, folder: Path, batch_size: int = 8, seed: int = 0) -> None:
         super().__init__(batch_size, eval_batch_size=256, num_workers=0, seed=seed)
         self.folder = folder
         self._tokens = SafetensorsFile(folder / "tokens.safetensors")
@@ -81,17 +79,12 @@ class TextSuite(TaskData):
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         labels = SafetensorsFile(self.folder / "labels.safetensors")
-        names = {task: f"{task}/{split}" for task in self.tasks}
-        return {task: (TokenIds(self._tokens.read(name)), labels.read(name)) for task, name in names.items()}
-
-
-def text_folder(seed: str) -> Path:
-    """Where build.py puts a seed.
-
-    Raises:
-        MergeError: it has not been built.
-    """
-    folder = cache_folder() / "text" / f"seed{seed}"
-    if not (folder / "suite.json").exists():
-        raise MergeError(f"text:{seed}: this suite is not built: run python scripts/text_suite/build.py --seed {seed}")
-    return folder
+        found = {}
+        for task in self.tasks:
+            ids, classes = self._tokens.read(f"{task}/{split}"), labels.read(f"{task}/{split}")
+            if split == "test":
+                # Texts of similar length lie together: a batch holds little padding.
+                order = real_tokens(ids).sum(1).argsort(stable=True)
+                ids, classes = ids[order], classes[order]
+            found[task] = (TokenIds(ids), classes)
+        return found
