@@ -55,13 +55,14 @@ class Layout:
         # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps.
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
         beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
+        naming = experts.naming if naming is None else naming
         return cls(
             dict(experts.shapes),
             dict(experts.dtypes),
-            experts.naming if naming is None else naming,
+            naming,
             kept,
             tuple(name for name in experts.excluded if name not in written),
-            companions_of(beside, written),
+            companions_of(_of_library(naming, beside), written),
             {"vocab_size": min(cropped.values())} if cropped else {},
         )
 
@@ -96,7 +97,7 @@ class Layout:
         else:
             if base is not None:
                 _check_same(shapes, base.shapes, base.label, shapes)
-            companions = None if base is None else companions_of([base], shapes)
+            companions = companions_of(_of_library(naming, [] if base is None else [base]), shapes)
             layout = cls(shapes, dtypes, naming, companions=companions)
         if dtype is None:
             return layout
@@ -171,6 +172,11 @@ class Layout:
             yield from parts.items()
         if kept is not None:
             yield from ((name, kept.read(name)) for name in kept.shapes if name not in written)
+
+
+def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Those that are named as what is written: the configuration of one library is none of another's."""
+    return [one for one in checkpoints if one.naming.family == naming.family]
 
 
 def _check_same(
