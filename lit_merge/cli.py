@@ -19,8 +19,8 @@ from lit_merge.checkpoints import check_output, write_text
 from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
-from lit_merge.export import export_bank
-from lit_merge.merge_verb import dry_run, merge
+from lit_merge.export import check_export, export_bank
+from lit_merge.merge_verb import dry_run, merge, say_copied
 from lit_merge.parse_errors import explain
 from lit_merge.prediction_files import prediction_format
 from lit_merge.quiet import quiet
@@ -127,6 +127,8 @@ class MergeCLI(LightningCLI):
             prediction_format(options.output)
         if self.subcommand == "merge" and options.max_shard_size is not None:
             parse_size(options.max_shard_size)
+        if self.subcommand == "export":
+            check_export(options.output, options.format, options.task, options.max_shard_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         asked = self.option("trainer")
@@ -198,8 +200,10 @@ class MergeCLI(LightningCLI):
         self._say()
 
     def export(self) -> None:
-        names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming")
-        export_bank(self.sources().bank(), *(self.option(name) for name in names))
+        names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming", "max_shard_size")
+        options: dict[str, Any] = {name: self.option(name) for name in names}
+        sources = self.sources()
+        say_copied(export_bank(sources.bank(), **options, experts=sources.experts, base=sources.base))
         self._say()
 
     def sweep(self, **kwargs: Any) -> None:

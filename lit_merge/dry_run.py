@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lit_merge.checkpoints.companions import companion_folder, ties_head
+from lit_merge.checkpoints.companions import companions_of, ties_head
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, Weight
 from lit_merge.inspection.weights import collapsed, megabytes, millions, runs_of
@@ -93,7 +93,8 @@ def tied_weights(experts: Experts) -> list[str]:
     """A line per group of names of one and the same weight, as far as files and their configurations tell."""
     files = [*experts.whole.values(), *([] if experts.whole_base is None else [experts.whole_base])]
     lines = {f"Tied: {' = '.join(group)}." for file in files for group in file.tied}
-    if (folder := companion_folder(*files)) is not None and (table := ties_head(folder, experts.shapes)) is not None:
+    found = companions_of(files)
+    if found is not None and (table := ties_head(found.folder, experts.shapes)) is not None:
         lines.add(f"Tied: the output layer is {table} (config.json), and is not written a second time.")
     return sorted(lines)
 

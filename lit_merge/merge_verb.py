@@ -18,8 +18,13 @@ def merge(sources: Sources, output: str, naming: str | None, max_shard_size: str
     console = Console()
     if sources.experts is not None and sources.method is not None and sources.saved is None:
         console.print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
-    if copied:
-        console.print(f"Copied beside the weights: {', '.join(copied)}", soft_wrap=True, highlight=False)
+    say_copied(copied)
+
+
+def say_copied(names: list[str]) -> None:
+    """Names the files that lie beside the weights."""
+    if names:
+        Console().print(f"Copied beside the weights: {', '.join(names)}", soft_wrap=True, highlight=False)
 
 
 def dry_run(sources: Callable[[], Sources], naming: str | None) -> None:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Naming, check_output, named, rename, replacing, write_stream
-from lit_merge.checkpoints.companions import companion_folder, copy_companions
+from lit_merge.checkpoints.companions import Companions, companions_of, copy_companions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
 from lit_merge.progress import say
@@ -31,7 +31,8 @@ class Layout:
         shapes, dtypes: by canonical name.
         naming: by which files name them.
         kept: weights that are written as this checkpoint has them, beside the merged ones.
-        companions: folder whose configuration and tokenizer are copied beside the weights.
+        lost: weights of the experts that are neither merged nor kept.
+        companions: whose configuration and tokenizer are copied beside the weights.
         changes: entries of that configuration that are no longer true.
     """
 
@@ -39,34 +40,69 @@ class Layout:
     dtypes: dict[str, torch.dtype]
     naming: Naming
     kept: Checkpoint | None = None
-    companions: Path | None = None
-    changes: Mapping[str, Any] | None = None
+    lost: tuple[str, ...] = ()
+    companions: Companions | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, experts: Experts, naming: Naming | None = None) -> "Layout":
+    def of(cls, experts: Experts, naming: Naming | None = None, task: str | None = None) -> "Layout":
         """Of a merge of these experts: a folder gets what lies beside the first of them whose vocabulary is that of the
-        result, or beside their base."""
+        result, or beside their base. Of one task's weights, that task's expert is asked first."""
         kept, cropped = experts.left_to_base(), experts.cropped
-        first, *others = experts.whole.values()
-        beside = [first, *([] if experts.whole_base is None else [experts.whole_base]), *others]
+        first, *others = sorted(experts.whole, key=lambda one: one != task)
+        base = [] if experts.whole_base is None else [experts.whole_base]
+        beside = [experts.whole[first], *base, *(experts.whole[one] for one in others)]
         # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps.
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
         beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
+        naming = experts.naming if naming is None else naming
         return cls(
             dict(experts.shapes),
             dict(experts.dtypes),
-            experts.naming if naming is None else naming,
+            naming,
             kept,
-            companion_folder(*beside),
-            {"vocab_size": min(cropped.values())} if cropped else None,
+            tuple(name for name in experts.excluded if name not in written),
+            companions_of(_of_library(naming, beside), written),
+            {"vocab_size": min(cropped.values())} if cropped else {},
         )
 
     @classmethod
-    def of_bank(cls, bank: TaskBank, naming: Naming, experts: Experts | None) -> "Layout":
-        """Of a bank, of these experts where they are at hand."""
+    def of_bank(
+        cls,
+        bank: TaskBank,
+        naming: Naming,
+        experts: Experts | None = None,
+        base: Checkpoint | None = None,
+        task: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Layout":
+        """Of a bank: of these experts, or of this pretrained model, where they are at hand.
+
+        Args:
+            bank: what is written.
+            naming: by which files name its weights.
+            experts: that it was made of.
+            base: the model whose configuration and tokenizer serve, where the experts are not at hand.
+            task: whose weights alone are written.
+            dtype: of the floating-point weights; None takes the experts'.
+
+        Raises:
+            MergeError: experts or a base of other weights than the bank's.
+        """
+        shapes = {name: tuple(value.shape) for name, value in bank.origin.items()}
+        dtypes = {name: dtype if dtype and kind.is_floating_point else kind for name, kind in bank.dtypes.items()}
         if experts is not None:
-            return cls.of(experts, naming)
-        return cls({name: tuple(value.shape) for name, value in bank.origin.items()}, dict(bank.dtypes), naming)
+            _check_same(shapes, experts.shapes, "the experts", shapes.keys() | experts.shapes.keys())
+            layout = replace(cls.of(experts, naming, task), shapes=shapes, dtypes=dtypes)
+        else:
+            if base is not None:
+                _check_same(shapes, base.shapes, base.label, shapes)
+            companions = companions_of(_of_library(naming, [] if base is None else [base]), shapes)
+            layout = cls(shapes, dtypes, naming, companions=companions)
+        if dtype is None:
+            return layout
+        told = str(dtype).removeprefix("torch.")
+        return replace(layout, changes={**layout.changes, "dtype": told, "torch_dtype": told})
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +115,7 @@ class Layout:
         weights: Iterable[tuple[str, Tensor]],
         max_shard_bytes: int | None = None,
         overwrite: bool = False,
+        form: str = "merged",
     ) -> list[str]:
         """Writes merged weights as they come, whole or not at all; one at a time is in memory.
 
@@ -88,6 +125,7 @@ class Layout:
             weights: canonical name and value.
             max_shard_bytes: of one file in a folder; 5 GB, as transformers does, by default.
             overwrite: replace what stands there.
+            form: what the files' headers say that the weights are.
 
         Returns:
             Names of the files that were copied beside the weights.
@@ -97,16 +135,24 @@ class Layout:
                 these weights.
         """
         if is_file(check_output(output, overwrite)):
-            self._stream(output, weights, None, overwrite)
+            self._stream(output, weights, None, overwrite, form)
             return []
+        if self.lost:
+            more = ", …" if len(self.lost) > TOLD else ""
+            say(f"not written, for want of a base: {', '.join(self.lost[:TOLD])}{more}")
         with replacing(output, overwrite) as beside:
-            self._stream(beside, weights, max_shard_bytes or SHARD, False)
+            self._stream(beside, weights, max_shard_bytes or SHARD, False, form)
             if self.companions is None:
                 return []
             return copy_companions(self.companions, beside, self.changes)
 
     def _stream(
-        self, path: str | os.PathLike[str], weights: Iterable[tuple[str, Tensor]], limit: int | None, overwrite: bool
+        self,
+        path: str | os.PathLike[str],
+        weights: Iterable[tuple[str, Tensor]],
+        limit: int | None,
+        overwrite: bool,
+        form: str,
     ) -> None:
         meta = {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
         files = {name: (tuple(value.shape), value.dtype) for name, value in rename(meta, self.naming).items()}
@@ -115,7 +161,7 @@ class Layout:
             files |= {name: (shape, kept.dtypes[name]) for name, shape in kept.shapes.items() if name not in files}
         shapes = {name: shape for name, (shape, _) in files.items()}
         dtypes = {name: dtype for name, (_, dtype) in files.items()}
-        about = {"format": "pt", "lit_merge": "merged"}
+        about = {"format": "pt", "lit_merge": form}
         write_stream(path, self._named(weights, kept), shapes, dtypes, limit, about, overwrite)
 
     def _named(self, weights: Iterable[tuple[str, Tensor]], kept: Checkpoint | None) -> Iterable[tuple[str, Tensor]]:
@@ -128,6 +174,25 @@ class Layout:
             yield from ((name, kept.read(name)) for name in kept.shapes if name not in written)
 
 
+def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Those that are named as what is written: the configuration of one library is none of another's."""
+    return [one for one in checkpoints if one.naming.family == naming.family]
+
+
+def _check_same(
+    here: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]], label: str, names: Iterable[str]
+) -> None:
+    """Raises MergeError where a bank's weights are others in the models whose configuration is to lie beside them."""
+    for name in names:
+        if here.get(name) != there.get(name):
+            found = [str(list(one[name])) if name in one else "absent" for one in (here, there)]
+            raise MergeError(
+                f"{name} is {found[0]} in the bank and {found[1]} in {label}: give the experts, exclude and crop that "
+                "the bank was made with, or leave them out",
+                weight=name,
+            )
+
+
 def layout_of(sources: Sources, naming: str | None) -> Layout:
     """How the merge of a configuration is written.
 
@@ -136,7 +201,7 @@ def layout_of(sources: Sources, naming: str | None) -> Layout:
     """
     if sources.saved is not None:
         bank = sources.bank()
-        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts)
+        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts, sources.base)
     assert sources.experts is not None
     return Layout.of(sources.experts, None if naming is None else named(naming, sources.experts.shapes))
 
@@ -149,12 +214,7 @@ def write_merge(
     overwrite: bool = False,
 ) -> list[str]:
     """Merges and writes, weight by weight. See `Layout.write`."""
-    layout = layout_of(sources, naming)
-    if sources.experts is not None and not is_file(Path(output)):
-        kept = () if layout.kept is None else layout.kept.shapes
-        if missing := [name for name in sources.experts.excluded if name not in kept]:
-            say(f"not written, for want of a base: {', '.join(missing[:TOLD])}{', …' if len(missing) > TOLD else ''}")
-    return layout.write(output, sources.stream(), max_shard_bytes, overwrite)
+    return layout_of(sources, naming).write(output, sources.stream(), max_shard_bytes, overwrite)
 
 
 def is_file(output: Path) -> bool:

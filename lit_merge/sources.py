@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
@@ -47,7 +48,7 @@ class Sources:
     ) -> None:
         files = expert_files(experts) if experts else None
         self.experts = None if files is None else open_experts(network, files, base, exclude, crop)
-        self.method, self.transform, self.saved = method, transform, bank
+        self.method, self.transform, self.saved, self._base = method, transform, bank, base
         if bank is None and (self.experts is None or method is None):
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
         self.kept, self.svd = None, svd
@@ -72,6 +73,11 @@ class Sources:
         else:
             experts, method = self._prepare()
             yield from merge_stream(experts, method, self.transform, self.kept, self.svd)
+
+    @functools.cached_property
+    def base(self) -> Checkpoint | None:
+        """The pretrained model, where it stands without experts: what lies beside it may serve a bank's merge."""
+        return canonical(open_checkpoint(self._base, "base")) if self._base and self.experts is None else None
 
     @functools.cached_property
     def _loaded(self) -> TaskBank:

@@ -133,6 +133,14 @@ class TaskBank:
         Raises:
             MergeError: no such task, or one delta is shared by all tasks; a naming as `merge` refuses.
         """
+        return self.only(task).merge(dtype=dtype, naming=naming)
+
+    def only(self, task: str) -> "TaskBank":
+        """The same bank with coefficient 1 for this task and 0 for the others: its merge is `expert(task)`.
+
+        Raises:
+            MergeError: no such task, or one delta is shared by all tasks.
+        """
         if task not in self.tasks:
             raise MergeError(f"no task {task!r} in this bank, which has {', '.join(self.tasks)}", task=task)
         if self.shared:
@@ -141,7 +149,7 @@ class TaskBank:
             )
         only = torch.zeros(len(self.tasks), len(self.deltas))
         only[self.tasks.index(task)] = 1
-        return self.merge(only, dtype, naming=naming)
+        return replace(self, coefficients=only)
 
     def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
         """The same bank with fewer directions; factors are views.

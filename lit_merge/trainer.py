@@ -57,23 +57,26 @@ class Trainer(pl.Trainer):
         energy: float = 1.0,
         dtype: DType | None = None,
         naming: NamingName | None = None,
+        max_shard_size: str | None = None,
         overwrite: bool = False,
     ) -> None:
         """Writes the bank, the merged weights, or one task's weights.
 
         Args:
             model: whose bank is exported.
-            output: a folder for `bank`, a .safetensors file for `merged` and `task`.
+            output: a folder for `bank`; for `merged` and `task` what `merge` writes: a .safetensors file, or a folder.
             format: `bank` (compressed, all tasks), `merged` (one model), or `task` (one task's model from the bank).
             task: which task, for `task`.
             rank_ratio: cut every matrix to this share of min(m, n) first.
             energy: cut every matrix to as many directions as keep this share of its squared singular values.
             dtype: precision of what is written; the bank's own by default.
             naming: which library's names a CLIP's weights get; those of the experts' files by default.
+            max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
             overwrite: replace what stands there.
         """
         if self.is_global_zero:
-            export_bank(model.to_bank(), output, format, task, rank_ratio, energy, dtype, overwrite, naming)
+            cut = (rank_ratio, energy, dtype)
+            export_bank(model.to_bank(), output, format, task, *cut, overwrite, naming, max_shard_size, model.experts)
 
     def sweep(
         self,

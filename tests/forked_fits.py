@@ -7,6 +7,7 @@ killed after so many seconds unless that is null. It answers every line with the
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,16 @@ class Forks:
 
     def close(self) -> None:
         self.process.communicate()
+
+
+def as_torchrun(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells the processes that it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common = {"TORCHELASTIC_RUN_ID": "one", "GROUP_RANK": "0"} | address | size
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def fork(arguments: list[str], folder: str, environment: dict[str, str]) -> int:

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import yaml
 
 from lit_merge import MergeError, TaskBank
+from tests.forked_fits import as_torchrun
 
 STEPS = 7
 # Its fits take long: once, in one process of the tests.
@@ -72,16 +72,6 @@ def by_lightning(folder: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-
-
-def as_torchrun(processes: int) -> list[dict[str, str]]:
-    """What torchrun tells the processes that it starts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common = {"TORCHELASTIC_RUN_ID": "one", "GROUP_RANK": "0"} | address | size
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def reads(folder: Path, split: str, process: int) -> list[tuple[str, tuple[int, ...]]]:

@@ -37,5 +37,5 @@ def test_commands(language_models: Any, place: Path) -> None:
     told: dict[str, Any] = {}
     exec(PYTHON[0], told)
     assert len(told["tokenizer"]) == told["model"].config.vocab_size
-    for folder in ("merged", "other", "cropped", "kept", "from_adapters"):
+    for folder in ("merged", "other", "cropped", "kept", "from_adapters", "code", "again"):
         language_models.load(Path(folder))

@@ -3,31 +3,82 @@
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.cropping import is_vocabulary
+from lit_merge.checkpoints.vocabularies import token_count
 from lit_merge.errors import MergeError
+from lit_merge.progress import say
 from lit_merge.weight_names import ADAPTER_CONFIG
 
 CONFIG = "config.json"
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
+# What a tokenizer is made of, its chat template included.
+_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|merges|added_tokens|special_tokens_map|spiece|sentencepiece|chat_template).*|.*\.(jinja|model|tiktoken)"
+)
 _HEAD = re.compile(r"(lm_head|embed_out)\b")
 # Of a training, not of the model.
 LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", ADAPTER_CONFIG)
 
 
-def companion_folder(*checkpoints: Checkpoint | None) -> Path | None:
-    """The folder of the first of these checkpoints that has a configuration beside its weights; a LoRA folder has
-    none of its own."""
+@dataclass(frozen=True)
+class Companions:
+    """Where what belongs beside weights lies.
+
+    Attributes:
+        folder: of a model: its configuration, and all else.
+        tokenizer: of a LoRA adapter that has a tokenizer of its own, which takes the place of the model's.
+    """
+
+    folder: Path
+    tokenizer: Path | None = None
+
+    def files(self) -> Iterator[tuple[Path, Path]]:
+        """Every file with its path in a model's folder."""
+        for folder in filter(None, (self.tokenizer, self.folder)):
+            for file in sorted(folder.rglob("*.jinja")) + sorted(folder.iterdir()):
+                if file.suffix not in SUFFIXES or file.name in LEFT_OUT or file.name.endswith(".index.json"):
+                    continue
+                if self.tokenizer is None or (folder == self.tokenizer) == bool(_TOKENIZER.match(file.name)):
+                    yield file, file.relative_to(folder)
+
+
+def companions_of(
+    checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Companions | None:
+    """Of the first of these checkpoints that has a configuration beside its weights, or beside its base's if it is a
+    LoRA adapter, whose tokenizer is taken where it has one for no more tokens than there are rows.
+
+    Args:
+        checkpoints: in the order in which they are asked.
+        shapes: of the weights that are written; None leaves adapters' tokenizers out.
+
+    Raises:
+        MergeError: a file of an adapter's tokenizer that is no JSON.
+    """
     for checkpoint in checkpoints:
-        folders = {file.parent for file in checkpoint.files} if checkpoint is not None else set()
-        for folder in folders if len(folders) == 1 else ():
-            if (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists():
-                return folder
+        folders = {file.parent for file in checkpoint.files}
+        adapters = {folder for folder in folders if (folder / ADAPTER_CONFIG).exists()}
+        (folder,) = folders - adapters if len(folders - adapters) == 1 else (None,)
+        if folder is not None and (folder / CONFIG).is_file():
+            own = None if shapes is None else next(iter(adapters), None)
+            return Companions(folder, own if own is not None and _fits(own, shapes or {}, folder) else None)
     return None
+
+
+def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> bool:
+    """Whether an adapter's folder has a tokenizer, of no token that the weights have no row for."""
+    rows = min((shape[0] for name, shape in shapes.items() if is_vocabulary(name)), default=None)
+    count = token_count(adapter)
+    if count == 0 or rows is None or count <= rows:
+        return count > 0
+    say(f"{adapter}: its tokenizer has {count} tokens for {rows} rows of the vocabulary: that of {folder} is taken")
+    return False
 
 
 def ties_head(folder: Path, names: Collection[str]) -> str | None:
@@ -45,11 +96,11 @@ def ties_head(folder: Path, names: Collection[str]) -> str | None:
     return next((name for name in names if is_vocabulary(name)), None)
 
 
-def copy_companions(source: Path, target: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
+def copy_companions(companions: Companions, target: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
     """Copies what belongs to a model beside its weights; answers the names of the files.
 
     Args:
-        source: the model's folder.
+        companions: where it lies.
         target: where the weights are written, which exists.
         changes: entries of config.json that are no longer true, with what they are now.
 
@@ -57,17 +108,15 @@ def copy_companions(source: Path, target: Path, changes: Mapping[str, Any] | Non
         MergeError: a file that cannot be read, or a configuration that is no JSON.
     """
     copied = []
-    for file in sorted(source.rglob("*.jinja")) + sorted(source.iterdir()):
-        if file.suffix not in SUFFIXES or file.name in LEFT_OUT or file.name.endswith(".index.json"):
-            continue
-        place = target / file.relative_to(source)
+    for file, name in companions.files():
+        place = target / name
         if file.is_file() and not place.exists():
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
             except OSError as error:
                 raise MergeError(f"{file} cannot be copied beside the weights: {error.strerror}") from error
-            copied.append(str(file.relative_to(source)))
+            copied.append(str(name))
     if changes:
         _change(target / CONFIG, changes)
     return copied

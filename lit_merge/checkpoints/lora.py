@@ -101,7 +101,9 @@ class LoraFolder(Checkpoint):
         return name
 
     def _misfit(self, why: str, weight: str) -> MergeError:
-        return MergeError(f"{self.label} is a LoRA of another base than {self._base.label}: {why}", weight=weight)
+        known = self._config.get("base_model_name_or_path")
+        told = f"; give the model that it was trained on{f', {known},' if known else ''} as base (--model.base)"
+        return MergeError(f"{self.label} is a LoRA of another base than {self._base.label}: {why}{told}", weight=weight)
 
     def _shapes_of_replaced(self) -> None:
         self.shapes, self.dtypes = dict(self._base.shapes), dict(self._base.dtypes)

@@ -10,8 +10,12 @@ from lit_merge.errors import MergeError
 from lit_merge.locations import cache_folder, resolve
 
 HUB = "hf://"
+# The way out where a column is not there.
+NAME_ONE = "name another with --data.text or --data.label"
 # Seconds to wait for the Hub's first answer.
 PATIENCE = 5.0
+# Status of answers that are the server's fault, from here on.
+SERVER_ERROR = 500
 
 
 def is_hub(location: str) -> bool:
@@ -38,7 +42,7 @@ def read_dataset(location: str, columns: Sequence[str]) -> tuple[dict[str, list[
     data = _split(location, open_tables(place, any_files=True), split)
     for name in columns:
         if name not in data.column_names:
-            raise MergeError(f"{location} has no column {name!r}; it has {', '.join(data.column_names)}")
+            raise MergeError(f"{location} has no column {name!r}; it has {', '.join(data.column_names)}: {NAME_ONE}")
     features = {name: data.features[name] for name in columns}
     names = {name: list(one.names) for name, one in features.items() if getattr(one, "names", None)}
     chosen = data.select_columns(list(columns))
@@ -109,13 +113,15 @@ def _from_hub(location: str, *parts: str) -> Mapping[str, Any]:
     try:
         # Asked once before datasets does, which tries for half a minute.
         HfApi().dataset_info("/".join(parts[:2]), timeout=PATIENCE)
-    except (HfHubHTTPError, OfflineModeIsEnabled):
-        pass  # datasets tells these at once, or has it in its cache
+    except OfflineModeIsEnabled:
+        pass  # datasets has it in its cache, or tells at once
     except Exception as error:
-        raise MergeError(
-            f"{location}: the Hub cannot be reached ({_first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 to "
-            "use what was downloaded before"
-        ) from error
+        # Of a name that the Hub answers for, datasets tells what is wrong at once; a proxy answers for no name.
+        if not isinstance(error, HfHubHTTPError) or error.response.status_code >= SERVER_ERROR:
+            raise MergeError(
+                f"{location}: the Hub cannot be reached ({_first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 "
+                "to use what was downloaded before"
+            ) from error
     with _quiet():
         try:
             return datasets.load_dataset("/".join(parts[:2]), *parts[2:])

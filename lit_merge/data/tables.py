@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_merge.data.datasets_tables import is_hub, read_dataset
+from lit_merge.data.datasets_tables import NAME_ONE, is_hub, read_dataset
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -64,11 +64,12 @@ def check_columns(location: str | Path, columns: Sequence[str], there: Sequence[
     """Raises MergeError where a table has no such column."""
     for name in columns:
         if name not in there:
-            raise MergeError(f"{location} has no column {name!r}; it has {', '.join(map(str, there)) or 'none'}")
+            told = ", ".join(map(str, there)) or "none"
+            raise MergeError(f"{location} has no column {name!r}; it has {told}: {NAME_ONE}")
 
 
-def read_text(path: Path, encoding: str) -> str:
-    """The text of a file.
+def read_text(path: Path, encoding: str, otherwise: str = "set the data's encoding") -> str:
+    """The text of a file; `otherwise` says what to do about another encoding.
 
     Raises:
         MergeError: it cannot be read, or is in another encoding.
@@ -81,7 +82,7 @@ def read_text(path: Path, encoding: str) -> str:
         raise MergeError(f"encoding={encoding!r}: there is no such encoding") from error
     except UnicodeDecodeError as error:
         raise MergeError(
-            f"{path} is no text in {encoding}: {error.reason} at byte {error.start}: set the data's encoding"
+            f"{path} is no text in {encoding}: {error.reason} at byte {error.start}: {otherwise}"
         ) from error
 
 

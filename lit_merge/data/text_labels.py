@@ -15,6 +15,7 @@ from lit_merge.data.tables import read_text
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
+SAVE = "save it in UTF-8"
 UNNAMED = {0: "LABEL_0", 1: "LABEL_1"}
 
 
@@ -92,19 +93,23 @@ def read_class_names(task: str, location: str) -> list[str]:
         MergeError: no such file, no names in it, or one twice.
     """
     path = resolve(location)
-    names = _of_model(path) if path.is_dir() else [one.strip() for one in read_text(path, "utf-8").splitlines()]
+    names = _of_model(path) if path.is_dir() else [one.strip() for one in read_text(path, "utf-8", SAVE).splitlines()]
     names = [name for name in names if name]
     if not names:
         raise MergeError(f"{path} (class names of task {task}) holds no name", task=task)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise MergeError(f"{path} (class names of task {task}) names {', '.join(map(repr, twice))} twice", task=task)
+        raise MergeError(
+            f"{path} (class names of task {task}) names {', '.join(map(repr, twice))} twice: name every row of the "
+            "head once, in their order",
+            task=task,
+        )
     return names
 
 
 def _of_model(folder: Path) -> list[str]:
     path = folder / "config.json"
     try:
-        about: Mapping[str, Any] = json.loads(read_text(path, "utf-8"))
+        about: Mapping[str, Any] = json.loads(read_text(path, "utf-8", SAVE))
         # transformers leaves out what it takes by default: two classes without names.
         classifies = "ForSequenceClassification" in str(about.get("architectures"))
         told = about["id2label"] if "id2label" in about or not classifies else UNNAMED

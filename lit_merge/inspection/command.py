@@ -15,9 +15,11 @@ from rich.tree import Tree
 
 from lit_merge.bank_files import read_bank_folder
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
+from lit_merge.checkpoints.folders import weight_file
 from lit_merge.errors import MergeError
 from lit_merge.inspection.weights import megabytes, millions, runs_of, weight_tree
 from lit_merge.locations import resolve
+from lit_merge.weight_names import ADAPTER_CONFIG
 
 ABOUT = "Shows any checkpoint, task bank, training checkpoint or run as a tree. Reads headers and small files only."
 
@@ -59,7 +61,7 @@ def look(location: str, depth: int | None = None, whole: bool = False) -> Render
         return run_tree(path, depth, whole)
     if (state := training_state(path)) is not None:
         return state_tree(path, state)
-    return checkpoint_tree(open_checkpoint(location), depth, whole)
+    return checkpoint_tree(opened(path), depth, whole)
 
 
 def listing(location: str) -> dict[str, Any]:
@@ -67,8 +69,13 @@ def listing(location: str) -> dict[str, Any]:
     path = resolve(location)
     if (path / "bank.json").is_file():
         return {name: entry(tuple(value.shape), value.dtype) for name, value in read_bank_folder(path)[1].items()}
-    checkpoint = open_checkpoint(location)
+    checkpoint = opened(path)
     return {name: entry(shape, checkpoint.dtypes[name]) for name, shape in checkpoint.shapes.items()}
+
+
+def opened(path: Path) -> Checkpoint:
+    """A checkpoint; of a LoRA folder the adapter's own weights, for which no base is needed."""
+    return open_checkpoint(weight_file(path) if (path / ADAPTER_CONFIG).is_file() else path)
 
 
 def entry(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:

@@ -20,7 +20,12 @@ class Heads(nn.Module, ABC):
     """A frozen classifier for every task. Its parameters are all that it computes with.
 
     Beside the heads of the tasks there is one called `mixed`: the classes of all of them, one head after the other.
+
+    Attributes:
+        where: the file that they are of, for messages; empty where they are of none.
     """
+
+    where = ""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -124,7 +129,7 @@ class CosineHeads(Heads):
 
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
         rows = self._row(task)
-        check_width(rows, features, task)
+        check_width(rows, features, task, self.where)
         # float32: entropies of confident predictions live in the last digits.
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ rows.T
 
@@ -154,10 +159,14 @@ def read_rows(file: Checkpoint, name: str, task: str) -> Float[Tensor, "C d"]:
     return rows
 
 
-def check_width(rows: Float[Tensor, "C d"], features: Float[Tensor, "B e"], task: str) -> None:
+def check_width(rows: Float[Tensor, "C d"], features: Float[Tensor, "B e"], task: str, where: str = "") -> None:
     """Raises MergeError where a head takes other features than these."""
     if rows.shape[1] != features.shape[1]:
-        raise MergeError(f"head {task} is {rows.shape[1]} wide, the encoder's features {features.shape[1]}", task=task)
+        raise MergeError(
+            f"{where}{': ' if where else ''}head {task} is {rows.shape[1]} wide, the encoder's features "
+            f"{features.shape[1]}: give heads that were made for this encoder (--model.network.heads)",
+            task=task,
+        )
 
 
 def _scale(file: Checkpoint) -> float:

@@ -73,7 +73,7 @@ class LinearHeads(Heads):
 
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
         weight, bias = self._pair(task)
-        check_width(weight, features, task)
+        check_width(weight, features, task, self.where)
         return torch.addmm(bias, features.float(), weight.T)
 
     def _pair(self, task: str) -> tuple[Tensor, Tensor]:
@@ -89,6 +89,9 @@ def load_heads(path: str | os.PathLike[str]) -> Heads:
         MergeError: as `LinearHeads.load` and `CosineHeads.load`.
     """
     if (folder := resolve(path)).is_dir():
-        return released_heads(head_files(folder))
-    names = open_checkpoint(path).shapes
-    return (LinearHeads if any(name.endswith(WEIGHT) for name in names) else CosineHeads).load(path)
+        heads: Heads = released_heads(head_files(folder))
+    else:
+        names = open_checkpoint(path).shapes
+        heads = (LinearHeads if any(name.endswith(WEIGHT) for name in names) else CosineHeads).load(path)
+    heads.where = str(path)
+    return heads

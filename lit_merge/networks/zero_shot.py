@@ -204,7 +204,9 @@ def unique_names(task: str, names: list[str], where: str) -> list[str]:
     """The names; MergeError where one is there twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise MergeError(
-            f"{where} (class names of task {task}) names {', '.join(map(repr, twice))} more than once", task=task
+            f"{where} (class names of task {task}) names {', '.join(map(repr, twice))} more than once: give "
+            "every class a name of its own",
+            task=task,
         )
     return names
 
@@ -235,7 +237,9 @@ def read_lines(path: Path, what: str) -> list[str]:
     except OSError as error:
         raise MergeError(f"{path} ({what}): {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise MergeError(f"{path} ({what}) is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise MergeError(
+            f"{path} ({what}) is no text in UTF-8: {error.reason} at byte {error.start}: save it in UTF-8"
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -149,7 +149,7 @@ def test_adapters_of_another_base(tmp_path: Path) -> None:
     base, _, folder = make("modules to save", tmp_path / "lora")
     name = "bert.encoder.layer.1.attention.self.query.weight"
     shallow = {key: value for key, value in base.items() if "layer.1" not in key}
-    refused(folder, shallow, "is a LoRA of another base than base", f"that has no {name}")
+    refused(folder, shallow, "is a LoRA of another base than base", f"that has no {name}", "as base (--model.base)")
     refused(folder, base | {name: torch.ones(8, 9)}, "of another base", f"{name} is [8, 9] there", "[8, 8]")
     refused(folder, base | {"classifier.weight": torch.ones(3, 8)}, "classifier.weight is [3, 8] there and [2, 8]")
 

@@ -150,7 +150,7 @@ def test_heads_and_pooling_that_do_not_go_together(texts: Any, tmp_path: Path) -
     with pytest.raises(MergeError, match="has no pooler: take cls or mean"):
         HuggingFaceTextEncoder(texts.folder("distilbert"), str(path), "pooler")
     network = HuggingFaceTextEncoder(texts.folder("bert"), str(path), "cls")
-    with pytest.raises(MergeError, match="head mood is 15 wide, the encoder's features 16"):
+    with pytest.raises(MergeError, match=rf"{path}: head mood is 15 wide, the encoder's features 16"):
         network(encoder_weights(network, texts.folder("bert", "mood")), {"mood": tokens(texts, "bert", SINGLE)})
 
 

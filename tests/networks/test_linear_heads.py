@@ -26,7 +26,7 @@ def test_the_names_in_a_file_say_what_it_is(tmp_path: Path) -> None:
     assert (heads.classes("mixed"), heads.first_row("mixed", "b")) == (6, 4)
     with pytest.raises(MergeError, match="no head for task 'c'; there are heads for a, b"):
         heads(features, "c")
-    with pytest.raises(MergeError, match="head a is 6 wide, the encoder's features 5"):
+    with pytest.raises(MergeError, match="head a is 6 wide, the encoder's features 5: give heads that were made for"):
         heads(features[:, :5], "a")
 
 

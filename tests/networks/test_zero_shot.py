@@ -152,8 +152,11 @@ def test_a_cache_that_cannot_be_written(model: Model, cache: Path) -> None:
     [
         (b"", "(class names of task alpha) is empty"),
         (b"\n  \n", "(class names of task alpha) is empty"),
-        (b"cat\ndog\n cat\nowl\ndog\n", "(class names of task alpha) names 'cat', 'dog' more than once"),
-        (b"cat\n\xff\xfe\n", "is no text in UTF-8: invalid start byte at byte 4"),
+        (
+            b"cat\ndog\n cat\nowl\ndog\n",
+            "(class names of task alpha) names 'cat', 'dog' more than once: give every class a name of its own",
+        ),
+        (b"cat\n\xff\xfe\n", "is no text in UTF-8: invalid start byte at byte 4: save it in UTF-8"),
         (None, "(class names of task alpha): No such file or directory"),
     ],
 )
