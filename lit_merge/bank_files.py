@@ -40,7 +40,7 @@ def read_bank_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor
     sizes = {file.shapes[name][0] for name in expected if not name.startswith("origin/")}
     if rows not in (1, len(about["tasks"])) or columns != len(about["layers"]) or sizes != {rows}:
         raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
-    return about, {name: file.read(name) for name in file.shapes}
+    return about, {name: file.map(name) for name in file.shapes}
 
 
 def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:

@@ -1,8 +1,11 @@
 """The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 
 import torch
 from jaxtyping import Shaped
@@ -13,6 +16,9 @@ from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, open
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.low_rank import LowRank
+
+# Bytes of one weight in all experts, from which on it is not read while another one is in memory.
+HUGE = 2**29
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -30,8 +36,9 @@ class Weight:
     @property
     def agrees(self) -> bool:
         """Whether all experts, and the base where there is one, hold the same values: nothing to merge."""
-        first = self.experts[0]
-        return bool((self.experts == first).all()) and (self.base is None or torch.equal(self.base, first))
+        first, *others = self.experts if self.base is None else (*self.experts, self.base)
+        # Stops where the first two differ.
+        return all(torch.equal(first, other) for other in others)
 
     @property
     def task_vectors(self) -> Shaped[Tensor, "T ..."]:
@@ -136,21 +143,42 @@ class Experts:
     def _files(self) -> list[Checkpoint]:
         return [*self.whole.values(), *([] if self.whole_base is None else [self.whole_base])]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Weight → its bytes in all experts together."""
+        return {
+            name: len(self.tasks) * math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items()
+        }
+
     def stream(self, with_base: bool) -> Iterator[Weight]:
-        """Every weight in turn; at any time only one weight of all experts is in memory.
+        """Every weight in turn; while one is worked on the next one is read, unless it is huge. At any time only these
+        are in memory.
 
         Raises:
             MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
         """
-        # Nothing here holds on to a weight while the next one is read.
-        yield from map(functools.partial(self._weight, with_base=with_base), self.shapes)
+        files = dict(self.checkpoints) | ({"base": self.base} if with_base and self.base is not None else {})
+        read = lambda name: [(task, file, file.read(name)) for task, file in files.items()]  # noqa: E731
+        sizes = self.sizes
+        with ThreadPoolExecutor(1, "reading") as reader:
+            ahead: Future[list[tuple[str, Checkpoint, Tensor]]] | None = None
+            for name, following in zip_longest(sizes, islice(sizes, 1, None)):
+                values = read(name) if ahead is None else ahead.result()
+                soon = following is not None and sizes[following] < HUGE
+                ahead = reader.submit(read, following) if soon else None
+                # Nothing here holds on to a weight while it is worked on.
+                yield self._weight(name, values)
 
-    def _weight(self, name: str, with_base: bool) -> Weight:
-        experts = torch.stack([_finite(checkpoint, name, task) for task, checkpoint in self.checkpoints.items()])
-        base = _finite(self.base, name, "base") if with_base and self.base is not None else None
-        if experts.is_floating_point():
-            dtype = torch.promote_types(experts.dtype, torch.float32)
-            return Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
+    def _weight(self, name: str, values: list[tuple[str, Checkpoint, Tensor]]) -> Weight:
+        """Of the values that were read, which it takes out of their list one by one."""
+        stored = self.dtypes[name]
+        dtype = torch.promote_types(stored, torch.float32) if stored.is_floating_point else stored
+        experts = torch.empty(len(self.tasks), *self.shapes[name], dtype=dtype)
+        for row in experts:
+            row.copy_(_finite(name, *values.pop(0)))
+        base = _finite(name, *values.pop(0)).to(dtype) if values else None
+        if stored.is_floating_point:
+            return Weight(name, experts, base)
         if (experts == experts[0]).all():
             # Counters and indices: what the experts agree on holds, whatever the base had counted.
             return Weight(name, experts, None)
@@ -181,17 +209,15 @@ def open_all(
     return opened, None if pretrained is None else canonical(pretrained)
 
 
-def _finite(checkpoint: Checkpoint, name: str, task: str) -> Tensor:
-    value = checkpoint.read(name)
-    if value.is_floating_point():
+def _finite(name: str, task: str, checkpoint: Checkpoint, value: Tensor) -> Tensor:
+    if value.is_floating_point() and value.numel() and not all(end.isfinite() for end in value.aminmax()):
         bad = value.numel() - int(value.isfinite().sum())
-        if bad:
-            raise MergeError(
-                f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of "
-                f"{value.numel():,} places",
-                task=task,
-                weight=checkpoint.name_of(name),
-            )
+        raise MergeError(
+            f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of "
+            f"{value.numel():,} places",
+            task=task,
+            weight=checkpoint.name_of(name),
+        )
     return value
 
 

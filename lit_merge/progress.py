@@ -28,6 +28,13 @@ def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
             progress.advance(task, size)
 
 
+def track_weights(weights: Iterable[T], sizes: Mapping[str, int], description: str) -> Iterator[T]:
+    """As `track_bytes`, of weights that are read from files, with their sizes there."""
+    stream = iter(weights)
+    for _ in track_bytes(sizes, description):
+        yield next(stream)
+
+
 def say(text: str) -> None:
     """A line on standard error, once however many processes there are."""
     # Here: verbs that read files only do not wait for Lightning.

@@ -16,7 +16,7 @@ from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, Weight
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices, select_matrices
-from lit_merge.progress import track
+from lit_merge.progress import track_weights
 from lit_merge.task_bank import rank_of
 
 Anchor = Literal["centred", "pretrained"]
@@ -180,7 +180,7 @@ def analyze(
     curves: dict[Anchor, dict[str, MatrixCurves]] = {anchor: {} for anchor in anchors}
     size = len(experts.tasks)
     grams = {anchor: torch.zeros(size, size, dtype=torch.float64) for anchor in anchors}
-    for weight in track(experts.stream(with_base=True), "analysing", len(selected)):
+    for weight in track_weights(experts.stream(with_base=True), experts.sizes, "analysing"):
         for anchor in anchors:
             vectors = _vectors(weight, anchor)
             factors = LowRank.from_dense(vectors, min(vectors.shape[1:]))

@@ -145,7 +145,7 @@ class Suite(TaskData):
         return {task: (self._source(f"{task}/{split}"), self._labels(task, split)) for task in self.tasks}
 
     def _source(self, name: str) -> ImageSource:
-        images = ImageTensor(self._images.read(name))
+        images = ImageTensor(self._images.map(name))
         return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
 
     def _adapted(self, task: str) -> ImageSource:

@@ -63,6 +63,10 @@ class MergeMethod(ABC):
         """Origin (m, n) and delta (T or 1, m, n) of a selected 2-D weight."""
         return self.rest(weight)
 
+    def product(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        """As `matrix`, for a merge that keeps no bank: a delta may be dense where factors are not needed for it."""
+        return self.matrix(weight)
+
     @abstractmethod
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         """Origin (…) and delta (T or 1, …), None for no delta, of any other weight."""

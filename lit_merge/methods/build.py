@@ -17,7 +17,7 @@ from lit_merge.experts import Experts, WeightStream
 from lit_merge.linalg import exact_decompositions
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.scaling import at_scaling, self_consistent_scaling, start_coefficients
-from lit_merge.progress import track
+from lit_merge.progress import track_weights
 from lit_merge.task_bank import Delta, TaskBank, combine
 from lit_merge.transforms import Transform
 
@@ -89,7 +89,7 @@ def merge_stream(
         yield from ((name, bank.weight(name)) for name in bank.origin)
         return
     job = Job.open(experts, method, transform, decompositions, svd)
-    for name, origin, delta in job.parts(None):
+    for name, origin, delta in job.parts(None, factors=False):
         column = None if delta is None else job.start((name,), delta.shape[0])[:, 0]
         yield name, combine(origin, delta, column, job.experts.dtypes[name])
 
@@ -155,23 +155,27 @@ class Job:
         weights = WeightStream(experts, with_base, change, decompositions)
         return cls(experts, weights, method, method.prepare(weights), transform, svd, getattr(change, "report", {}))
 
-    def parts(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor, Delta | None]]:
+    def parts(self, dtype: torch.dtype | None, factors: bool = True) -> Iterator[tuple[str, Tensor, Delta | None]]:
         """Name, origin, and delta where experts differ, of every weight in turn, as they are stored. Says which experts
-        are the same file twice, as far as can be told."""
+        are the same file twice, as far as can be told.
+
+        Args:
+            dtype: of the parts; None stores them in the experts' dtype.
+            factors: whether matrices are wanted as a bank holds them, or only their sum.
+        """
+        matrix = self.run.matrix if factors else self.run.product
         experts, name = self.experts, type(self.method).__name__
         label = name if self.transform is None else f"{type(self.transform).__name__} and {name}"
         selected = self.method.selected(experts.shapes)
         alike = set(combinations(range(len(experts.tasks)), 2))
-        stream = iter(self.weights)
-        for _ in track(range(len(self.weights)), f"merging with {label}", len(self.weights)):
-            weight = next(stream)
+        for weight in track_weights(self.weights, experts.sizes, f"merging with {label}"):
             alike = {(i, j) for i, j in alike if torch.equal(weight.experts[i], weight.experts[j])}
             stored = dtype if dtype and weight.experts.is_floating_point() else experts.dtypes[weight.name]
             if weight.agrees:
                 yield weight.name, weight.experts[0].to(stored), None
                 continue
             with exact_decompositions(self.svd == "exact"):
-                origin, delta = (self.run.matrix if weight.name in selected else self.run.rest)(weight)
+                origin, delta = (matrix if weight.name in selected else self.run.rest)(weight)
             delta = None if delta is None else delta.to(stored)
             name, weight = weight.name, None  # type: ignore[assignment]  # not while the next one is read
             yield name, origin.to(stored), delta

@@ -22,6 +22,12 @@ def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_de
     return LowRank(total.U, total.S.mean(-1, keepdim=True).expand_as(total.S).contiguous(), total.V)
 
 
+def flat(total: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """The product of what `iso_c` makes of Σ_t τ_t: its polar factor times its mean singular value, ⟨polar, M⟩/min(m, n)."""
+    factor = polar_factor(total)
+    return factor * ((factor * total).sum() / min(total.shape))
+
+
 def directions_of_tasks(tasks: int, r: int, common_ratio: float) -> int:
     """q = (r − ⌊common_ratio·r⌋)/T, rounded half to even, of which T must fit into r.
 
@@ -72,6 +78,15 @@ class IsoC(MergeMethod):
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
         return weight.base, iso_c(weight.task_vectors, weight.svd("sum"))
+
+    def product(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        if weight.decompositions is not None:
+            return self.matrix(weight)
+        assert weight.base is not None
+        total = torch.zeros_like(weight.base)
+        for expert in weight.experts:
+            total += expert - weight.base
+        return weight.base, flat(total)[None]
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

@@ -9,21 +9,25 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from lit_merge.errors import MergeError
 from lit_merge.experts import Weight, WeightStream
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.progress import track
+from lit_merge.progress import track_weights
 from lit_merge.task_bank import Delta
 
 _DIGIT = 16
 """Bits of a floating-point number that one pass over the weights settles."""
+_PART = 2**17
+"""Entries of a task that are worked on at once: so few stay in the processor's own memory from one step to the next."""
 
 
 def trim(task_vectors: Float[Tensor, "T ..."], thresholds: Float[Tensor, " T"]) -> Float[Tensor, "T ..."]:
     """τ_t with every entry below its task's threshold set to 0."""
-    kept = task_vectors.abs() >= thresholds.view(-1, *[1] * (task_vectors.ndim - 1))
-    return task_vectors.where(kept, 0)
+    # |x| ≥ threshold where |x| is above the number before it.
+    before = torch.nextafter(thresholds.to(task_vectors.dtype), torch.full((), -torch.inf, dtype=task_vectors.dtype))
+    return torch.stack([hardshrink(one, limit.item()) for one, limit in zip(task_vectors, before, strict=True)])
 
 
 def elect(trimmed: Float[Tensor, "T ..."]) -> Float[Tensor, "..."]:
@@ -47,10 +51,13 @@ def ties(
             [ 2., -3.],
             [ 0.,  0.]])
     """
-    sign = elect(trimmed)
-    agree = trimmed.sign() == torch.where(sign == 0, majority, sign)
-    selected = trimmed.where(agree, 0)
-    return selected / agree.sum(0).clamp_min(1) if merge == "mean" else selected
+    sign = elect(trimmed).to(trimmed.dtype)
+    sign = torch.where(sign == 0, majority, sign)
+    # Adding 0 makes −0 a 0.
+    selected = (trimmed * sign).relu_().mul_(sign).add_(0.0)
+    if merge == "mean":
+        selected /= selected.sign().sum(0).abs_().clamp_min_(1)
+    return selected
 
 
 def kth_largest(
@@ -125,9 +132,9 @@ class TIES(MergeMethod):
         if k == 0:
             raise MergeError(f"keep={self.keep} keeps none of {size} entries")
         dtype = torch.float64 if torch.float64 in floating.values() else torch.float32
-        read = lambda: (vectors.reshape(len(vectors), -1) for vectors in _task_vectors(weights))  # noqa: E731
-        thresholds = kth_largest(read, k, len(experts.tasks), dtype)
-        signs = sum(elect(trim(vectors, thresholds)).sum().item() for vectors in _task_vectors(weights))
+        # Longer parts: a table of 2¹⁶ numbers is added up for each.
+        thresholds = kth_largest(lambda: _task_vectors(weights, 8 * _PART), k, len(experts.tasks), dtype)
+        signs = sum(elect(trim(part, thresholds)).sum().item() for part in _task_vectors(weights, _PART))
         majority = 1.0 if signs > 0 else -1.0
         return _Trimming(self.keep, self.merge, self.scaling, thresholds=thresholds, majority=majority)
 
@@ -135,10 +142,20 @@ class TIES(MergeMethod):
         raise MergeError("TIES looks at all weights first: take what prepare answers, as build_bank does")
 
 
-def _task_vectors(weights: WeightStream) -> Iterator[Tensor]:
-    for weight in track(weights, "looking for thresholds", len(weights)):
+def _task_vectors(weights: WeightStream, length: int) -> Iterator[Float[Tensor, "T _"]]:
+    """τ_t of all floating-point weights, in parts of at most this length."""
+    for weight in track_weights(weights, weights.experts.sizes, "looking for thresholds"):
         if weight.experts.is_floating_point():
-            yield weight.task_vectors
+            yield from _parts(weight, length)
+
+
+def _parts(weight: Weight, length: int) -> Iterator[Float[Tensor, "T _"]]:
+    if weight.base is None:
+        raise MergeError(f"task vectors of {weight.name} need the pretrained checkpoint: pass base=…")
+    for experts, base in zip(
+        weight.experts.flatten(1).split(length, 1), weight.base.flatten().split(length), strict=True
+    ):
+        yield experts - base
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,4 +167,7 @@ class _Trimming(TIES):
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
-        return weight.base, ties(trim(weight.task_vectors, self.thresholds), self.majority, self.merge)
+        merged = torch.empty_like(weight.experts)
+        for part, vectors in zip(merged.flatten(1).split(_PART, 1), _parts(weight, _PART), strict=True):
+            part.copy_(ties(trim(vectors, self.thresholds), self.majority, self.merge))
+        return weight.base, merged

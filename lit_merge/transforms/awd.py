@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_merge.errors import MergeError
 from lit_merge.experts import Change, Experts, Weight
-from lit_merge.progress import track
+from lit_merge.progress import track_weights
 from lit_merge.transforms.base import Transform
 
 _PATIENCE = 100
@@ -200,7 +200,7 @@ def gram_matrices(experts: Experts) -> tuple[list[str], Float[Tensor, "L T T"]]:
     """
     names, grams = [], []
     same = set(combinations(range(len(experts.tasks)), 2))
-    for weight in track(experts.stream(with_base=True), "comparing task vectors", len(experts.shapes)):
+    for weight in track_weights(experts.stream(with_base=True), experts.sizes, "comparing task vectors"):
         if not weight.experts.is_floating_point():
             continue
         vectors = weight.task_vectors.reshape(len(experts.tasks), -1)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lit_merge.krylov import krylov
 from lit_merge.linalg import LARGE, exact_decompositions, polar_factor, truncated_svd
 from tests.spectra import COUNT, SPECTRA, with_spectrum
 
@@ -50,7 +49,7 @@ def test_shortcuts_are_shortcuts_and_can_be_forbidden(monkeypatch: pytest.Monkey
 def test_matrices_that_lack_rank(shape: tuple[int, int], rank: int) -> None:
     values = torch.where(rank >= COUNT, SPECTRA["power"], 0)
     matrix = with_spectrum(shape, values) if rank else torch.zeros(shape)
-    assert rank == 100 or krylov(matrix if shape[0] >= shape[1] else matrix.T, 20) is None
+
     u, s, v = truncated_svd(matrix, 60)
     assert all(one.isfinite().all() for one in (u, s, v))
     torch.testing.assert_close(s, values[:60], atol=1e-5, rtol=5e-2)

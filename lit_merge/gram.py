@@ -1,0 +1,163 @@
+"""Leading singular triplets and polar factors of large float32 matrices by matrix products and small decompositions.
+
+Everything is read off the Gram matrix AᵀA, of the shorter side. Squaring costs digits: directions that are fainter than
+`FAINT` times the strongest are sought in what the stronger ones leave of the matrix, where they are the strongest. So
+ill-conditioned matrices, and those that lack rank, need no other precision. Imports nothing of the package.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Iterations end when the last one has raised the captured energy by less than this share. Convergence is geometric:
+# what is missing by then is a hundredth of it.
+RISE = 1e-4
+# Singular values over the largest one, below which AᵀA in float32 has too few digits.
+FAINT = 0.02
+# Norm of what is left over that of the matrix, below which it is rounding.
+ROUNDING = 1e-6
+TINY = torch.finfo(torch.float32).tiny
+# Applications of AᵀA that an iteration takes, to tell whether forming it pays.
+USUAL = 8
+
+Triplets = tuple[Float[Tensor, "*T m r"], Float[Tensor, "*T r"], Float[Tensor, "*T n r"]]
+
+
+def leading_triplets(matrices: Float[Tensor, "T m n"], rank: int) -> Triplets:
+    """U, S, V of the `rank` largest singular values of matrices with m ≥ n, largest first.
+
+    Directions that a matrix does not have are filled up by any, with a singular value of 0. The same matrix gives the
+    same factors: where iterations start comes from a seed of its own.
+    """
+    v = leading_directions(matrices, rank)
+    images = matrices @ v
+    s = images.norm(dim=-2)
+    # Rayleigh quotients of neighbours may have changed places.
+    s, order = s.sort(descending=True, stable=True)
+    images, v = (one.gather(-1, order[:, None].expand_as(one)) for one in (images, v))
+    u = orthonormal(images)
+    for t in (s[:, -1] <= FAINT * s[:, 0]).nonzero().flatten().tolist():
+        u[t], s[t], v[t] = _by_parts(matrices[t], u[t], s[t], v[t])
+    return u, s, v
+
+
+def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Tensor, "T n r"]:
+    """The right singular vectors: by subspace iteration where few are wanted, else as eigenvectors of AᵀA.
+
+    A block somewhat wider than the rank goes through the Chebyshev polynomial that damps all which lies below the
+    block, and is turned to its Ritz vectors, until the energy that it captures stops rising.
+    """
+    tasks, m, n = matrices.shape
+    width = rank + max(rank // 4, 8)
+    if 3 * width > n:
+        return torch.linalg.eigh(gram(matrices)).eigenvectors[..., -rank:].flip(-1)
+    scale = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(TINY) ** -2
+    if 1.25 * m * n + 2 * USUAL * n * width < 4 * USUAL * m * width:
+        operand, times = gram(matrices) * scale, torch.matmul
+    else:
+        operand, times = matrices * scale.sqrt(), _times_gram
+    block = torch.randn(n, width, generator=torch.Generator().manual_seed(0)).to(matrices).expand(tasks, -1, -1)
+    block = orthonormal(times(operand, block))
+    found = matrices.new_empty(tasks, n, rank)
+    left = torch.arange(tasks, device=matrices.device)
+    energy = matrices.new_zeros(tasks)
+    while True:
+        image = times(operand, block)
+        values, turn = torch.linalg.eigh(block.mT @ image)
+        block, image = block @ turn, image @ turn
+        captured = values[:, -rank:].sum(-1)
+        rises = captured - energy > RISE * captured
+        found[left[~rises]] = block[~rises, :, -rank:].flip(-1)
+        if not rises.any():
+            return found
+        if not rises.all():
+            left, operand, block, image, values, captured = (
+                one[rises] for one in (left, operand, block, image, values, captured)
+            )
+        energy = captured
+        block = orthonormal(_chebyshev(operand, times, block, image, values))
+
+
+def _chebyshev(
+    operand: Tensor, times: Callable[[Tensor, Tensor], Tensor], block: Tensor, image: Tensor, values: Tensor
+) -> Tensor:
+    """h²/2·T₂(AᵀA/h − 1)·block: T₂ is between −1 and 1 below twice h, the edge of the block, and steep above."""
+    h = values[:, :1].maximum(FAINT**2 * values[:, -1:])[..., None] / 2
+    first = image.addcmul_(block, h, value=-1)
+    return times(operand, first).addcmul_(first, h, value=-1).addcmul_(block, h.square(), value=-0.5)
+
+
+def _times_gram(matrices: Tensor, block: Tensor) -> Tensor:
+    return matrices.mT @ (matrices @ block)
+
+
+def _by_parts(matrix: Float[Tensor, "m n"], u: Tensor, s: Tensor, v: Tensor) -> Triplets:
+    """The strong ones of these triplets, and as many as are missing from what they leave of the matrix."""
+    rank, strong = len(s), int((s > FAINT * s[0]).sum())
+    u, s, v = u[:, :strong], s[:strong], v[:, :strong]
+    rest = matrix - (u * s) @ v.mT
+    rest = rest - u @ (u.mT @ rest)
+    rest = rest - (rest @ v) @ v.mT
+    if rest.norm() <= ROUNDING * matrix.norm():
+        further = tuple(beside(one, rank - strong)[None] for one in (u, v))
+        further = further[0], s.new_zeros(1, rank - strong), further[1]
+    else:
+        further = leading_triplets(rest[None], rank - strong)
+    return tuple(torch.cat([a, b[0]], -1) for a, b in zip((u, s, v), further, strict=True))  # type: ignore[return-value]
+
+
+def gram(matrices: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T n n"]:
+    """AᵀA from its upper blocks: five eighths of the products."""
+    n = matrices.shape[-1]
+    formed = matrices.new_empty(*matrices.shape[:-2], n, n)
+    step = -(-n // 4)
+    for i in range(0, n, step):
+        formed[..., i : i + step, i:] = matrices[..., i : i + step].mT @ matrices[..., i:]
+        formed[..., i + step :, i : i + step] = formed[..., i : i + step, i + step :].mT
+    return formed
+
+
+def orthonormal(blocks: Float[Tensor, "T n r"]) -> Float[Tensor, "T n r"]:
+    """Q of the QR decompositions of blocks: by Cholesky's of BᵀB, which is all products; by Householder's where columns
+    are too close to dependent for that."""
+    products = blocks.mT @ blocks
+    norms = products.diagonal(dim1=-2, dim2=-1).sqrt().clamp_min(TINY)
+    factors, failed = torch.linalg.cholesky_ex(products / norms[:, :, None] / norms[:, None])
+    dependent = (failed > 0) | (factors.diagonal(dim1=-2, dim2=-1).amin(-1) < FAINT)
+    found = torch.linalg.solve_triangular(factors.mT * norms[:, None], blocks, upper=True, left=False)
+    if dependent.any():
+        found[dependent] = torch.linalg.qr(blocks[dependent]).Q
+    return found
+
+
+def beside(basis: Float[Tensor, "m r"], count: int) -> Float[Tensor, "m k"]:
+    """So many orthonormal columns that are orthogonal to these: any, but always the same."""
+    block = torch.randn(len(basis), count, generator=torch.Generator().manual_seed(0)).to(basis)
+    # Twice: what rounding leaves of the basis after one projection is gone after the second.
+    for _ in range(2):
+        block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
+    return block
+
+
+def polar_from_gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """The polar factor M·(MᵀM)^(−½) of a matrix with m ≥ n: orthonormal columns, also where M lacks rank."""
+    least = ROUNDING * matrix.norm()
+    factor = torch.zeros_like(matrix)
+    # Faint directions have digits again once they stand alone: rest is what M does to those that are still to come.
+    own, rest = None, matrix
+    while rest.norm() > least:
+        values, vectors = torch.linalg.eigh(gram(rest))
+        strong = values > FAINT**2 * values[-1]
+        part = rest @ ((vectors[:, strong] * values[strong].rsqrt()) @ vectors[:, strong].mT)
+        factor = part if own is None else factor + part @ own.mT
+        if strong.all():
+            return factor
+        own = vectors[:, ~strong] if own is None else own @ vectors[:, ~strong]
+        rest = matrix @ own
+        # Twice, as in `beside`: factor·factorᵀ projects on what is settled.
+        for _ in range(2):
+            rest = rest - factor @ (factor.mT @ rest)
+    own = torch.eye(matrix.shape[1]).to(matrix) if own is None else own
+    return factor + beside(factor, own.shape[1]) @ own.mT
