@@ -10,7 +10,7 @@ from lit_merge.checkpoints import Checkpoint, NamingName
 from lit_merge.conversion import parse_size
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
-from lit_merge.merged_files import Layout, is_file
+from lit_merge.layout import Layout, is_file
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
 

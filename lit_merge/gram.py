@@ -17,8 +17,10 @@ RISE = 1e-4
 # Singular values over the largest one, below which AᵀA in float32 has too few digits.
 FAINT = 0.02
 # Norm of what is left over that of the matrix, below which it is rounding.
-ROUNDING = 1e-6
+ROUNDING = 1e-8
 TINY = torch.finfo(torch.float32).tiny
+# Norms below this are not scaled up to 1: their squares, and what they are divided by, must be numbers.
+SMALL = 1e-15
 # Applications of AᵀA that an iteration takes, to tell whether forming it pays.
 USUAL = 8
 
@@ -53,7 +55,7 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
     width = rank + max(rank // 4, 8)
     if 3 * width > n:
         return torch.linalg.eigh(gram(matrices)).eigenvectors[..., -rank:].flip(-1)
-    scale = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(TINY) ** -2
+    scale = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(SMALL) ** -2
     if 1.25 * m * n + 2 * USUAL * n * width < 4 * USUAL * m * width:
         operand, times = gram(matrices) * scale, torch.matmul
     else:
@@ -97,9 +99,10 @@ def _by_parts(matrix: Float[Tensor, "m n"], u: Tensor, s: Tensor, v: Tensor) -> 
     """The strong ones of these triplets, and as many as are missing from what they leave of the matrix."""
     rank, strong = len(s), int((s > FAINT * s[0]).sum())
     u, s, v = u[:, :strong], s[:strong], v[:, :strong]
-    rest = matrix - (u * s) @ v.mT
-    rest = rest - u @ (u.mT @ rest)
-    rest = rest - (rest @ v) @ v.mT
+    # In float64: what is left may be as small as float32 rounds the whole.
+    rest, left, right = (one.double() for one in (matrix, u, v))
+    rest = rest - left @ (left.mT @ rest)
+    rest = (rest - (rest @ right) @ right.mT).to(matrix)
     if rest.norm() <= ROUNDING * matrix.norm():
         further = tuple(beside(one, rank - strong)[None] for one in (u, v))
         further = further[0], s.new_zeros(1, rank - strong), further[1]
@@ -155,7 +158,8 @@ def polar_from_gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         if strong.all():
             return factor
         own = vectors[:, ~strong] if own is None else own @ vectors[:, ~strong]
-        rest = matrix @ own
+        # In float64: what is faint may be as small as float32 rounds the whole.
+        rest = (matrix.double() @ own.double()).to(matrix)
         # Twice, as in `beside`: factor·factorᵀ projects on what is settled.
         for _ in range(2):
             rest = rest - factor @ (factor.mT @ rest)

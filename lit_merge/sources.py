@@ -11,15 +11,13 @@ from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.expert_files import expert_files
 from lit_merge.experts import Experts, open_all
+from lit_merge.layout import TOLD
 from lit_merge.methods import MergeMethod, Svd, build_bank, merge_stream
 from lit_merge.networks import Network
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
 from lit_merge.unlabelled import Unlabelled
-
-# Names of weights that a line holds.
-TOLD = 8
 
 
 class Sources:

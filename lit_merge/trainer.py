@@ -11,7 +11,7 @@ from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.export import DType, Format, export_bank
-from lit_merge.merged_files import Layout
+from lit_merge.layout import Layout
 from lit_merge.merged_model import MergedModel
 from lit_merge.methods import MergeMethod
 from lit_merge.recipe import MergeRecipe

@@ -22,6 +22,7 @@ LAYERS = [
     ["low_rank", "matrices", "objectives", "bank_files", "prediction_files", "conversion"],
     ["task_bank", "decompositions", "inspection"],
     ["experts"],
+    ["layout"],
     ["transforms", "coefficients", "rank_masks", "analysis", "moments"],
     ["methods"],
     ["networks", "data"],

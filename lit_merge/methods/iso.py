@@ -23,7 +23,8 @@ def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_de
 
 
 def flat(total: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """The product of what `iso_c` makes of Σ_t τ_t: its polar factor times its mean singular value, ⟨polar, M⟩/min(m, n)."""
+    """The product of what `iso_c` makes of M = Σ_t τ_t: its polar factor times ⟨polar, M⟩/min(m, n), which is the mean
+    of its singular values."""
     factor = polar_factor(total)
     return factor * ((factor * total).sum() / min(total.shape))
 

@@ -26,7 +26,9 @@ _PART = 2**17
 def trim(task_vectors: Float[Tensor, "T ..."], thresholds: Float[Tensor, " T"]) -> Float[Tensor, "T ..."]:
     """τ_t with every entry below its task's threshold set to 0."""
     # |x| ≥ threshold where |x| is above the number before it.
-    before = torch.nextafter(thresholds.to(task_vectors.dtype), torch.full((), -torch.inf, dtype=task_vectors.dtype))
+    rounded = thresholds.to(task_vectors.dtype)
+    below = torch.nextafter(rounded, rounded.new_tensor(-torch.inf))
+    before = torch.where(rounded.double() >= thresholds.double(), below, rounded)
     return torch.stack([hardshrink(one, limit.item()) for one, limit in zip(task_vectors, before, strict=True)])
 
 
@@ -152,10 +154,9 @@ def _task_vectors(weights: WeightStream, length: int) -> Iterator[Float[Tensor, 
 def _parts(weight: Weight, length: int) -> Iterator[Float[Tensor, "T _"]]:
     if weight.base is None:
         raise MergeError(f"task vectors of {weight.name} need the pretrained checkpoint: pass base=…")
-    for experts, base in zip(
-        weight.experts.flatten(1).split(length, 1), weight.base.flatten().split(length), strict=True
-    ):
-        yield experts - base
+    experts = weight.experts.reshape(len(weight.experts), -1).split(length, 1)
+    for part, base in zip(experts, weight.base.flatten().split(length), strict=True):
+        yield part - base
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,6 @@ class _Trimming(TIES):
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
         merged = torch.empty_like(weight.experts)
-        for part, vectors in zip(merged.flatten(1).split(_PART, 1), _parts(weight, _PART), strict=True):
+        for part, vectors in zip(merged.view(len(merged), -1).split(_PART, 1), _parts(weight, _PART), strict=True):
             part.copy_(ties(trim(vectors, self.thresholds), self.majority, self.merge))
         return weight.base, merged

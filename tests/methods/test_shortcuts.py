@@ -1,26 +1,37 @@
 """Large matrices take shortcuts: what they change of a merge, on spectra like fine-tuning's."""
 
 import warnings
+from inspect import isabstract
 
 import pytest
 import torch
 from torch import Tensor
 
-from lit_merge import CART, ESM, TSVM, Experts, IsoC, IsoCTS, MergeMethod, TSVCompress, build_bank
+import lit_merge.methods
+from lit_merge import (
+    CART,
+    ESM,
+    TIES,
+    TSVM,
+    ConsensusTA,
+    Experts,
+    IsoC,
+    IsoCTS,
+    MergeMethod,
+    RegMean,
+    TaskArithmetic,
+    TSVCompress,
+    WeightAveraging,
+    build_bank,
+)
 from lit_merge.linalg import LARGE, exact_decompositions
 from lit_merge.methods import merge_stream
 from tests.spectra import SPECTRA, with_spectrum
 
 SHAPES = {"h.0.attn.q.weight": (LARGE, LARGE), "h.0.mlp.fc1.weight": (2 * LARGE, LARGE)}
-METHODS = [
-    CART(0.08, 2.0),
-    CART(0.32, 2.0),
-    TSVM(),
-    TSVCompress(),
-    IsoC(),
-    IsoCTS(),
-    ESM(preset="paper"),
-]
+# Those that decompose in float32, and those that decompose nothing, or in float64.
+SHORT = [CART(0.08, 2.0), CART(0.32, 2.0), TSVM(), TSVCompress(), IsoC(), IsoCTS(), TaskArithmetic(rank_ratio=0.2)]
+WHOLE = [ESM(preset="paper"), RegMean(), TIES(), TaskArithmetic(), ConsensusTA(), WeightAveraging()]
 # A task vector is some per cent of its weight.
 RELATIVE = 0.03
 
@@ -40,11 +51,11 @@ def models(tasks: int = 3) -> tuple[dict[str, Tensor], dict[str, dict[str, Tenso
     return base, experts
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("method", [*SHORT, *WHOLE], ids=lambda method: type(method).__name__)
 def test_merged_weights_are_the_exact_ones_to_a_thousandth(method: MergeMethod) -> None:
     base, experts = models()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ESM: .* no second moments")
+        warnings.filterwarnings("ignore", ".* no second moments")
         found = build_bank(experts, base, method=method).merge()
         with exact_decompositions():
             exact = build_bank(experts, base, method=method).merge()
@@ -52,8 +63,49 @@ def test_merged_weights_are_the_exact_ones_to_a_thousandth(method: MergeMethod) 
     for name, weight in exact.items():
         assert (found[name] - weight).norm() <= 1e-3 * weight.norm(), name
         different += not torch.equal(found[name], weight)
-    # The shortcuts were taken, but for methods that want every direction, or work in float64.
-    assert different == (0 if isinstance(method, IsoC | ESM) else len(SHAPES))
+    assert different == (len(SHAPES) if method in SHORT else 0)
+
+
+def test_every_method_is_among_them() -> None:
+    exported = {getattr(lit_merge.methods, name) for name in lit_merge.methods.__all__}
+    known = {one for one in exported if isinstance(one, type) and issubclass(one, MergeMethod) and not isabstract(one)}
+    assert known == {type(method) for method in (*SHORT, *WHOLE)}
+
+
+def test_a_stream_needs_no_factors_of_iso_c() -> None:
+    base, experts = models()
+    bank = build_bank(experts, base, method=IsoC(1.5)).merge()
+    for name, weight in merge_stream(Experts(experts, base), IsoC(1.5)):
+        assert (weight - bank[name]).norm() <= 1e-4 * weight.norm()
+
+
+@pytest.mark.parametrize("method", SHORT, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("what", ["identical", "unchanged", "few directions"])
+def test_experts_out_of_the_ordinary(method: MergeMethod, what: str) -> None:
+    """Two that are the same, one that equals the base, all with task vectors of rank 8."""
+    torch.manual_seed(0)
+    base, experts = models()
+    if what == "identical":
+        experts["t1"] = experts["t0"]
+    elif what == "unchanged":
+        experts["t1"] = base
+    else:
+        for expert in experts.values():
+            for name, weight in base.items():
+                left, right = (
+                    torch.randn(side, 8, generator=torch.Generator().manual_seed(1)) for side in weight.shape
+                )
+                expert[name] = weight + 1e-2 * left @ right.T
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the experts .* are identical")
+        found = build_bank(experts, base, method=method).merge()
+        exact = build_bank(experts, base, method=method, svd="exact").merge()
+    for name, weight in exact.items():
+        assert found[name].isfinite().all()
+        # Directions that a matrix does not have are anyone's choice, which methods that weigh all alike show.
+        taken = what != "identical" and isinstance(method, TSVM | IsoCTS)
+        taken |= what == "few directions" and isinstance(method, IsoC)
+        assert (found[name] - weight).norm() <= (0.3 if taken else 1e-3) * weight.norm(), name
 
 
 def test_svd_exact_takes_no_shortcut() -> None:
