@@ -157,28 +157,32 @@ class Experts:
         Raises:
             MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
         """
-        files = dict(self.checkpoints) | ({"base": self.base} if with_base and self.base is not None else {})
-        read = lambda name: [(task, file, file.read(name)) for task, file in files.items()]  # noqa: E731
+        read = functools.partial(self._read, base=self.base if with_base else None)
         sizes = self.sizes
         with ThreadPoolExecutor(1, "reading") as reader:
-            ahead: Future[list[tuple[str, Checkpoint, Tensor]]] | None = None
+            ahead: Future[tuple[Tensor, Tensor | None]] | None = None
             for name, following in zip_longest(sizes, islice(sizes, 1, None)):
-                values = read(name) if ahead is None else ahead.result()
+                values = [read(name) if ahead is None else ahead.result()]
                 soon = following is not None and sizes[following] < HUGE
                 ahead = reader.submit(read, following) if soon else None
                 # Nothing here holds on to a weight while it is worked on.
-                yield self._weight(name, values)
+                yield self._weight(name, *values.pop())
 
-    def _weight(self, name: str, values: list[tuple[str, Checkpoint, Tensor]]) -> Weight:
-        """Of the values that were read, which it takes out of their list one by one."""
-        stored = self.dtypes[name]
-        dtype = torch.promote_types(stored, torch.float32) if stored.is_floating_point else stored
-        experts = torch.empty(len(self.tasks), *self.shapes[name], dtype=dtype)
-        for row in experts:
-            row.copy_(_finite(name, *values.pop(0)))
-        base = _finite(name, *values.pop(0)).to(dtype) if values else None
-        if stored.is_floating_point:
-            return Weight(name, experts, base)
+    def _read(self, name: str, base: Checkpoint | None) -> tuple[Tensor, Tensor | None]:
+        """Nothing but reading: it happens beside other work."""
+        experts = torch.empty(len(self.tasks), *self.shapes[name], dtype=self.dtypes[name])
+        for t, checkpoint in enumerate(self.checkpoints.values()):
+            checkpoint.read_into(name, experts[t])
+        return experts, None if base is None else base.read(name)
+
+    def _weight(self, name: str, experts: Tensor, base: Tensor | None) -> Weight:
+        for value, (task, checkpoint) in zip(experts, self.checkpoints.items(), strict=True):
+            _check_finite(value, checkpoint, name, task)
+        if base is not None and self.base is not None:
+            _check_finite(base, self.base, name, "base")
+        if experts.is_floating_point():
+            dtype = torch.promote_types(experts.dtype, torch.float32)
+            return Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
         if (experts == experts[0]).all():
             # Counters and indices: what the experts agree on holds, whatever the base had counted.
             return Weight(name, experts, None)
@@ -209,16 +213,15 @@ def open_all(
     return opened, None if pretrained is None else canonical(pretrained)
 
 
-def _finite(name: str, task: str, checkpoint: Checkpoint, value: Tensor) -> Tensor:
-    if value.is_floating_point() and value.numel() and not all(end.isfinite() for end in value.aminmax()):
-        bad = value.numel() - int(value.isfinite().sum())
-        raise MergeError(
-            f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of "
-            f"{value.numel():,} places",
-            task=task,
-            weight=checkpoint.name_of(name),
-        )
-    return value
+def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:
+    if not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax()):
+        return
+    bad = value.numel() - int(value.isfinite().sum())
+    raise MergeError(
+        f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of {value.numel():,} places",
+        task=task,
+        weight=checkpoint.name_of(name),
+    )
 
 
 class WeightStream:

@@ -53,6 +53,10 @@ class Checkpoint(ABC):
     def read(self, name: str) -> Tensor:
         """The tensor of this name, of shape `shapes[name]` and dtype `dtypes[name]`, on the CPU."""
 
+    def read_into(self, name: str, out: Tensor) -> None:
+        """The same, into a contiguous tensor of that shape and dtype."""
+        out.copy_(self.read(name))
+
     def name_of(self, weight: str) -> str:
         """What the file itself calls a weight of this name, for messages."""
         return weight

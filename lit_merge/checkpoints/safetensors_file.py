@@ -1,7 +1,6 @@
 """Safetensors files: names, shapes and dtypes from the header, one tensor at a time from the file."""
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -41,17 +40,20 @@ class SafetensorsFile(Checkpoint):
     def read(self, name: str) -> Tensor:
         """In memory of its own: pages of a mapped file would count as the process's, in the end those of all files."""
         value = torch.empty(self.shapes[name], dtype=self.dtypes[name])
-        if not math.prod(value.shape):
-            return value
+        self.read_into(name, value)
+        return value
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        if not out.numel():
+            return
         try:
             with self.path.open("rb") as file:
                 file.seek(self._starts[name])
-                found = file.readinto(value.view(-1).view(torch.uint8).numpy())
+                found = file.readinto(out.view(-1).view(torch.uint8).numpy())
         except OSError as error:
             raise MergeError(f"{self.path}: could not read {name}: {error}", weight=name) from error
-        if found < value.nbytes:
+        if found < out.nbytes:
             raise MergeError(f"{self.path}: could not read {name}: the file ends before it", weight=name)
-        return value
 
     def map(self, name: str) -> Tensor:
         """The same, mapped from the file: it stays on disk until it is used."""

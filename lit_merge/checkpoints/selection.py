@@ -29,6 +29,9 @@ class Selection(Checkpoint):
     def read(self, name: str) -> Tensor:
         return self.source.read(self.names[name])
 
+    def read_into(self, name: str, out: Tensor) -> None:
+        self.source.read_into(self.names[name], out)
+
     def name_of(self, weight: str) -> str:
         return self.source.name_of(self.names.get(weight, weight))
 

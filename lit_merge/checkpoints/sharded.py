@@ -69,6 +69,9 @@ class ShardedFiles(Checkpoint):
     def read(self, name: str) -> Tensor:
         return self._where[name].read(name)
 
+    def read_into(self, name: str, out: Tensor) -> None:
+        self._where[name].read_into(name, out)
+
 
 def read_index(path: Path) -> tuple[dict[str, str], object]:
     """weight → shard, and the size in bytes that the index speaks of.

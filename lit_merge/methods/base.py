@@ -63,9 +63,10 @@ class MergeMethod(ABC):
         """Origin (m, n) and delta (T or 1, m, n) of a selected 2-D weight."""
         return self.rest(weight)
 
-    def product(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        """As `matrix`, for a merge that keeps no bank: a delta may be dense where factors are not needed for it."""
-        return self.matrix(weight)
+    def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
+        """As `matrix` or `rest`, for a merge that keeps no bank: a delta may be dense where its factors are not needed,
+        and the sum of all tasks'."""
+        return self.matrix(weight) if selected else self.rest(weight)
 
     @abstractmethod
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:

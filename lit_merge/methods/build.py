@@ -163,7 +163,6 @@ class Job:
             dtype: of the parts; None stores them in the experts' dtype.
             factors: whether matrices are wanted as a bank holds them, or only their sum.
         """
-        matrix = self.run.matrix if factors else self.run.product
         experts, name = self.experts, type(self.method).__name__
         label = name if self.transform is None else f"{type(self.transform).__name__} and {name}"
         selected = self.method.selected(experts.shapes)
@@ -174,8 +173,12 @@ class Job:
             if weight.agrees:
                 yield weight.name, weight.experts[0].to(stored), None
                 continue
+            chosen = weight.name in selected
             with exact_decompositions(self.svd == "exact"):
-                origin, delta = (matrix if weight.name in selected else self.run.rest)(weight)
+                if factors:
+                    origin, delta = (self.run.matrix if chosen else self.run.rest)(weight)
+                else:
+                    origin, delta = self.run.product(weight, chosen)
             delta = None if delta is None else delta.to(stored)
             name, weight = weight.name, None  # type: ignore[assignment]  # not while the next one is read
             yield name, origin.to(stored), delta

@@ -80,9 +80,9 @@ class IsoC(MergeMethod):
         assert weight.base is not None
         return weight.base, iso_c(weight.task_vectors, weight.svd("sum"))
 
-    def product(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        if weight.decompositions is not None:
-            return self.matrix(weight)
+    def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
+        if not selected or weight.decompositions is not None:
+            return super().product(weight, selected)
         assert weight.base is not None
         total = torch.zeros_like(weight.base)
         for expert in weight.experts:

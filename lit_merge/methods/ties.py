@@ -135,7 +135,7 @@ class TIES(MergeMethod):
             raise MergeError(f"keep={self.keep} keeps none of {size} entries")
         dtype = torch.float64 if torch.float64 in floating.values() else torch.float32
         # Longer parts: a table of 2¹⁶ numbers is added up for each.
-        thresholds = kth_largest(lambda: _task_vectors(weights, 8 * _PART), k, len(experts.tasks), dtype)
+        thresholds = kth_largest(lambda: _task_vectors(weights, 2 * _PART), k, len(experts.tasks), dtype)
         signs = sum(elect(trim(part, thresholds)).sum().item() for part in _task_vectors(weights, _PART))
         majority = 1.0 if signs > 0 else -1.0
         return _Trimming(self.keep, self.merge, self.scaling, thresholds=thresholds, majority=majority)
@@ -169,6 +169,14 @@ class _Trimming(TIES):
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
         merged = torch.empty_like(weight.experts)
-        for part, vectors in zip(merged.view(len(merged), -1).split(_PART, 1), _parts(weight, _PART), strict=True):
-            part.copy_(ties(trim(vectors, self.thresholds), self.majority, self.merge))
+        for part, own in zip(merged.view(len(merged), -1).split(_PART, 1), self._merge(weight), strict=True):
+            part.copy_(own)
         return weight.base, merged
+
+    def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
+        assert weight.base is not None
+        return weight.base, torch.cat([own.sum(0) for own in self._merge(weight)]).view(1, *weight.base.shape)
+
+    def _merge(self, weight: Weight) -> Iterator[Float[Tensor, "T _"]]:
+        for vectors in _parts(weight, _PART):
+            yield ties(trim(vectors, self.thresholds), self.majority, self.merge)
