@@ -1,13 +1,13 @@
 """The files of a task bank: a folder of `bank.safetensors` (tensors) and `bank.json` (what they are)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 
-from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_safetensors
+from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
 from lit_merge.errors import MergeError
 
 FORMAT_VERSION = 1
@@ -15,18 +15,24 @@ FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
 
 
 def write_bank_folder(
-    path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], overwrite: bool
+    path: str | Path,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    overwrite: bool,
 ) -> None:
-    """Writes both files, whole or not at all. See `TaskBank.save`."""
+    """Writes both files, whole or not at all, with the values that `read` answers one by one. See `TaskBank.save`."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    dtypes = {name: value.dtype for name, value in tensors.items()}
     with replacing(path, overwrite) as beside:
         beside.mkdir()
-        write_safetensors(beside / "bank.safetensors", tensors)
+        write_stream(beside / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
         text = json.dumps({"format_version": FORMAT_VERSION} | dict(about), indent=1)
         (beside / "bank.json").write_text(text + "\n", encoding="utf-8")
 
 
-def read_bank_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors, memory-mapped. See `TaskBank.load`."""
+def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]:
+    """The description, and the file with the tensors. See `TaskBank.load`."""
     folder = Path(path)
     about = _read_about(folder / "bank.json")
     file = SafetensorsFile(folder / "bank.safetensors")
@@ -40,7 +46,7 @@ def read_bank_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor
     sizes = {file.shapes[name][0] for name in expected if not name.startswith("origin/")}
     if rows not in (1, len(about["tasks"])) or columns != len(about["layers"]) or sizes != {rows}:
         raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
-    return about, {name: file.map(name) for name in file.shapes}
+    return about, file
 
 
 def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
+from lit_merge.built_banks import write_bank
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
@@ -23,11 +24,13 @@ from lit_merge.export import check_export, export_bank
 from lit_merge.merge_verb import dry_run, merge, say_copied
 from lit_merge.parse_errors import explain
 from lit_merge.prediction_files import prediction_format
+from lit_merge.processes import Accelerator, Processes
 from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
 from lit_merge.report import Report, describe
 from lit_merge.runs import run_fit
 from lit_merge.sources import Sources
+from lit_merge.together import work_together
 from lit_merge.trainer import Trainer, passing_interrupts
 
 # The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
@@ -79,6 +82,7 @@ class MergeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
+            self.arguments = list(args)
             super().parse_arguments(parser, args)
         except (ArgumentError, OmegaConfBaseException) as error:
             known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
@@ -93,6 +97,9 @@ class MergeCLI(LightningCLI):
             parser.add_argument(
                 "--dry_run", "--dry-run", action="store_true", help="say what would be done: reads headers"
             )
+        if subcommand in LIGHT:
+            parser.add_argument("--devices", type=int, default=1, help="number of processes that share the work")
+            parser.add_argument("--accelerator", type=Accelerator, default="cpu", help="where matrices are decomposed")
         return parser
 
     def instantiate_classes(self) -> None:
@@ -196,15 +203,30 @@ class MergeCLI(LightningCLI):
         if self.option("dry_run"):
             dry_run(self.sources, self.option("naming"))
             return
-        merge(self.sources(), *(self.option(name) for name in ("output", "naming", "max_shard_size", "overwrite")))
-        self._say()
+        output, naming, size, overwrite = map(self.option, ("output", "naming", "max_shard_size", "overwrite"))
+        self._together(lambda processes: merge(self.sources(), output, naming, size, overwrite, processes))
 
     def export(self) -> None:
         names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming", "max_shard_size")
         options: dict[str, Any] = {name: self.option(name) for name in names}
-        sources = self.sources()
-        say_copied(export_bank(sources.bank(), **options, experts=sources.experts, base=sources.base))
-        self._say()
+
+        def write(processes: Processes) -> None:
+            sources = self.sources()
+            if options["format"] == "bank" and sources.saved is None:
+                cut = {name: options[name] for name in ("rank_ratio", "energy", "dtype", "naming", "overwrite")}
+                write_bank(sources, options["output"], **cut, processes=processes)
+            elif processes.count > 1:
+                raise MergeError(f"devices={processes.count}: several processes merge, or build a bank (format=bank)")
+            else:
+                say_copied(export_bank(sources.bank(), **options, experts=sources.experts, base=sources.base))
+
+        self._together(write)
+
+    def _together(self, work: Callable[[Processes], None]) -> None:
+        """Does the work of this verb, in as many processes as are asked for."""
+        devices, accelerator, output = map(self.option, ("devices", "accelerator", "output"))
+        if work_together(work, devices, accelerator, output, self.arguments):
+            self._say()
 
     def sweep(self, **kwargs: Any) -> None:
         output, overwrite = self.option("output"), self.option("overwrite")

@@ -19,7 +19,7 @@ from lit_merge.experts import Experts, Weight
 from lit_merge.inspection.weights import collapsed, megabytes, millions, runs_of
 from lit_merge.low_rank import LowRank
 from lit_merge.merged_files import layout_of
-from lit_merge.methods import MergeMethod, MomentsMethod, check_merge
+from lit_merge.methods import MergeMethod, MomentsMethod, check_merge, needs_all
 from lit_merge.report import describe_method
 from lit_merge.sources import Sources
 
@@ -131,11 +131,6 @@ def weights_table(experts: Experts, method: MergeMethod, trials: Mapping[tuple[i
             what = "matrix" + trials[shape].told(shape) if chosen else "the rest"
             table.add_row(pattern, str(count), " × ".join(map(str, shape)) or "a number", what)
     return table
-
-
-def needs_all(method: MergeMethod) -> bool:
-    """Whether all deltas are in memory at once."""
-    return isinstance(method.scale, str) or type(method).finish is not MergeMethod.finish
 
 
 def memory_of(experts: Experts, with_base: bool, trials: Mapping[tuple[int, ...], "Trial"], whole: bool) -> int:

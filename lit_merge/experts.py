@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Shaped
@@ -19,6 +19,9 @@ from lit_merge.low_rank import LowRank
 
 # Bytes of one weight in all experts, from which on it is not read while another one is in memory.
 HUGE = 2**29
+# Entries of all experts in one block of a weight that comes in blocks, and a multiple of what vectorised loops take in
+# one step.
+BLOCK, ALIGNED = 2**25, 1024
 
 Decompose = Callable[[Tensor, int], LowRank]
 """(T, m, n) and a rank → the leading directions."""
@@ -39,6 +42,11 @@ class Weight:
         first, *others = self.experts if self.base is None else (*self.experts, self.base)
         # Stops where the first two differ.
         return all(torch.equal(first, other) for other in others)
+
+    def to(self, device: torch.device) -> "Weight":
+        """The same on another device."""
+        base = None if self.base is None else self.base.to(device)
+        return replace(self, experts=self.experts.to(device), base=base)
 
     @property
     def task_vectors(self) -> Shaped[Tensor, "T ..."]:
@@ -63,6 +71,9 @@ class Weight:
             return LowRank.from_dense
         return functools.partial(self.decompositions.get, f"{self.name} {of}")
 
+
+Piece = tuple[str, slice | None]
+"""A weight's name and which of its rows; None for all."""
 
 Change = Callable[[Weight], Weight]
 
@@ -146,34 +157,67 @@ class Experts:
     @property
     def sizes(self) -> dict[str, int]:
         """Weight → its bytes in all experts together."""
-        return {
-            name: len(self.tasks) * math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items()
-        }
+        return {name: self.size((name, None)) for name in self.shapes}
 
-    def stream(self, with_base: bool) -> Iterator[Weight]:
+    def sizes_of(self, pieces: Sequence[Piece]) -> dict[str, int]:
+        """The same of rows of weights, under names of their own."""
+        return {f"{name} {rows}": self.size((name, rows)) for name, rows in pieces}
+
+    def size(self, piece: Piece) -> int:
+        """Bytes of a weight, or of some of its rows, in all experts together."""
+        return len(self.tasks) * math.prod(self.shape(piece)) * self.dtypes[piece[0]].itemsize
+
+    def shape(self, piece: Piece) -> tuple[int, ...]:
+        """Of a weight, or of some of its rows."""
+        name, rows = piece
+        return self.shapes[name] if rows is None else (rows.stop - rows.start, *self.shapes[name][1:])
+
+    def blocks(self, name: str) -> list[Piece]:
+        """A weight as blocks of its rows, where it is large, for work that treats every entry by itself: the results
+        are those of the whole, to the bit."""
+        shape = self.shapes[name]
+        inner = math.prod(shape[1:])
+        # Of a number of entries by which vectorised loops treat each as they do within the whole.
+        step = ALIGNED // math.gcd(ALIGNED, inner)
+        count = step * max(1, BLOCK // (step * inner * len(self.tasks) or 1))
+        if not shape or count >= shape[0]:
+            return [(name, None)]
+        return [(name, slice(start, min(start + count, shape[0]))) for start in range(0, shape[0], count)]
+
+    def stream(self, with_base: bool, pieces: Sequence[Piece] | None = None) -> Iterator[Weight]:
         """Every weight in turn; while one is worked on the next one is read, unless it is huge. At any time only these
         are in memory.
+
+        Args:
+            with_base: whether they carry the base's values.
+            pieces: which weights, or rows of weights, in which order; None for all.
 
         Raises:
             MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
         """
         read = functools.partial(self._read, base=self.base if with_base else None)
-        sizes = self.sizes
+        pieces = [(name, None) for name in self.shapes] if pieces is None else pieces
         with ThreadPoolExecutor(1, "reading") as reader:
             ahead: Future[tuple[Tensor, Tensor | None]] | None = None
-            for name, following in zip_longest(sizes, islice(sizes, 1, None)):
-                values = [read(name) if ahead is None else ahead.result()]
-                soon = following is not None and sizes[following] < HUGE
+            for piece, following in zip_longest(pieces, pieces[1:]):
+                values = [read(piece) if ahead is None else ahead.result()]
+                soon = following is not None and self.size(following) < HUGE
                 ahead = reader.submit(read, following) if soon else None
                 # Nothing here holds on to a weight while it is worked on.
-                yield self._weight(name, *values.pop())
+                yield self._weight(piece[0], *values.pop())
 
-    def _read(self, name: str, base: Checkpoint | None) -> tuple[Tensor, Tensor | None]:
+    def _read(self, piece: Piece, base: Checkpoint | None) -> tuple[Tensor, Tensor | None]:
         """Nothing but reading: it happens beside other work."""
-        experts = torch.empty(len(self.tasks), *self.shapes[name], dtype=self.dtypes[name])
+        name, rows = piece
+        row, shape = 0 if rows is None else rows.start, self.shape(piece)
+        experts = torch.empty(len(self.tasks), *shape, dtype=self.dtypes[name])
         for t, checkpoint in enumerate(self.checkpoints.values()):
-            checkpoint.read_into(name, experts[t])
-        return experts, None if base is None else base.read(name)
+            checkpoint.read_into(name, experts[t], row)
+        if base is None:
+            return experts, None
+        own = torch.empty(shape, dtype=base.dtypes[name])
+        base.read_into(name, own, row)
+        return experts, own
 
     def _weight(self, name: str, experts: Tensor, base: Tensor | None) -> Weight:
         for value, (task, checkpoint) in zip(experts, self.checkpoints.items(), strict=True):
@@ -216,6 +260,7 @@ def open_all(
 def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:
     if not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax()):
         return
+    value = checkpoint.read(name)  # the message is of the whole, whichever rows these are
     bad = value.numel() - int(value.isfinite().sum())
     raise MergeError(
         f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of {value.numel():,} places",
@@ -248,7 +293,15 @@ class WeightStream:
         return len(self.experts.shapes)
 
     def __iter__(self) -> Iterator[Weight]:
-        yield from map(self._changed, self.experts.stream(self.with_base))
+        return self.stream()
+
+    def stream(self, pieces: Sequence[Piece] | None = None) -> Iterator[Weight]:
+        """These weights, or rows of weights, in this order; None for all."""
+        return map(self._changed, self.experts.stream(self.with_base, pieces))
+
+    def blocks(self, name: str) -> list[Piece]:
+        """See `Experts.blocks`; one block where a transform looks at whole weights."""
+        return [(name, None)] if self.change is not None else self.experts.blocks(name)
 
     def _changed(self, weight: Weight) -> Weight:
         kept = replace(weight, decompositions=self.decompositions)

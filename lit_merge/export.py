@@ -10,7 +10,7 @@ from lit_merge.checkpoints import Checkpoint, NamingName
 from lit_merge.conversion import parse_size
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
-from lit_merge.layout import Layout, is_file
+from lit_merge.layout import Layout, Rows, is_file
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
 
@@ -71,9 +71,9 @@ def export_bank(
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
     if experts is None and base is None and not is_file(Path(output)):
         say("no configuration beside the weights: --model.experts or --model.base names the models that have it")
-    weights = ((name, chosen.weight(name, kind)) for name in chosen.origin)
+    weights = (Rows(name, chosen.weight(name, kind)) for name in chosen.origin)
     size = None if max_shard_size is None else parse_size(max_shard_size)
-    return layout.write(output, weights, size, overwrite, format)
+    return layout.write(output, lambda unfinished: weights, None, size, overwrite, form=format)
 
 
 def check_export(output: str | Path, format: str, task: str | None, max_shard_size: str | None) -> None:

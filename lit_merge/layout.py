@@ -2,18 +2,22 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint, Naming, check_output, rename, replacing, write_stream
+from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
 from lit_merge.checkpoints.companions import Companions, companions_of, copy_companions
+from lit_merge.checkpoints.resuming import Unfinished, resuming
+from lit_merge.checkpoints.tensor_files import TensorFiles
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
+from lit_merge.processes import ALONE, Processes
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
 from lit_merge.weight_names import SUFFIXES
@@ -22,6 +26,22 @@ from lit_merge.weight_names import SUFFIXES
 SHARD = 5 * 10**9
 # Names of weights that a line holds.
 TOLD = 8
+
+
+class Rows(NamedTuple):
+    """Values of a merged weight, or of a block of its rows.
+
+    Attributes:
+        weight: its canonical name.
+        values: of all its rows, or of those from `start` on.
+        start: None for a whole weight.
+        last: whether all of it is there with these, so that it need not be written again after a kill.
+    """
+
+    weight: str
+    values: Tensor
+    start: int | None = None
+    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,9 +133,11 @@ class Layout:
     def write(
         self,
         output: str | os.PathLike[str],
-        weights: Iterable[tuple[str, Tensor]],
+        weights: Callable[[Unfinished], Iterable[Rows]],
+        plan: object = None,
         max_shard_bytes: int | None = None,
         overwrite: bool = False,
+        processes: Processes = ALONE,
         form: str = "merged",
     ) -> list[str]:
         """Writes merged weights as they come, whole or not at all; one at a time is in memory.
@@ -123,9 +145,11 @@ class Layout:
         Args:
             output: a `.safetensors` file, or else a folder: of shards with an index, or one file where that is enough,
                 with configuration and tokenizer where there are some.
-            weights: canonical name and value.
+            weights: what of them this process writes, given what is finished of the output.
+            plan: see `resuming`.
             max_shard_bytes: of one file in a folder; 5 GB, as transformers does, by default.
             overwrite: replace what stands there.
+            processes: which write it together.
             form: what the files' headers say that the weights are.
 
         Returns:
@@ -133,46 +157,54 @@ class Layout:
 
         Raises:
             MergeError: a path that exists or cannot be written, or the name of another format; a naming that has not
-                these weights.
+                these weights; whatever comes of `weights`.
         """
-        if is_file(check_output(output, overwrite)):
-            self._stream(output, weights, None, overwrite, form)
-            return []
-        if self.lost:
+        limit = None if is_file(check_output(output, overwrite)) else max_shard_bytes or SHARD
+        if self.lost and limit is not None and processes.first:
             more = ", …" if len(self.lost) > TOLD else ""
             say(f"not written, for want of a base: {', '.join(self.lost[:TOLD])}{more}")
-        with replacing(output, overwrite) as beside:
-            self._stream(beside, weights, max_shard_bytes or SHARD, False, form)
-            if self.companions is None:
+        files, kept = self._files(limit, form)
+        plan = None if plan is None else [plan, limit, asdict(self.naming)]
+        with resuming(output, plan, files.create, overwrite, processes) as unfinished:
+            for rows in weights(unfinished):
+                whole = rows.start is None
+                alone = {self.naming.place(rows.weight).names[0]: rows.values}
+                parts = rename({rows.weight: rows.values}, self.naming) if whole else alone
+                _put(unfinished, files, parts.items(), rows.start)
+                if rows.last:
+                    unfinished.journal.done(rows.weight)
+            if not processes.first or limit is None:
                 return []
-            return copy_companions(self.companions, beside, self.changes)
+            _put(unfinished, files, kept)
+            for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
+                if stray.name not in files.names:
+                    shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+            return [] if self.companions is None else copy_companions(self.companions, unfinished.path, self.changes)
 
-    def _stream(
-        self,
-        path: str | os.PathLike[str],
-        weights: Iterable[tuple[str, Tensor]],
-        limit: int | None,
-        overwrite: bool,
-        form: str,
-    ) -> None:
+    def in_blocks(self) -> list[str]:
+        """Weights whose rows are rows of the files."""
+        return [name for name in self.shapes if self.naming.place(name).plain]
+
+    def _files(self, limit: int | None, form: str) -> tuple[TensorFiles, Iterable[tuple[str, Tensor]]]:
+        """The files, and what is kept in them beside the merged weights."""
         meta = {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
         files = {name: (tuple(value.shape), value.dtype) for name, value in rename(meta, self.naming).items()}
-        kept = self.kept if limit is not None else None
-        if kept is not None:
-            files |= {name: (shape, kept.dtypes[name]) for name, shape in kept.shapes.items() if name not in files}
+        beside = StateDict({}) if self.kept is None or limit is None else self.kept
+        kept = [name for name in beside.shapes if name not in files]
+        files |= {name: (beside.shapes[name], beside.dtypes[name]) for name in kept}
         shapes = {name: shape for name, (shape, _) in files.items()}
         dtypes = {name: dtype for name, (_, dtype) in files.items()}
         about = {"format": "pt", "lit_merge": form}
-        write_stream(path, self._named(weights, kept), shapes, dtypes, limit, about, overwrite)
+        return TensorFiles(shapes, dtypes, limit, about), ((name, beside.read(name)) for name in kept)
 
-    def _named(self, weights: Iterable[tuple[str, Tensor]], kept: Checkpoint | None) -> Iterable[tuple[str, Tensor]]:
-        written: set[str] = set()
-        for weight, value in weights:
-            parts = rename({weight: value}, self.naming)
-            written |= parts.keys()
-            yield from parts.items()
-        if kept is not None:
-            yield from ((name, kept.read(name)) for name in kept.shapes if name not in written)
+
+def _put(
+    unfinished: Unfinished, files: TensorFiles, parts: Iterable[tuple[str, Tensor]], row: int | None = None
+) -> None:
+    folder = unfinished.path.name
+    for name, value in parts:
+        file, position = files.place(name, value, row)
+        unfinished.journal.write(os.path.join(folder, file) if file else folder, position, value)
 
 
 def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:

@@ -50,6 +50,10 @@ class LowRank:
         """Singular vectors in another precision; singular values, a thousandth of the bytes, stay as they are."""
         return LowRank(self.U.to(dtype), self.S, self.V.to(dtype))
 
+    def cpu(self) -> "LowRank":
+        """The same on the CPU."""
+        return LowRank(self.U.cpu(), self.S.cpu(), self.V.cpu())
+
     def truncate(self, rank: int) -> "LowRank":
         """Views of the leading `rank` directions."""
         return LowRank(self.U[..., :rank], self.S[..., :rank], self.V[..., :rank])

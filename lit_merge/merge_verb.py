@@ -8,13 +8,21 @@ from lit_merge.conversion import parse_size
 from lit_merge.dry_run import mismatches, plan_of, selection
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.merged_files import write_merge
+from lit_merge.processes import ALONE, Processes
 from lit_merge.sources import Sources
 
 
-def merge(sources: Sources, output: str, naming: str | None, max_shard_size: str | None, overwrite: bool) -> None:
+def merge(
+    sources: Sources,
+    output: str,
+    naming: str | None,
+    max_shard_size: str | None,
+    overwrite: bool,
+    processes: Processes = ALONE,
+) -> None:
     """Merges, writes, and says which matrices were decomposed and which files were copied. See `Layout.write`."""
     size = None if max_shard_size is None else parse_size(max_shard_size)
-    copied = write_merge(sources, output, naming, size, overwrite)
+    copied = write_merge(sources, output, naming, size, overwrite, processes)
     console = Console()
     if sources.experts is not None and sources.method is not None and sources.saved is None:
         console.print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)

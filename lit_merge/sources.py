@@ -1,10 +1,13 @@
 """What a configuration merges: experts and a method, or a bank that was saved."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from lit_merge import __version__
 from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
@@ -12,8 +15,10 @@ from lit_merge.errors import MergeError
 from lit_merge.expert_files import expert_files
 from lit_merge.experts import Experts, open_all
 from lit_merge.layout import TOLD
-from lit_merge.methods import MergeMethod, Svd, build_bank, merge_stream
+from lit_merge.locations import resolve
+from lit_merge.methods import Job, MergeMethod, MomentsMethod, Svd, build_bank
 from lit_merge.networks import Network
+from lit_merge.processes import CPU
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
@@ -60,17 +65,42 @@ class Sources:
             return self._loaded
         experts, method = self._prepare()
         built = build_bank(experts, method=method, transform=self.transform, decompositions=self.kept, svd=self.svd)
-        return self.unlabelled.most_confident(built, method) if method.scale == "entropy" else built
+        return self.at_scale(built)
 
-    def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Canonical name and value of every merged weight; in the memory of one weight of all experts where the method
-        can do with that."""
-        if self.saved is not None or (self.method is not None and self.method.scale == "entropy"):
-            bank = self.bank()
-            yield from ((name, bank.weight(name)) for name in bank.origin)
-        else:
-            experts, method = self._prepare()
-            yield from merge_stream(experts, method, self.transform, self.kept, self.svd)
+    def at_scale(self, bank: TaskBank) -> TaskBank:
+        """The bank that was built, at the scale that the method's rule finds with unlabelled inputs, if it has one."""
+        method = self.method
+        return bank if method is None or method.scale != "entropy" else self.unlabelled.most_confident(bank, method)
+
+    def job(self, device: torch.device = CPU) -> Job:
+        """The method, about to run over the experts; matrices are decomposed on this device."""
+        experts, method = self._prepare()
+        return Job.open(experts, method, self.transform, self.kept, self.svd, device)
+
+    def plan(self) -> list[object] | None:
+        """All that makes a merge what it is, once `job` has been asked for: of the same plan two merges are the same.
+        None where weights are in memory only: nothing would tell them from others."""
+        versions = [__version__, torch.__version__]
+        if self.saved is not None:
+            folder = resolve(self.saved)
+            return [*versions, *_told(folder / "bank.safetensors", folder / "bank.json")]
+        experts, method = self.experts, self.method
+        assert experts is not None
+        assert method is not None
+        moments = method.moments if isinstance(method, MomentsMethod) else None
+        if experts.identity is None or not isinstance(moments, str | None):
+            return None
+        files = [] if moments is None else _told(*sorted(resolve(moments).iterdir()))
+        transform = None if self.transform is None else self.transform.describe()
+        about = [method.describe(), transform, self.svd, experts.tasks, list(experts.shapes.items())]
+        return [*versions, *about, experts.identity, files]
+
+    @functools.cached_property
+    def stored(self) -> tuple[TaskBank, Callable[[str], Tensor]]:
+        """The bank that was saved, without its values, and what reads them. See `TaskBank.open`."""
+        assert self.saved is not None
+        frame, file = TaskBank.open(self.saved)
+        return self._checked(frame), file.read
 
     @functools.cached_property
     def base(self) -> Checkpoint | None:
@@ -80,7 +110,9 @@ class Sources:
     @functools.cached_property
     def _loaded(self) -> TaskBank:
         assert self.saved is not None
-        built = TaskBank.load(self.saved)
+        return self._checked(TaskBank.load(self.saved))
+
+    def _checked(self, built: TaskBank) -> TaskBank:
         if self.experts is not None and self.experts.tasks != built.tasks:
             raise MergeError(
                 f"{self.saved} is a bank of {', '.join(built.tasks)}; the configuration's experts are "
@@ -126,6 +158,12 @@ def open_experts(
         network.take_heads(experts.whole)
         network.heads.mix(experts.tasks)
     return experts
+
+
+def _told(*files: Path) -> list[object]:
+    """What tells files from others."""
+    stats = [(str(file.absolute()), file.stat()) for file in files]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def keep(where: str, experts: Experts, transform: Transform | None) -> Decompositions:

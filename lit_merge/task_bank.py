@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from lit_merge.bank_files import read_bank_folder, read_naming, write_bank_folder
-from lit_merge.checkpoints import PLAIN, Naming, named, rename
+from lit_merge.bank_files import open_bank_folder, read_naming, write_bank_folder
+from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
 
@@ -200,9 +200,13 @@ class TaskBank:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of everything but the coefficients: two banks with the same one are the same bank."""
+        return self._digest(self.tensors().__getitem__)
+
+    def _digest(self, read: Callable[[str], Tensor]) -> str:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.tasks, self.layers)).encode())
-        for name, value in self.tensors().items():
+        for name in self.tensors():
+            value = read(name)
             if name != "coefficients":
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -229,12 +233,28 @@ class TaskBank:
         origin = {name: tensors[f"origin/{name}"] for name in self.origin}
         return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
 
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
+    def weight_alone(self, name: str, read: Callable[[str], Tensor]) -> "TaskBank":
+        """The bank of this weight alone, with the values that `read` answers to names of `tensors()`."""
+        there = [self.layers.index(name)] if name in self.deltas else []
+        frame = replace(
+            self, origin={name: self.origin[name]}, deltas={self.layers[i]: self.deltas[name] for i in there}
+        )
+        values = {key: read(key) for key in frame.tensors() if key != "coefficients"}
+        return frame.with_tensors(values | {"coefficients": self.coefficients[:, there]})
+
+    def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
         """Writes a folder of `bank.safetensors` and `bank.json`, whole or not at all.
+
+        Args:
+            path: of the folder.
+            overwrite: replace what stands there.
+            read: answers the values to the names of `tensors()`, of which one at a time is in memory, where those of
+                the bank itself are on the device `meta`.
 
         Raises:
             MergeError: the folder exists and `overwrite` is off, or cannot be written.
         """
+        tensors = self.tensors()
         about = {
             "method": self.method,
             "tasks": self.tasks,
@@ -242,10 +262,10 @@ class TaskBank:
             "ranks": self.ranks,
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
             "nbytes": self.nbytes,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.fingerprint if read is None else self._digest(read),
             "naming": asdict(self.naming),
         }
-        write_bank_folder(path, about, self.tensors(), overwrite)
+        write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskBank":
@@ -254,17 +274,27 @@ class TaskBank:
         Raises:
             MergeError: no bank there, a newer format, or a file that is damaged.
         """
-        about, tensors = read_bank_folder(path)
+        frame, file = cls.open(path)
+        return frame.with_tensors({name: file.map(name) for name in frame.tensors()})
+
+    @classmethod
+    def open(cls, path: str | Path) -> tuple["TaskBank", SafetensorsFile]:
+        """As `load`, but for values: all tensors but the coefficients are on the device `meta`. The file has them, by
+        their names in `tensors()`."""
+        about, file = open_bank_folder(path)
+        empty = {
+            name: torch.empty(shape, dtype=file.dtypes[name], device="meta") for name, shape in file.shapes.items()
+        }
         frame = cls(
             tasks=tuple(about["tasks"]),
             origin=dict.fromkeys(about["dtypes"], torch.empty(0)),
             deltas=dict.fromkeys(about["layers"], torch.empty(0)),
-            coefficients=tensors["coefficients"],
+            coefficients=file.read("coefficients"),
             dtypes={name: getattr(torch, dtype) for name, dtype in about["dtypes"].items()},
             method=about["method"],
             naming=read_naming(about, path),
         )
-        return frame.with_tensors(tensors)
+        return frame.with_tensors(empty | {"coefficients": frame.coefficients}), file
 
     def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
         tensor = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else self.coefficients.dtype)

@@ -11,7 +11,7 @@ from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.export import DType, Format, export_bank
-from lit_merge.layout import Layout
+from lit_merge.layout import Layout, Rows
 from lit_merge.merged_model import MergedModel
 from lit_merge.methods import MergeMethod
 from lit_merge.recipe import MergeRecipe
@@ -45,7 +45,8 @@ class Trainer(pl.Trainer):
             bank = model.to_bank()
             size = None if max_shard_size is None else parse_size(max_shard_size)
             layout = Layout.of_bank(bank, bank.naming_of(naming), model.experts)
-            layout.write(output, ((name, bank.weight(name)) for name in bank.origin), size, overwrite)
+            weights = (Rows(name, bank.weight(name)) for name in bank.origin)
+            layout.write(output, lambda unfinished: weights, None, size, overwrite)
 
     def export(
         self,

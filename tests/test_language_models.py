@@ -214,8 +214,8 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole(language_models: Any, ma
     code = (
         "import sys, time, lit_merge.experts as e\n"
         "inner = e.Experts.stream\n"
-        "def slow(self, with_base):\n"
-        "    for i, one in enumerate(inner(self, with_base)):\n"
+        "def slow(*args):\n"
+        "    for i, one in enumerate(inner(*args)):\n"
         "        if i == 3: print('half', flush=True); time.sleep(60)\n"
         "        yield one\n"
         "e.Experts.stream = slow\n"

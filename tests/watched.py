@@ -1,17 +1,20 @@
-"""What configurations of test_distributed.py name: data that writes down what is read, and a kill in mid-fit."""
+"""What configurations of tests name: data that writes down what is read, kills in mid-fit and in mid-merge."""
 
 import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from lit_merge import Suite
+from lit_merge import CART, Suite
 from lit_merge.data.streams import ImageSource
+from lit_merge.experts import Weight
+from lit_merge.task_bank import Delta
 
 
 class Noted(ImageSource):
@@ -53,3 +56,19 @@ class KillOnce(Callback):
         if trainer.global_step == self.step and trainer.is_global_zero and not Path("killed").exists():
             Path("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+merged: list[str] = []
+"""Weights that this process has merged by MortalCART."""
+
+
+@dataclass(frozen=True)
+class MortalCART(CART):
+    """SIGKILL to the second process of a merge at the third weight of its rest, where no file `killed` is there."""
+
+    def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        merged.append(weight.name)
+        if os.environ.get("LOCAL_RANK") == "1" and len(merged) == 3 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().rest(weight)

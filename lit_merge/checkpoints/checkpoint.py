@@ -53,9 +53,11 @@ class Checkpoint(ABC):
     def read(self, name: str) -> Tensor:
         """The tensor of this name, of shape `shapes[name]` and dtype `dtypes[name]`, on the CPU."""
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        """The same, into a contiguous tensor of that shape and dtype."""
-        out.copy_(self.read(name))
+    def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
+        """The same, into a contiguous tensor of that dtype: all of it, or as many rows as `out` has from `row` on. Formats
+        that can read no others do."""
+        value = self.read(name)
+        out.copy_(value[row : row + len(out)] if value.ndim else value)
 
     def name_of(self, weight: str) -> str:
         """What the file itself calls a weight of this name, for messages."""

@@ -10,6 +10,11 @@ class Place(NamedTuple):
     names: tuple[str, ...]
     transposed: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether the weight lies there as it is, but for its name: rows of the one are rows of the other."""
+        return len(self.names) == 1 and not self.transposed
+
 
 # Of a block: each has a weight and a bias.
 LAYERS = {

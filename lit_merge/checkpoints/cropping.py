@@ -33,9 +33,3 @@ class Cropped(Selection):
     def read(self, name: str) -> Tensor:
         value = super().read(name)
         return value[: self.rows[name]].contiguous() if name in self.rows else value
-
-    def read_into(self, name: str, out: Tensor) -> None:
-        if name in self.rows:
-            out.copy_(self.read(name))
-        else:
-            super().read_into(name, out)

@@ -40,6 +40,12 @@ class Renamed(Checkpoint):
         place = self.places[name]
         return _join([self.source.read(part) for part in place.names], place.transposed)
 
+    def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
+        if self.places[name].plain:
+            self.source.read_into(self.places[name].names[0], out, row)
+        else:
+            super().read_into(name, out, row)
+
     def name_of(self, weight: str) -> str:
         try:
             return ", ".join(self.naming.place(weight).names)

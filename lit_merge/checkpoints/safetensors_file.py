@@ -1,6 +1,7 @@
 """Safetensors files: names, shapes and dtypes from the header, one tensor at a time from the file."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -43,13 +44,13 @@ class SafetensorsFile(Checkpoint):
         self.read_into(name, value)
         return value
 
-    def read_into(self, name: str, out: Tensor) -> None:
+    def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
         if not out.numel():
             return
         try:
             with self.path.open("rb") as file:
-                file.seek(self._starts[name])
-                found = file.readinto(out.view(-1).view(torch.uint8).numpy())
+                file.seek(self._starts[name] + row * math.prod(self.shapes[name][1:]) * out.itemsize)
+                found = file.readinto(out.view(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             raise MergeError(f"{self.path}: could not read {name}: {error}", weight=name) from error
         if found < out.nbytes:

@@ -29,8 +29,8 @@ class Selection(Checkpoint):
     def read(self, name: str) -> Tensor:
         return self.source.read(self.names[name])
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        self.source.read_into(self.names[name], out)
+    def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
+        self.source.read_into(self.names[name], out, row)
 
     def name_of(self, weight: str) -> str:
         return self.source.name_of(self.names.get(weight, weight))

@@ -69,8 +69,8 @@ class ShardedFiles(Checkpoint):
     def read(self, name: str) -> Tensor:
         return self._where[name].read(name)
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        self._where[name].read_into(name, out)
+    def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
+        self._where[name].read_into(name, out, row)
 
 
 def read_index(path: Path) -> tuple[dict[str, str], object]:

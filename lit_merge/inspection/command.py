@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
-from lit_merge.bank_files import read_bank_folder
+from lit_merge.bank_files import open_bank_folder
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.checkpoints.folders import weight_file
 from lit_merge.errors import MergeError
@@ -68,7 +68,8 @@ def listing(location: str) -> dict[str, Any]:
     """Name → shape and dtype, of a checkpoint's weights or of a bank's tensors."""
     path = resolve(location)
     if (path / "bank.json").is_file():
-        return {name: entry(tuple(value.shape), value.dtype) for name, value in read_bank_folder(path)[1].items()}
+        file = open_bank_folder(path)[1]
+        return {name: entry(shape, file.dtypes[name]) for name, shape in file.shapes.items()}
     checkpoint = opened(path)
     return {name: entry(shape, checkpoint.dtypes[name]) for name, shape in checkpoint.shapes.items()}
 
@@ -102,10 +103,11 @@ def checkpoint_tree(checkpoint: Checkpoint, depth: int | None, whole: bool) -> R
 
 def bank_tree(path: Path, depth: int | None, whole: bool) -> RenderableType:
     """The method, the tasks with their coefficients, and the weights with their ranks."""
-    about, tensors = read_bank_folder(path)
-    values = tensors["coefficients"].float()
+    about, file = open_bank_folder(path)
+    values = file.read("coefficients").float()
     names: list[str] = about["tasks"] if len(values) == len(about["tasks"]) else ["all tasks together"]
-    ratio = about["nbytes"] / sum(tensors[f"origin/{name}"].nbytes for name in about["dtypes"])
+    origins = [key for key in file.shapes if key.startswith("origin/")]
+    ratio = about["nbytes"] / sum(math.prod(file.shapes[key]) * file.dtypes[key].itemsize for key in origins)
     options = ", ".join(f"{k}={v}" for k, v in (about["method"].get("init_args") or {}).items())
     title = f"task bank, {about['method'].get('class_path')}({options}), {megabytes(about['nbytes'])}"
     tree = Tree(escape(f"{title}, {ratio:.2f} times one model"), highlight=False)
@@ -115,11 +117,11 @@ def bank_tree(path: Path, depth: int | None, whole: bool) -> RenderableType:
         tasks.add(f"[bold]{escape(name)}[/bold]  {spread}", highlight=False)
     weights = {}
     for name in about["dtypes"]:
-        origin = tensors[f"origin/{name}"]
+        origin = file.shapes[f"origin/{name}"]
         rank = about["ranks"].get(name)
         delta = f"rank {rank}" if rank else "dense delta" if name in about["layers"] else "the same in all"
-        shape = " × ".join(map(str, origin.shape)) or "a number"
-        weights[name] = (f"{shape}  {short(origin.dtype)}  {delta}", origin.numel())
+        shape = " × ".join(map(str, origin)) or "a number"
+        weights[name] = (f"{shape}  {short(file.dtypes[f'origin/{name}'])}  {delta}", math.prod(origin))
     title = f"{len(weights)} weights, {len(about['layers'])} with deltas, {len(about['ranks'])} of low rank"
     tree.add(weight_tree(weights, title, depth, whole))
     return Group(Text(str(path)), tree)

@@ -2,11 +2,12 @@
 
 from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
 from lit_merge.methods.base import MergeMethod
-from lit_merge.methods.build import Svd, build_bank, check_merge, merge_stream
+from lit_merge.methods.build import build_bank, merge_stream, needs_all
 from lit_merge.methods.cart import CART
 from lit_merge.methods.consensus import ConsensusTA
 from lit_merge.methods.esm import ESM
 from lit_merge.methods.iso import IsoC, IsoCTS
+from lit_merge.methods.job import Job, Part, Svd, check_merge
 from lit_merge.methods.moments import MomentsMethod
 from lit_merge.methods.regmean import RegMean
 from lit_merge.methods.scaling import at_scaling, self_consistent_scaling
@@ -21,8 +22,10 @@ __all__ = [
     "ConsensusTA",
     "IsoC",
     "IsoCTS",
+    "Job",
     "MergeMethod",
     "MomentsMethod",
+    "Part",
     "RegMean",
     "Svd",
     "TSVCompress",
@@ -32,5 +35,6 @@ __all__ = [
     "build_bank",
     "check_merge",
     "merge_stream",
+    "needs_all",
     "self_consistent_scaling",
 ]

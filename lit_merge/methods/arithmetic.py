@@ -17,6 +17,7 @@ class WeightAveraging(MergeMethod):
     """W = mean_t θ_t, for every weight. Its bank has no deltas."""
 
     needs_base: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         return weight.experts.mean(0), None
@@ -40,6 +41,7 @@ class TaskArithmetic(MergeMethod):
     rank_ratio: float | None = None
     matrices: Matrices = "block"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rank_ratio is not None:

@@ -26,6 +26,8 @@ class MergeMethod(ABC):
     needs_base: ClassVar[bool]
     centred: ClassVar[bool] = False
     """Whether every vector that all experts share cancels: then transforms that remove one bring nothing."""
+    elementwise: ClassVar[bool] = False
+    """Whether `rest` treats every entry by itself, so that large weights may come in blocks of rows."""
 
     @property
     def scale(self) -> Scaling | None:

@@ -48,6 +48,7 @@ class CART(MergeMethod):
     scaling: Scaling = 2.0
     matrices: Matrices = "block"
     needs_base: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
     centred: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class ConsensusTA(MergeMethod):
     scaling: Scaling = 0.3
     agree: int = 2
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for value in self.kappa.values() if isinstance(self.kappa, dict) else [self.kappa]:

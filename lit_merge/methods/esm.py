@@ -150,6 +150,7 @@ class ESM(MomentsMethod):
     scaling: Scaling = 1.0
     matrices: Matrices = "all"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,7 +182,7 @@ class ESM(MomentsMethod):
             rank = directions_per_task(weight, self.rank_ratio)
             return weight.base, tsv_merge(weight.task_vectors, rank, weight.svd("vectors"))
         rank = outputs_per_task(weight, self.rank_ratio)
-        return weight.base, esm(weight.task_vectors, self.second_moments(weight.name), rank, self.preset)
+        return weight.base, esm(weight.task_vectors, self.second_moments(weight), rank, self.preset)
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

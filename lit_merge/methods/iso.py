@@ -75,6 +75,7 @@ class IsoC(MergeMethod):
     scaling: Scaling = 1.0
     matrices: Matrices = "all"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
@@ -112,6 +113,7 @@ class IsoCTS(MergeMethod):
     scaling: Scaling = 1.0
     matrices: Matrices = "all"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.common_ratio <= 1:

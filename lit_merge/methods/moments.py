@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.experts import Experts, WeightStream
+from lit_merge.experts import Experts, Weight, WeightStream
 from lit_merge.methods.base import MergeMethod
 from lit_merge.moments import Moments, check_moments, load_moments, second_moment
 
@@ -66,10 +66,11 @@ class MomentsMethod(MergeMethod):
         assert isinstance(self.moments, Mapping)
         return all(name in own for own in self.moments.values())
 
-    def second_moments(self, name: str) -> Iterator[Tensor | None]:
+    def second_moments(self, weight: Weight) -> Iterator[Tensor | None]:
         """C (n, n) of every task in turn, float64; None where none is known. Of what `prepare` answered only."""
         assert isinstance(self.moments, Mapping)
-        return (second_moment(self.moments, task, name) for task in self.moments)
+        found = (second_moment(self.moments, task, weight.name) for task in self.moments)
+        return (None if one is None else one.to(weight.experts.device) for one in found)
 
     def describe(self) -> dict[str, object]:
         # Not the matrices themselves: a configuration names a folder of them, or none.

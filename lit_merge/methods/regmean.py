@@ -71,6 +71,7 @@ class RegMean(MomentsMethod):
     shrinkage: float = 0.9
     matrices: Matrices = "all"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +86,7 @@ class RegMean(MomentsMethod):
         assert weight.base is not None
         if not self.knows(weight.name):
             return self.rest(weight)
-        moments = (moment for moment in self.second_moments(weight.name) if moment is not None)
+        moments = (moment for moment in self.second_moments(weight) if moment is not None)
         return weight.base, regmean(weight.task_vectors, moments, self.shrinkage)[None]
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:

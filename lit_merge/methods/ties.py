@@ -117,6 +117,7 @@ class TIES(MergeMethod):
     merge: Literal["mean", "sum"] = "mean"
     scaling: Scaling = 1.0
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -146,7 +147,9 @@ class TIES(MergeMethod):
 
 def _task_vectors(weights: WeightStream, length: int) -> Iterator[Float[Tensor, "T _"]]:
     """τ_t of all floating-point weights, in parts of at most this length."""
-    for weight in track_weights(weights, weights.experts.sizes, "looking for thresholds"):
+    experts = weights.experts
+    pieces = [piece for name in experts.shapes for piece in weights.blocks(name)]
+    for weight in track_weights(weights.stream(pieces), experts.sizes_of(pieces), "looking for thresholds"):
         if weight.experts.is_floating_point():
             yield from _parts(weight, length)
 

@@ -66,6 +66,7 @@ class TSVM(MergeMethod):
     scaling: Scaling = 1.0
     matrices: Matrices = "all"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rank_ratio is not None:
@@ -97,6 +98,7 @@ class TSVCompress(MergeMethod):
     rank_ratio: float | None = None
     matrices: Matrices = "every"
     needs_base: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rank_ratio is not None:

@@ -1,0 +1,160 @@
+"""Safetensors files whose tensors are announced first and come in any order, from several processes at once."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.errors import MergeError
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What transformers calls them.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class TensorFiles:
+    """One safetensors file, or a folder of shards that transformers loads.
+
+    Args:
+        shapes: of all tensors.
+        dtypes: likewise.
+        max_shard_bytes: of tensors in one file of a folder; None for one file instead of a folder. A larger tensor has
+            a file of its own.
+        metadata: texts for the headers.
+
+    Attributes:
+        places: name → its file, relative to the folder (empty where there is one file), and where it begins in it.
+
+    Raises:
+        MergeError: a dtype that safetensors files of weights do not hold.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, torch.dtype],
+        max_shard_bytes: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.shapes, self.dtypes, self.folder = shapes, dtypes, max_shard_bytes is not None
+        files: dict[str, Sequence[str]] = {"": list(shapes)}
+        if max_shard_bytes is not None:
+            files = _name_shards(_split(shapes, dtypes, max_shard_bytes))
+        self._headers: dict[str, tuple[bytes, int]] = {}
+        self.places: dict[str, tuple[str, int]] = {}
+        for file, names in files.items():
+            header, starts = make_header(names, shapes, dtypes, metadata or {"format": "pt"})
+            self._headers[file] = header, len(header) + sum(self._nbytes(name) for name in names)
+            self.places |= {name: (file, len(header) + start) for name, start in starts.items()}
+
+    @property
+    def names(self) -> set[str]:
+        """Of all files of a folder."""
+        return {*self._headers, INDEX}
+
+    def create(self, path: Path) -> None:
+        """Makes the files, of their full size, with headers and index; values are 0, or what they were in files that
+        are there already."""
+        if self.folder:
+            path.mkdir(exist_ok=True)
+        for file, (header, size) in self._headers.items():
+            place = path / file if file else path
+            place.touch()
+            with place.open("r+b") as opened:
+                opened.write(header)
+                opened.truncate(size)
+        if len(self._headers) > 1:
+            weight_map = {name: file for name, (file, _) in self.places.items()}
+            total = sum(self._nbytes(name) for name in self.shapes)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def place(self, name: str, value: Tensor, row: int | None = None) -> tuple[str, int]:
+        """The file of a tensor, and where in it its value goes, or that of a block of its rows which begins at `row`.
+
+        Raises:
+            ValueError: a tensor that is not the one that was announced.
+        """
+        file, start = self.places[name]
+        shape = self.shapes[name]
+        fits = tuple(value.shape) == shape if row is None else tuple(value.shape[1:]) == shape[1:]
+        if not fits or value.dtype != self.dtypes[name]:
+            raise ValueError(f"{name} is {list(value.shape)} of {value.dtype}, announced as {list(shape)}")
+        return file, start + (row or 0) * math.prod(shape[1:]) * value.itemsize
+
+    def _nbytes(self, name: str) -> int:
+        return _nbytes(self.shapes[name], self.dtypes[name])
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """A tensor's values as files hold them."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_values(path: Path, position: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The tensor whose values begin there.
+
+    Raises:
+        OSError: the file cannot be read, or ends before they do.
+    """
+    value = torch.empty(tuple(shape), dtype=dtype)
+    data = bytes_of(value)
+    with path.open("rb", buffering=0) as file:
+        file.seek(position)
+        while data:
+            if not (count := file.readinto(data)):
+                raise OSError(f"{path} ends before its values do")
+            data = data[count:]
+    return value
+
+
+def make_header(
+    names: Iterable[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    metadata: Mapping[str, str],
+) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a safetensors file, and where tensors begin after them. The widest dtypes come first, so that
+    every tensor begins at a multiple of its own width."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    starts, end = {}, 0
+    for name in sorted(names, key=lambda name: (-dtypes[name].itemsize, name)):
+        if dtypes[name] not in NAMES:
+            raise MergeError(f"{name} is of dtype {dtypes[name]}, which safetensors files of weights do not hold")
+        starts[name], end = end, end + _nbytes(shapes[name], dtypes[name])
+        header[name] = {
+            "dtype": NAMES[dtypes[name]],
+            "shape": list(shapes[name]),
+            "data_offsets": [starts[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, starts
+
+
+def _split(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, shape in shapes.items():
+        size = _nbytes(shape, dtypes[name])
+        if shards[-1] and held + size > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _name_shards(shards: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
+    count = len(shards)
+    if count == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
