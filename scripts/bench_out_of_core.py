@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -231,7 +232,12 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        write_experts(folder, model, options.tasks)
+        # In a process of its own: on Linux the memory of a process that starts another counts as the other's too.
+        writer = get_context("spawn").Process(target=write_experts, args=(folder, model, options.tasks))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise SystemExit("the experts could not be written")
         counts, blocks = steps(options.tasks, 2), steps(model.blocks)
         if options.no_curves:
             counts, blocks = [], []
