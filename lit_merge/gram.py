@@ -57,7 +57,7 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
         return torch.linalg.eigh(gram(matrices)).eigenvectors[..., -rank:].flip(-1)
     scale = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(SMALL) ** -2
     if 1.25 * m * n + 2 * USUAL * n * width < 4 * USUAL * m * width:
-        operand, times = gram(matrices) * scale, torch.matmul
+        operand, times = gram(matrices) * scale, _times
     else:
         operand, times = matrices * scale.sqrt(), _times_gram
     block = torch.randn(n, width, generator=torch.Generator().manual_seed(0)).to(matrices).expand(tasks, -1, -1)
@@ -89,6 +89,10 @@ def _chebyshev(
     h = values[:, :1].maximum(FAINT**2 * values[:, -1:])[..., None] / 2
     first = image.addcmul_(block, h, value=-1)
     return times(operand, first).addcmul_(first, h, value=-1).addcmul_(block, h.square(), value=-0.5)
+
+
+def _times(formed: Tensor, block: Tensor) -> Tensor:
+    return formed @ block
 
 
 def _times_gram(matrices: Tensor, block: Tensor) -> Tensor:
