@@ -24,6 +24,7 @@ SMALL = 1e-15
 # Applications of AᵀA that an iteration takes, to tell whether forming it pays.
 USUAL = 8
 
+Times = Callable[[Tensor, Tensor], Tensor]
 Triplets = tuple[Float[Tensor, "*T m r"], Float[Tensor, "*T r"], Float[Tensor, "*T n r"]]
 
 
@@ -56,10 +57,9 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
     if 3 * width > n:
         return torch.linalg.eigh(gram(matrices)).eigenvectors[..., -rank:].flip(-1)
     scale = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(SMALL) ** -2
-    if 1.25 * m * n + 2 * USUAL * n * width < 4 * USUAL * m * width:
-        operand, times = gram(matrices) * scale, _times
-    else:
-        operand, times = matrices * scale.sqrt(), _times_gram
+    forms = 1.25 * m * n + 2 * USUAL * n * width < 4 * USUAL * m * width
+    operand = gram(matrices) * scale if forms else matrices * scale.sqrt()
+    times: Times = torch.matmul if forms else _times_gram
     block = torch.randn(n, width, generator=torch.Generator().manual_seed(0)).to(matrices).expand(tasks, -1, -1)
     block = orthonormal(times(operand, block))
     found = matrices.new_empty(tasks, n, rank)
@@ -82,17 +82,11 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
         block = orthonormal(_chebyshev(operand, times, block, image, values))
 
 
-def _chebyshev(
-    operand: Tensor, times: Callable[[Tensor, Tensor], Tensor], block: Tensor, image: Tensor, values: Tensor
-) -> Tensor:
+def _chebyshev(operand: Tensor, times: Times, block: Tensor, image: Tensor, values: Tensor) -> Tensor:
     """h²/2·T₂(AᵀA/h − 1)·block: T₂ is between −1 and 1 below twice h, the edge of the block, and steep above."""
     h = values[:, :1].maximum(FAINT**2 * values[:, -1:])[..., None] / 2
     first = image.addcmul_(block, h, value=-1)
     return times(operand, first).addcmul_(first, h, value=-1).addcmul_(block, h.square(), value=-0.5)
-
-
-def _times(formed: Tensor, block: Tensor) -> Tensor:
-    return formed @ block
 
 
 def _times_gram(matrices: Tensor, block: Tensor) -> Tensor:
