@@ -2,7 +2,7 @@
 
 Everything is read off the Gram matrix AᵀA, of the shorter side. Squaring costs digits: directions that are fainter than
 `FAINT` times the strongest are sought in what the stronger ones leave of the matrix, where they are the strongest. So
-ill-conditioned matrices, and those that lack rank, need no other precision. Imports nothing of the package.
+matrices that are ill-conditioned, or lack rank, need no other decomposition. Imports nothing of the package.
 """
 
 from collections.abc import Callable
