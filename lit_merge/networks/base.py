@@ -101,7 +101,7 @@ class Network(nn.Module, ABC):
 
     def compile_encoder(self) -> None:
         """torch.compile of the encoder's forward; its weights keep their names."""
-        self.encoder.forward = compiled(self.encoder.forward)  # type: ignore[method-assign]
+        self.encoder.forward = compiled(self.encoder.forward)
 
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         """Raises MergeError where canonical names or shapes of the experts' weights are not the encoder's."""
