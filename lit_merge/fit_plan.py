@@ -52,6 +52,8 @@ def fit_plan(
         # Micro-batches change the last bits.
         "sharpness": model.sharpness,
         "microbatch": model.microbatch,
+        # Left out where it is off, so that fits from before it was there go on.
+        **({"compile": True} if model.compiled else {}),
         "data": data.fingerprint,
         "test data": hashlib.blake2b(json.dumps(data.identity("test"), default=str).encode()).hexdigest(),
         "batch size": data.batch_size,

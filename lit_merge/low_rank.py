@@ -1,4 +1,4 @@
-"""Low-rank matrices of several tasks, and their weighted sum with an exact, small backward."""
+"""Low-rank matrices of several tasks."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_merge.linalg import truncated_svd
-
-# AdaRank's: how wide around the threshold a mask's logit still feels a gradient.
-TEMPERATURE = 10.0
+from lit_merge.weighted_sums import low_rank_sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +73,7 @@ class LowRank:
     def select(self, kept: Bool[Tensor, "T r"]) -> "LowRank":
         """Only the chosen directions of every matrix, still sorted; where tasks keep different numbers, the shorter
         ones end with singular values of 0."""
+        kept = kept.to(self.S.device)
         order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(1, int(kept.sum(-1).max()))]
         s = (self.S * kept).gather(-1, order)
         u, v = (f.gather(-1, order[:, None].expand(-1, f.shape[1], -1)) for f in (self.U, self.V))
@@ -95,40 +94,4 @@ class LowRank:
         (AdaRank): ∂L/∂z_r = λ_t·s_r·u_rᵀ G v_r · σ'(z_r/10)/10, straight through the threshold, for kept and dropped
         directions alike.
         """
-        return _WeightedSum.apply(coefficients, origin, self.U, self.S, self.V, logits)
-
-
-def _side_by_side(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """(T, m, r) → (m, T·r): the directions of all tasks as columns of one matrix.
-
-    Always a fresh copy: a product's last bits depend on strides and on alignment, which differ between a tensor that
-    was computed and the same tensor mapped from a file.
-    """
-    return torch.cat(factor.to(dtype).unbind(), dim=1)
-
-
-class _WeightedSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, coefficients, origin, u, s, v, logits):  # type: ignore[no-untyped-def]
-        ctx.dtype = coefficients.dtype
-        if logits is None:
-            ctx.save_for_backward(u, s, v)
-        else:
-            ctx.save_for_backward(u, s, v, coefficients, logits)
-            s = s * (logits > 0)
-        scaled = (s * coefficients[:, None]).to(origin.dtype).flatten()
-        return torch.addmm(origin, _side_by_side(u, origin.dtype) * scaled, _side_by_side(v, origin.dtype).T)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        u, s, v, *masked = ctx.saved_tensors
-        products = (_side_by_side(u, gradient.dtype) * (gradient @ _side_by_side(v, gradient.dtype))).sum(0)
-        per_direction = products.view_as(s) * s
-        if not masked:
-            return per_direction.sum(1).to(ctx.dtype), None, None, None, None, None
-        coefficients, logits = masked
-        to_coefficients = (per_direction * (logits > 0)).sum(1).to(ctx.dtype)
-        soft = torch.sigmoid(logits / TEMPERATURE)
-        to_logits = coefficients[:, None] * per_direction * soft * (1 - soft) / TEMPERATURE
-        return to_coefficients, None, None, None, None, to_logits.to(logits.dtype)
+        return low_rank_sum(coefficients, origin, self.U, self.S, self.V, logits)

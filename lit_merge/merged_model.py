@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_merge.adaptation_step import MicroBatch, Weights, adaptation_step, check_precision
 from lit_merge.coefficients import Coefficients
+from lit_merge.compiling import check_compiler
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.experts import Experts
@@ -20,6 +21,7 @@ from lit_merge.random_state import set_random_state
 from lit_merge.rank_masks import AdaRank, RankMasks
 from lit_merge.sharpness import SharpnessAware
 from lit_merge.stages import TWO_STAGES, Stage, check_stages, stage_at
+from lit_merge.stored_bank import BankDevice, StoredBank
 from lit_merge.task_bank import TaskBank
 
 
@@ -41,6 +43,8 @@ class MergedModel(LightningModule):
             so that the activations of one are in memory at a time, however many tasks there are.
         gradient_checkpointing: keep no activations inside the network's blocks, compute them again in the backward;
             with `microbatch: task`.
+        bank_device: `auto` keeps the bank where the model is, if it fits there; `cpu` streams it weight by weight.
+        compile: torch.compile of the network: minutes at first, less time a step.
         experts: the models that were merged, where they are at hand: for objectives and callbacks that ask them.
 
     Raises:
@@ -60,6 +64,8 @@ class MergedModel(LightningModule):
         microbatch: MicroBatch = "all",
         gradient_checkpointing: bool = False,
         experts: Experts | None = None,
+        bank_device: BankDevice = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if sharpness < 0:
@@ -68,18 +74,18 @@ class MergedModel(LightningModule):
             if microbatch != "task":
                 raise MergeError("gradient_checkpointing needs microbatch=task: its backward runs inside the network")
             network.checkpoint_gradients()
+        if compile:
+            network.compile_encoder()
         check_stages(stages)
         network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
         network.heads.mix(bank.tasks)
         self._frame = bank
-        self._names, tensors = zip(*bank.tensors().items(), strict=True)
-        # Frozen parameters rather than buffers: DDP broadcasts buffers at every forward.
-        self.factors = nn.ParameterList(nn.Parameter(value, requires_grad=False) for value in tensors)
+        self.stored = StoredBank(bank, bank_device)
         self.network = network
         self.objective = objective or Entropy()
         self.stages = tuple(stages)
         self.coefficients = Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds)
-        self.ranks, self.sharpness, self.microbatch = ranks, sharpness, microbatch
+        self.ranks, self.sharpness, self.microbatch, self.compiled = ranks, sharpness, microbatch, compile
         self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
         self.experts = experts
         self.metrics = TaskMetrics(bank.tasks)
@@ -103,8 +109,9 @@ class MergedModel(LightningModule):
 
     @property
     def bank(self) -> TaskBank:
-        """The bank on the module's device, at the active rank, with the coefficients it started from."""
-        bank = self._frame.with_tensors(dict(zip(self._names, self.factors, strict=True)))
+        """The bank at the active rank, with the coefficients it started from; its weights are merged on the module's
+        device, wherever the factors lie."""
+        bank = self.stored.open(self.device)
         return bank.cut(self._ranks) if self._ranks else bank
 
     def check_learnable(self) -> None:
@@ -115,6 +122,10 @@ class MergedModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer, self.microbatch, self.sharpness)
+        device = self.trainer.strategy.root_device
+        self.stored.settle(device)
+        if self.compiled:
+            check_compiler(device)
 
     def on_fit_start(self) -> None:
         self.check_learnable()

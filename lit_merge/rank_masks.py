@@ -67,8 +67,9 @@ class RankMasks(nn.Module):
     @torch.no_grad()
     def kept(self) -> Tensor:
         """Share of the bank's directions that are in use."""
-        used = sum(int((logits > 0).sum()) for logits in self.logits)
-        return torch.tensor(used / sum(logits.numel() for logits in self.logits))
+        # Counted where the masks lie: asking for every number would wait for the device once a weight.
+        used = torch.stack([(logits > 0).sum() for logits in self.logits]).sum()
+        return used / sum(logits.numel() for logits in self.logits)
 
     @torch.no_grad()
     def select(self, bank: TaskBank) -> TaskBank:

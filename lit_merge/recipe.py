@@ -10,6 +10,7 @@ from lit_merge.objectives import Objective
 from lit_merge.rank_masks import AdaRank
 from lit_merge.sources import Sources
 from lit_merge.stages import TWO_STAGES, Stage
+from lit_merge.stored_bank import BankDevice
 from lit_merge.transforms import Transform
 
 
@@ -34,6 +35,9 @@ class MergeRecipe(MergedModel):
         sharpness: radius of sharpness-aware steps; 0 is off.
         microbatch: `task` runs the tasks of a step one after the other, in the memory of one.
         gradient_checkpointing: less memory for more time, with `microbatch: task`.
+        bank_device: `auto` keeps the bank on the GPU where it takes at most half of the free memory; `cpu` keeps it in
+            pinned memory and streams it weight by weight.
+        compile: torch.compile of the network: minutes at first, less time a step.
         decompositions: folder in which singular value decompositions are kept for later runs; `memory` keeps them for
             this one (sweep).
         svd: `auto` decomposes large matrices only as far as is asked for; `exact` decomposes all as a whole.
@@ -61,6 +65,8 @@ class MergeRecipe(MergedModel):
         sharpness: float = 0.0,
         microbatch: MicroBatch = "all",
         gradient_checkpointing: bool = False,
+        bank_device: BankDevice = "auto",
+        compile: bool = False,
         decompositions: str | None = None,
         svd: Svd = "auto",
         data: TaskData | None = None,
@@ -75,7 +81,7 @@ class MergeRecipe(MergedModel):
         opened, method, kept = sources.experts, sources.method, sources.kept
         super().__init__(
             *(built, network, objective, stages or TWO_STAGES, bounds, ranks),
-            *(sharpness, microbatch, gradient_checkpointing, opened),
+            *(sharpness, microbatch, gradient_checkpointing, opened, bank_device, compile),
         )
         self.method, self.transform, self.decompositions = method, transform, kept
         self.unlabelled = sources.unlabelled

@@ -14,6 +14,7 @@ from lit_merge.bank_files import open_bank_folder, read_naming, write_bank_folde
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
+from lit_merge.weighted_sums import dense_sum
 
 Delta = LowRank | Tensor
 Coefficient = float | Float[Tensor, "..."]
@@ -94,7 +95,7 @@ class TaskBank:
         logits: Mapping[str, Tensor] | None = None,
         naming: str | None = None,
     ) -> dict[str, Tensor]:
-        """The merged weights, differentiable in `coefficients` and `logits`.
+        """The merged weights, differentiable in `coefficients` and `logits`, where the coefficients lie.
 
         Args:
             coefficients: a number, or a tensor that broadcasts to (T, L); None takes the bank's own.
@@ -112,7 +113,8 @@ class TaskBank:
         columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
         logits = logits or {}
         merged = {name: self._weight(name, columns.get(name), dtype, logits.get(name)) for name in self.origin}
-        return rename(merged, names)
+        # Those without deltas too lie where the coefficients lie.
+        return rename({name: value.to(values.device, non_blocking=True) for name, value in merged.items()}, names)
 
     def naming_of(self, naming: str | None) -> Naming:
         """The naming of this name for these weights; None for that of the experts.
@@ -147,7 +149,7 @@ class TaskBank:
             raise MergeError(
                 f"{self.method.get('class_path')} has one delta for all tasks: it has no single {task}", task=task
             )
-        only = torch.zeros(len(self.tasks), len(self.deltas))
+        only = torch.zeros(len(self.tasks), len(self.deltas), device=self.coefficients.device)
         only[self.tasks.index(task)] = 1
         return replace(self, coefficients=only)
 
@@ -320,17 +322,12 @@ def combine(
     logits: Tensor | None = None,
 ) -> Shaped[Tensor, "..."]:
     """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta."""
-    if not origin.is_floating_point():
-        return origin
-    if delta is not None and coefficients is not None:
+    if delta is not None and coefficients is not None and origin.is_floating_point():
         # Sums of small differences on large weights: never in half precision.
         origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
         if isinstance(delta, LowRank):
             logits = None if logits is None else logits[..., : delta.rank]
             origin = delta.weighted_sum(origin, coefficients, logits)
         else:
-            # Element by element rather than one product: the same bits wherever the tensors lie in memory, so that a
-            # bank read from a file predicts exactly what the bank that was saved did.
-            for one, coefficient in zip(delta.to(origin.dtype), coefficients.to(origin.dtype), strict=True):
-                origin = torch.addcmul(origin, one, coefficient)
-    return origin.to(dtype)
+            origin = dense_sum(coefficients, origin, delta)
+    return origin.to(dtype) if origin.is_floating_point() else origin

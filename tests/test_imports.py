@@ -14,6 +14,7 @@ MODULES = {
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
     ["errors", "gram", "progress", "parse_errors", "sharpness", "random_state", "mixed", "weight_names"],
+    ["weighted_sums", "compiling"],
     ["hub", "class_names", "processes"],
     ["locations", "quiet", "linalg", "supervision"],
     ["checkpoints"],
@@ -21,6 +22,7 @@ LAYERS = [
     ["alignment", "expert_files"],
     ["low_rank", "matrices", "objectives", "bank_files", "prediction_files", "conversion"],
     ["task_bank", "decompositions", "inspection"],
+    ["stored_bank"],
     ["experts"],
     ["layout"],
     ["transforms", "coefficients", "rank_masks", "analysis", "moments"],

@@ -29,7 +29,7 @@ ABOUT = (
 UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
 UNUSED_MODEL = (
     *("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions", "svd"),
-    *("sharpness", "microbatch", "gradient_checkpointing"),
+    *("sharpness", "microbatch", "gradient_checkpointing", "bank_device", "compile"),
 )
 
 

@@ -177,7 +177,11 @@ class TaskData(LightningDataModule, ClassNames):
         # batch_size=None: the datasets answer with whole batches.
         # A generator of its own: starting a pass draws from it, and would shift what a resumed fit draws otherwise.
         own = torch.Generator().manual_seed(self.seed)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, generator=own)
+        # From pinned memory batches go to a GPU beside the computation.
+        pinned, workers = torch.cuda.is_available(), self.num_workers
+        return DataLoader(
+            dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=own, pin_memory=pinned
+        )
 
     def _position(self) -> Callable[[], int] | None:
         # From the trainer, which knows it after a resume too; a batch is one step where gradients are not accumulated.

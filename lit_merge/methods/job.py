@@ -1,5 +1,6 @@
 """A method at work on the weights of its experts: all at once, some of them, or blocks of rows of large ones."""
 
+import functools
 import math
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -111,7 +112,7 @@ class Job:
         run, report = method.prepare(weights), getattr(change, "report", {})
         return cls(experts, weights, method, run, transform, svd, report, device)
 
-    @property
+    @functools.cached_property
     def selected(self) -> frozenset[str]:
         """Names of the weights that are decomposed."""
         return self.method.selected(self.experts.shapes)

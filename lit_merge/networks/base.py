@@ -9,6 +9,7 @@ from torch import Tensor, cat, nn
 from torch.func import functional_call
 
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, canonical, is_image, rename
+from lit_merge.compiling import compiled
 from lit_merge.errors import MergeError
 from lit_merge.networks.heads import Heads
 
@@ -97,6 +98,10 @@ class Network(nn.Module, ABC):
             MergeError: an encoder that cannot.
         """
         raise MergeError(f"{type(self).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
+
+    def compile_encoder(self) -> None:
+        """torch.compile of the encoder's forward; its weights keep their names."""
+        self.encoder.forward = compiled(self.encoder.forward)
 
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         """Raises MergeError where canonical names or shapes of the experts' weights are not the encoder's."""
