@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,18 @@ def ours(folder: Path, tasks: list[str], steps: int, count: int, size: int, prec
     import lightning.pytorch as pl
 
     from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
+    from lit_merge.objectives import Entropy
     from lit_merge.quiet import quiet
 
     quiet()
+    warnings.filterwarnings("ignore", ".*no `val_dataloader`")
     turns = Turns()
+
+    class Sum(Entropy):
+        """Of all tasks, as FusionBench's: to Adam the mean is the same, but for its ε where a gradient is near 1e-8."""
+
+        def __call__(self, logits: Tensor, expert: Tensor | None = None) -> Tensor:
+            return len(tasks) * super().__call__(logits, expert)
 
     class Steps(torch.utils.data.Dataset):
         def __len__(self) -> int:
@@ -122,11 +131,11 @@ def ours(folder: Path, tasks: list[str], steps: int, count: int, size: int, prec
 
     bank = TaskBank.load(folder / options.pop("bank"))
     network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
-    model = MergedModel(bank, network, stages=[Stage("layer", steps, LEARNING_RATE)], bounds=(0, 1), **options)
+    stages = [Stage("layer", steps, LEARNING_RATE)]
+    model = MergedModel(bank, network, Sum(), stages, bounds=(0, 1), **options)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
-        limit_val_batches=0,
         precision=precision,  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,

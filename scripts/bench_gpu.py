@@ -15,12 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_adaptation import make_experts
-from bench_adaptation_workers import images_of
-
-from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
-from lit_merge.adaptation_step import adaptation_step
-from lit_merge.compiling import check_compiler
 
 REPEATS = 10
 
@@ -48,9 +42,17 @@ def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def measure(folder: Path, tasks: list[str], options: argparse.Namespace) -> None:
+    from bench_adaptation import make_experts
+    from bench_adaptation_workers import images_of
     from torch.utils.flop_counter import FlopCounterMode
 
+    from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
+    from lit_merge.adaptation_step import adaptation_step
+    from lit_merge.compiling import check_compiler
+
     device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
+    if options.compile:
+        check_compiler(device)
     size = make_experts(folder, options, tasks, ("cart",))
     network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
     model = MergedModel(
@@ -111,8 +113,6 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("bench_gpu: no GPU that torch can use here, so there is nothing to measure")
         return 0
-    if options.compile:
-        check_compiler(torch.device("cuda"))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options}")
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         measure(Path(temporary), [f"task{i:02}" for i in range(options.tasks)], options)

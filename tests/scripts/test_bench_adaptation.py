@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 def run(*arguments: str) -> str:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=SCRIPTS).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=900, cwd=SCRIPTS).stdout
 
 
 def test_a_row_for_each_worker() -> None:
