@@ -18,14 +18,12 @@ from lit_merge.checkpoints.tensor_files import TensorFiles
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
 from lit_merge.processes import ALONE, Processes
-from lit_merge.progress import say
+from lit_merge.progress import TOLD, say
 from lit_merge.task_bank import TaskBank
 from lit_merge.weight_names import SUFFIXES
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
-# Names of weights that a line holds.
-TOLD = 8
 
 
 class Rows(NamedTuple):

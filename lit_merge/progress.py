@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+# Names that a line holds.
+TOLD = 8
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -14,12 +14,11 @@ from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.expert_files import expert_files
 from lit_merge.experts import Experts, open_all
-from lit_merge.layout import TOLD
 from lit_merge.locations import resolve
 from lit_merge.methods import Job, MergeMethod, MomentsMethod, Svd, build_bank
 from lit_merge.networks import Network
 from lit_merge.processes import CPU
-from lit_merge.progress import say
+from lit_merge.progress import TOLD, say
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
 from lit_merge.unlabelled import Unlabelled

@@ -187,8 +187,9 @@ def test_existing_output_needs_overwrite(config: Config, tmp_path: Path, capsys:
     line = refused(capsys, "merge", "--config", config(), "--output", str(output), "--overwrite")
     assert f"{output} is a file, which a folder does not replace" in line
     assert output.read_text() == "mine"
-    assert main(["export", "--config", config(), "--format", "merged", "--output", str(output), "--overwrite"]) == 0
-    assert load_file(output)
+    file = output.rename(tmp_path / "there.safetensors")
+    assert main(["export", "--config", config(), "--format", "merged", "--output", str(file), "--overwrite"]) == 0
+    assert load_file(file)
 
 
 def damage(kind: str, path: Path, good: str) -> None:

@@ -115,7 +115,9 @@ def test_methods_stream_what_the_bank_holds(name: str, made: Path, tmp_path: Pat
     expected = build_bank(experts(made / "llama"), made / "llama" / "base", method=method).merge()
     found = load_file(output / "model.safetensors")
     assert found.keys() == expected.keys()
-    assert all(torch.equal(found[weight], value) for weight, value in expected.items())
+    for weight, value in expected.items():
+        # TIES sums before it rounds to bfloat16, where a bank holds every task's part rounded.
+        torch.testing.assert_close(found[weight], value, rtol=0, atol=1e-3 * (name == "TIES"))
     assert {value.dtype for value in found.values()} == {torch.bfloat16}
 
 

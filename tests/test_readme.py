@@ -100,10 +100,12 @@ def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.Mon
 def test_adaptation_examples(workplace: Path, on_tiny: list[str]) -> None:
     text = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
     found = blocks(text, "yaml")
-    assert len(found) == 3
+    assert len(found) == 4
     start = ["--config", "configs/cart.yaml"]
     plain = ["--trainer.callbacks+=CoefficientLog", "--trainer.callbacks.figures=false"]
     for i, block in enumerate(found):
+        # A compiler takes minutes (test_compiling.py), and there need not be a GPU.
+        block = block.replace("compile: true", "compile: false").replace("accelerator: gpu", "accelerator: cpu")
         Path(f"block{i}.yaml").write_text(block)
         options = [*start, "--config", f"block{i}.yaml", *on_tiny, "--data.batch_size", "4", "--run", f"run{i}"]
         assert main(["fit", *options, *SHORT["fit"], *QUIET, *plain]) == 0
