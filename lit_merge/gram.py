@@ -53,7 +53,7 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
     block, and is turned to its Ritz vectors, until the energy that it captures stops rising.
     """
     tasks, m, n = matrices.shape
-    width = rank + max(rank // 4, 8)
+    width = rank + max(2 * rank // 5, 8)
     if 3 * width > n:
         return torch.linalg.eigh(gram(matrices)).eigenvectors[..., -rank:].flip(-1)
     scale = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(SMALL) ** -2
@@ -83,10 +83,11 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
 
 
 def _chebyshev(operand: Tensor, times: Times, block: Tensor, image: Tensor, values: Tensor) -> Tensor:
-    """h²/2·T₂(AᵀA/h − 1)·block: T₂ is between −1 and 1 below twice h, the edge of the block, and steep above."""
+    """h³/4·T₃(AᵀA/h − 1)·block: T₃ is between −1 and 1 below 2h, the edge of the block, and steep above."""
     h = values[:, :1].maximum(FAINT**2 * values[:, -1:])[..., None] / 2
     first = image.addcmul_(block, h, value=-1)
-    return times(operand, first).addcmul_(first, h, value=-1).addcmul_(block, h.square(), value=-0.5)
+    second = times(operand, first).addcmul_(first, h, value=-1).addcmul_(block, h.square(), value=-0.5)
+    return times(operand, second).addcmul_(second, h, value=-1).addcmul_(first, h.square(), value=-0.25)
 
 
 def _times_gram(matrices: Tensor, block: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def polar_factor(matrix: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T m n"]:
     """
     if _is_large(matrix) and matrix.ndim == 2:
         tall = matrix.shape[0] >= matrix.shape[1]
-        return polar_from_gram(matrix) if tall else polar_from_gram(matrix.mT).mT
+        return polar_from_gram(matrix) if tall else polar_from_gram(matrix.mT).mT.contiguous()
     u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     return (u @ vh).to(matrix.dtype)
 

@@ -161,6 +161,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--peer-python", help="an interpreter that has FusionBench; ours alone without")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--against", nargs="+", default=["peer", "exact"], choices=["peer", "exact"])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -172,13 +173,17 @@ def main() -> int:
     print("| | lit_merge | FusionBench | whole SVDs |\n|---|---|---|---|", flush=True)
     for name in options.methods:
         runs: dict[str, list[Run]] = {"ours": []}
-        runs |= {"peer": []} if options.peer_python and name != "CART" else {}
-        runs |= {"exact": []} if name in DECOMPOSE else {}
+        known = {"peer": bool(options.peer_python) and name != "CART", "exact": name in DECOMPOSE}
+        runs |= {who: [] for who in options.against if known[who]}
         for i in range(options.rounds):
             for who in runs if i % 2 == 0 else reversed(runs):
                 python = options.peer_python if who == "peer" else sys.executable
                 command = [python, __file__, "--folder", str(options.folder), "--one", who, name]
-                told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                # As `python -m lit_merge` sets it for itself.
+                own = {} if who == "peer" else {"THP_MEM_ALLOC_ENABLE": "1"}
+                told = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | own
+                ).stdout
                 runs[who].append(json.loads(told.splitlines()[-1]))
         apart = {who: difference(options.folder, name, who) for who in runs if who != "ours"}
         print(row(name, runs, apart), flush=True)

@@ -26,7 +26,7 @@ def flat(total: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """The product of what `iso_c` makes of M = Σ_t τ_t: its polar factor times ⟨polar, M⟩/min(m, n), which is the mean
     of its singular values."""
     factor = polar_factor(total)
-    return factor * ((factor * total).sum() / min(total.shape))
+    return factor * (torch.dot(factor.flatten(), total.flatten()) / min(total.shape))
 
 
 def directions_of_tasks(tasks: int, r: int, common_ratio: float) -> int:
@@ -85,9 +85,9 @@ class IsoC(MergeMethod):
         if not selected or weight.decompositions is not None:
             return super().product(weight, selected)
         assert weight.base is not None
-        total = torch.zeros_like(weight.base)
+        total, vector = torch.zeros_like(weight.base), torch.empty_like(weight.base)
         for expert in weight.experts:
-            total += expert - weight.base
+            total += torch.sub(expert, weight.base, out=vector)
         return weight.base, flat(total)[None]
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
