@@ -6,7 +6,7 @@ import sys
 from lit_merge.command import main
 
 if __name__ == "__main__":
-    # Large pages for torch's memory, where Linux hands them out on request: with small ones, half of the time of reading
-    # weights goes into asking for them.
+    # Large pages for torch's memory, where Linux hands them out on request: with small ones, half of the time that it
+    # takes to read weights goes into asking for them.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     sys.exit(main(sys.argv[1:]))
