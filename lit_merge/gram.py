@@ -151,12 +151,14 @@ def polar_from_gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     own, rest = None, matrix
     while rest.norm() > least:
         values, vectors = torch.linalg.eigh(gram(rest))
-        strong = values > FAINT**2 * values[-1]
-        part = rest @ ((vectors[:, strong] * values[strong].rsqrt()) @ vectors[:, strong].mT)
+        # Sorted from the smallest.
+        faint = int((values <= FAINT**2 * values[-1]).sum())
+        strong = vectors[:, faint:]
+        part = rest @ ((strong * values[faint:].rsqrt()) @ strong.mT)
         factor = part if own is None else factor + part @ own.mT
-        if strong.all():
+        if not faint:
             return factor
-        own = vectors[:, ~strong] if own is None else own @ vectors[:, ~strong]
+        own = vectors[:, :faint] if own is None else own @ vectors[:, :faint]
         # In float64: what is faint may be as small as float32 rounds the whole.
         rest = (matrix.double() @ own.double()).to(matrix)
         # Twice, as in `beside`: factor·factorᵀ projects on what is settled.
