@@ -156,7 +156,9 @@ class PressControlC(Callback):
 
 
 def test_interrupted_run_leaves_nothing(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    # Whatever handler an earlier test has left, as libraries do that start threads or processes.
+    handler = signal.default_int_handler
+    signal.signal(signal.SIGINT, handler)
     exports = CompressionExport(str(tmp_path / "export"))
     trainer = make_trainer(max_steps=4, callbacks=[PressControlC(), exports], default_root_dir=tmp_path / "elsewhere")
     with pytest.raises(KeyboardInterrupt):
