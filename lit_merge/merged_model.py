@@ -15,6 +15,7 @@ from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.experts import Experts
 from lit_merge.fit_state import fit_state, own_random_state
+from lit_merge.merging import Merging
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
 from lit_merge.random_state import set_random_state
@@ -94,6 +95,7 @@ class MergedModel(LightningModule):
         self.stage_index = -1
         self.scores: dict[str, TaskScore] = {}
         self._weights: dict[str, Tensor] | None = None
+        self._merging = Merging(self.compute_dtype)
         self._random: dict[str, Any] | None = None
         # Checkpoints hold the coefficients only; the bank is a file of its own.
         self.strict_loading = False
@@ -127,6 +129,9 @@ class MergedModel(LightningModule):
         if self.compiled:
             check_compiler(device)
 
+    def on_fit_end(self) -> None:
+        self._merging.forget()
+
     def on_fit_start(self) -> None:
         self.check_learnable()
         if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
@@ -153,7 +158,7 @@ class MergedModel(LightningModule):
         # Small differences on large weights: not in the precision of the forward.
         with torch.autocast(self.device.type, enabled=False):
             logits = None if self.masks is None else self.masks()
-            return self.bank.merge(self.coefficients(), self.compute_dtype, logits, "canonical")
+            return self._merging(self.bank, self.coefficients(), logits)
 
     @property
     def compute_dtype(self) -> torch.dtype:

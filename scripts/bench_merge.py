@@ -75,16 +75,25 @@ def sources(folder: Path) -> dict[str, Path]:
 def ours(folder: Path, name: str, output: Path, exact: bool) -> Callable[[], None]:
     """Imports what `python -m lit_merge merge` does, and answers the work."""
     import lit_merge
-    from lit_merge.layout import Layout
-    from lit_merge.methods import merge_stream
+    from lit_merge.merged_files import write_merge
+    from lit_merge.sources import Sources
 
     options: dict[str, Any] = {"CART": {"rank_ratio": 0.08, "scaling": 2.0}}
     method = getattr(lit_merge, name)(**options.get(name, {}))
 
     def work() -> None:
-        experts = lit_merge.Experts(sources(folder), folder / "base.safetensors")
-        merged = merge_stream(experts, method, svd="exact" if exact else "auto")
-        Layout.of(experts).write(output, merged, overwrite=True)
+        files = {task: str(file) for task, file in sources(folder).items()}
+        nothing: dict[str, Any] = dict.fromkeys(("network", "exclude", "transform", "bank", "decompositions", "data"))
+        opened = Sources(
+            **nothing,
+            experts=files,
+            base=str(folder / "base.safetensors"),
+            crop=False,
+            method=method,
+            svd="exact" if exact else "auto",
+            accelerator="cpu",
+        )
+        write_merge(opened, str(output), overwrite=True)
 
     return work
 

@@ -45,6 +45,29 @@ def test_a_fit_ends_where_it_does_on_the_cpu(
     assert all(abs(score.entropy - ends[1][1][task].entropy) < 0.02 for task, score in ends[0][1].items())
 
 
+@pytest.mark.parametrize("ranks", [None, AdaRank(0.3)], ids=["cart", "masks"])
+def test_merges_that_are_replayed_are_those_of_the_bank(ranks: AdaRank | None, make_model: Make) -> None:
+    model = make_model(ranks=ranks, stages=[Stage("layer")]).cuda()
+    learnt = [one for one in model.parameters() if one.requires_grad]
+    for step in range(6):
+        if step == 3:
+            model.set_rank(0.1)
+        logits = None if model.masks is None else model.masks()
+        expected = model.bank.merge(model.coefficients(), model.compute_dtype, logits, "canonical")
+        merged = model.merged_weights()
+        grown = [
+            torch.autograd.grad(sum(value.square().sum() for value in some.values()), learnt, allow_unused=True)
+            for some in (expected, merged)
+        ]
+        torch.testing.assert_close(merged, expected)
+        torch.testing.assert_close(*grown, rtol=1e-3, atol=1e-4)
+        with torch.no_grad():
+            for one in learnt:
+                one.add_(0.01 * torch.randn_like(one))
+
+
+# Of torch's own compiler, in some releases.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("compile", [False, True])
 def test_bf16_is_near_float32(compile: bool, make_model: Make, tiny: Any) -> None:
     batch = {task: x.cuda() for task, x in next(iter(tiny.data(batch_size=6).train_dataloader())).items()}

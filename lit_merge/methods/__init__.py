@@ -2,7 +2,7 @@
 
 from lit_merge.methods.arithmetic import TaskArithmetic, WeightAveraging
 from lit_merge.methods.base import MergeMethod
-from lit_merge.methods.build import build_bank, merge_stream, needs_all
+from lit_merge.methods.build import build_bank, needs_all
 from lit_merge.methods.cart import CART
 from lit_merge.methods.consensus import ConsensusTA
 from lit_merge.methods.esm import ESM
@@ -34,7 +34,6 @@ __all__ = [
     "at_scaling",
     "build_bank",
     "check_merge",
-    "merge_stream",
     "needs_all",
     "self_consistent_scaling",
 ]

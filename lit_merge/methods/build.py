@@ -1,6 +1,6 @@
 """The one driver that runs any method over the weights of the experts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -54,32 +54,6 @@ def build_bank(
         if part.delta is not None:
             deltas[part.name] = part.delta
     return job.bank(origins, job.run.finish(deltas))
-
-
-def merge_stream(
-    experts: Experts,
-    method: MergeMethod,
-    transform: Transform | None = None,
-    decompositions: Decompositions | None = None,
-    svd: Svd = "auto",
-) -> Iterator[tuple[str, Tensor]]:
-    """Canonical name and merged weight, one after the other: what `build_bank(…).merge(naming="canonical")` holds, in
-    the memory of one weight of all experts.
-
-    Methods that weigh layers against each other (ESM), and rules for the scale, need all deltas at once: they are in
-    memory as in a bank.
-
-    Args: as of `build_bank`; what is excluded is told when experts are opened.
-
-    Raises:
-        MergeError: as `build_bank`.
-    """
-    if needs_all(method):
-        bank = build_bank(experts, method=method, transform=transform, decompositions=decompositions, svd=svd)
-        yield from ((name, bank.weight(name)) for name in bank.origin)
-        return
-    job = Job.open(experts, method, transform, decompositions, svd)
-    yield from ((part.name, job.merged(part)) for part in job.parts(None, factors=False))
 
 
 def needs_all(method: MergeMethod) -> bool:

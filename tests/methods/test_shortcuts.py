@@ -25,7 +25,7 @@ from lit_merge import (
     build_bank,
 )
 from lit_merge.linalg import LARGE, exact_decompositions
-from lit_merge.methods import merge_stream
+from lit_merge.methods import Job
 from tests.spectra import SPECTRA, with_spectrum
 
 SHAPES = {"h.0.attn.q.weight": (LARGE, LARGE), "h.0.mlp.fc1.weight": (2 * LARGE, LARGE)}
@@ -72,10 +72,15 @@ def test_every_method_is_among_them() -> None:
     assert known == {type(method) for method in (*SHORT, *WHOLE)}
 
 
+def streamed(job: Job) -> dict[str, torch.Tensor]:
+    """Merged as files are: weight by weight, without a bank."""
+    return {part.name: job.merged(part) for part in job.parts(None, factors=False)}
+
+
 def test_a_stream_needs_no_factors_of_iso_c() -> None:
     base, experts = models()
     bank = build_bank(experts, base, method=IsoC(1.5)).merge()
-    for name, weight in merge_stream(Experts(experts, base), IsoC(1.5)):
+    for name, weight in streamed(Job.open(Experts(experts, base), IsoC(1.5))).items():
         assert (weight - bank[name]).norm() <= 1e-4 * weight.norm()
 
 
@@ -113,9 +118,9 @@ def test_svd_exact_takes_no_shortcut() -> None:
     with exact_decompositions():
         exact = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
     asked = build_bank(experts, base, method=CART(0.08, 2.0), svd="exact").merge()
-    streamed = dict(merge_stream(Experts(experts), CART(0.08, 2.0), svd="exact"))
+    one_by_one = streamed(Job.open(Experts(experts), CART(0.08, 2.0), svd="exact"))
     found = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
     for name in exact:
         assert torch.equal(asked[name], exact[name])
-        assert torch.equal(streamed[name], exact[name])
+        assert torch.equal(one_by_one[name], exact[name])
         assert not torch.equal(found[name], exact[name])
