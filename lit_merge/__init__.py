@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from lit_merge.probe import Probe
     from lit_merge.rank_masks import AdaRank
     from lit_merge.stages import Stage
+    from lit_merge.streaming import merge_files
     from lit_merge.task_bank import TaskBank
     from lit_merge.transforms import AWD, Transform
 
@@ -113,6 +114,7 @@ _HOMES = {
     "convert": "conversion",
     "evaluate": "adapting",
     "load_moments": "moments",
+    "merge_files": "streaming",
     "save_moments": "moments",
 }
 
@@ -170,6 +172,7 @@ __all__ = [
     "convert",
     "evaluate",
     "load_moments",
+    "merge_files",
     "save_moments",
 ]
 

@@ -68,7 +68,9 @@ class Merging:
         with warnings.catch_warnings():
             # Of the runs that warm torch up, on a stream of their own.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
-            return torch.cuda.make_graphed_callables(merge, (_like(coefficients), likes), allow_unused_input=True)  # type: ignore[no-untyped-call]
+            # Its type hints know tensors only; it takes what pytrees are made of.
+            samples: Any = (_like(coefficients), likes)
+            return torch.cuda.make_graphed_callables(merge, samples, allow_unused_input=True)
 
 
 def _like(value: Tensor) -> Tensor:

@@ -73,27 +73,15 @@ def sources(folder: Path) -> dict[str, Path]:
 
 
 def ours(folder: Path, name: str, output: Path, exact: bool) -> Callable[[], None]:
-    """Imports what `python -m lit_merge merge` does, and answers the work."""
+    """The function that the verb `merge` is made of."""
     import lit_merge
-    from lit_merge.merged_files import write_merge
-    from lit_merge.sources import Sources
 
-    options: dict[str, Any] = {"CART": {"rank_ratio": 0.08, "scaling": 2.0}}
-    method = getattr(lit_merge, name)(**options.get(name, {}))
+    options: dict[str, Any] = {"CART": {"rank_ratio": 0.08, "scaling": 2.0}, "TIES": {"merge": "sum"}}
+    method, merge_files = getattr(lit_merge, name)(**options.get(name, {})), lit_merge.merge_files
+    svd = "exact" if exact else "auto"
 
     def work() -> None:
-        files = {task: str(file) for task, file in sources(folder).items()}
-        nothing: dict[str, Any] = dict.fromkeys(("network", "exclude", "transform", "bank", "decompositions", "data"))
-        opened = Sources(
-            **nothing,
-            experts=files,
-            base=str(folder / "base.safetensors"),
-            crop=False,
-            method=method,
-            svd="exact" if exact else "auto",
-            accelerator="cpu",
-        )
-        write_merge(opened, str(output), overwrite=True)
+        merge_files(sources(folder), output, folder / "base.safetensors", method=method, svd=svd, overwrite=True)
 
     return work
 

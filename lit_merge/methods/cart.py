@@ -4,11 +4,13 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.errors import MergeWarning
 from lit_merge.experts import Decompose, Experts, Weight
+from lit_merge.linalg import approximation, side_by_side, takes_shortcuts
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
@@ -67,6 +69,16 @@ class CART(MergeMethod):
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         return cart(weight.experts, rank_of(self.rank_ratio, *weight.experts.shape[1:]), weight.svd("centred"))
+
+    def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
+        if not selected or weight.decompositions is not None or not takes_shortcuts(weight.experts):
+            return super().product(weight, selected)
+        rank = rank_of(self.rank_ratio, *weight.experts.shape[1:])
+        origin = weight.experts.mean(0)
+        total = torch.zeros_like(origin)
+        for delta in side_by_side(lambda expert: approximation(expert - origin, rank), weight.experts.unbind()):
+            total += delta
+        return origin, total[None]
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         return weight.experts.mean(0), weight.centred

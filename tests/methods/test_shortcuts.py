@@ -77,10 +77,11 @@ def streamed(job: Job) -> dict[str, torch.Tensor]:
     return {part.name: job.merged(part) for part in job.parts(None, factors=False)}
 
 
-def test_a_stream_needs_no_factors_of_iso_c() -> None:
+@pytest.mark.parametrize("method", [IsoC(1.5), CART(0.08, 2.0)])
+def test_streams_that_need_no_factors(method: MergeMethod) -> None:
     base, experts = models()
-    bank = build_bank(experts, base, method=IsoC(1.5)).merge()
-    for name, weight in streamed(Job.open(Experts(experts, base), IsoC(1.5))).items():
+    bank = build_bank(experts, base, method=method).merge()
+    for name, weight in streamed(Job.open(Experts(experts, base), method, None, None, "auto")).items():
         assert (weight - bank[name]).norm() <= 1e-4 * weight.norm()
 
 
@@ -118,7 +119,7 @@ def test_svd_exact_takes_no_shortcut() -> None:
     with exact_decompositions():
         exact = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
     asked = build_bank(experts, base, method=CART(0.08, 2.0), svd="exact").merge()
-    one_by_one = streamed(Job.open(Experts(experts), CART(0.08, 2.0), svd="exact"))
+    one_by_one = streamed(Job.open(Experts(experts), CART(0.08, 2.0), None, None, "exact"))
     found = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
     for name in exact:
         assert torch.equal(asked[name], exact[name])
