@@ -8,8 +8,9 @@ after the other, in turns, each in a process of its own:
 - `cart`: the same from a CART bank at rank .08;
 - `peer`: FusionBench's layer-wise AdaMerging, its own loop, on the same experts and images.
 
-Seconds are those of the process's CPU, the median over steps after the first; the peak is the most memory that a
-process ever had, mapped files included. `dense` and `peer` are the same method: their λ are compared at the end.
+Seconds are those of the process's CPU, the median over steps after the first. The peak is the most resident memory that
+a process ever had. Of mapped files, libraries and the bank, it counts what has been read, which the kernel takes back
+when others need the room. `dense` and `peer` are the same method: their λ are compared at the end.
 
     python scripts/bench_adaptation.py                                     # a small tower, 2 and 8 tasks
     python scripts/bench_adaptation.py --shape ViT-B-32 --tasks 8 --peer-python peer/bin/python
@@ -21,6 +22,7 @@ another omegaconf than lit_merge, hence an environment of its own). Without it t
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -122,7 +124,7 @@ def compare(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
     for name, worker in workers.items():
         cpu, wall = worker.median("cpu"), worker.median("seconds")
         row = f"{len(tasks)} | {name} | {work:.3f} | {cpu:.3f} | {wall:.3f} | {cpu / bound:.2f}"
-        print(f"| {row} | {worker.last['peak']:.2f} |", flush=True)
+        print(f"| {row} | {worker.last['peak']:.2f} | {worker.last.get('mapped', math.nan):.2f} |", flush=True)
     if "peer" in workers:
         ours, theirs = (workers[name].last["coefficients"] for name in ("dense", "peer"))
         assert ours.keys() == theirs.keys()
@@ -149,8 +151,8 @@ def main() -> int:
     blocks = f", {options.layers} blocks" if options.layers else ""
     print(f"{options.shape}{blocks}, {options.images} images a task, microbatch {options.microbatch}, ", end="")
     print(f"{options.precision}, {options.threads} threads, torch {torch.__version__}\n")
-    print("| tasks | what | TFLOP of plain | CPU s | s | of plain | peak, GB |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| tasks | what | TFLOP of plain | CPU s | s | of plain | peak, GB | mapped files, GB |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         for count in options.tasks:
             folder = Path(temporary) / str(count)

@@ -4,6 +4,7 @@ Every process reads the same folder: `pretrained.safetensors`, `experts/{task}.s
 `network.json`; and draws the same images. It writes one line of JSON a step, and a last one.
 """
 
+import contextlib
 import json
 import resource
 import sys
@@ -41,15 +42,19 @@ class Turns:
         """The end of the last step."""
         assert self.begun is not None
         took = {"seconds": time.perf_counter() - self.begun[0], "cpu": time.process_time() - self.begun[1]}
-        self.tell(**took, peak=peak(), **more)
+        self.tell(**took, **peak(), **more)
 
     def tell(self, **what: Any) -> None:
         print(json.dumps(what), file=self.out, flush=True)
 
 
-def peak() -> float:
-    """The most resident memory so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def peak() -> dict[str, float]:
+    """The most resident memory so far, and what is resident of mapped files now, libraries among them, in GB."""
+    found = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found["mapped"] = next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) * 1024 / 1e9
+    return found
 
 
 def images_of(tasks: list[str], step: int, count: int, size: int) -> dict[str, Tensor]:
