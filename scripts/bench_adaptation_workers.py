@@ -4,7 +4,6 @@ Every process reads the same folder: `pretrained.safetensors`, `experts/{task}.s
 `network.json`; and draws the same images. It writes one line of JSON a step, and a last one.
 """
 
-import contextlib
 import json
 import resource
 import sys
@@ -42,19 +41,21 @@ class Turns:
         """The end of the last step."""
         assert self.begun is not None
         took = {"seconds": time.perf_counter() - self.begun[0], "cpu": time.process_time() - self.begun[1]}
-        self.tell(**took, **peak(), **more)
+        self.tell(**took, **memory(), **more)
 
     def tell(self, **what: Any) -> None:
         print(json.dumps(what), file=self.out, flush=True)
 
 
-def peak() -> dict[str, float]:
+def memory() -> dict[str, float]:
     """The most resident memory so far, and what is resident of mapped files now, libraries among them, in GB."""
-    found = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
-    with contextlib.suppress(OSError):
+    try:
         lines = Path("/proc/self/status").read_text().splitlines()
-        found["mapped"] = next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) * 1024 / 1e9
-    return found
+    except OSError:
+        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    # Not ru_maxrss: what the process was before it became this program does not count.
+    known = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
+    return {name: int(known[key]) * 1024 / 1e9 for name, key in (("peak", "VmHWM"), ("mapped", "RssFile"))}
 
 
 def images_of(tasks: list[str], step: int, count: int, size: int) -> dict[str, Tensor]:

