@@ -19,7 +19,7 @@ MISSING, LEAST_RATIO = 1e-6, 0.01
 FAINT = 0.02
 # Norm of what is left over that of the matrix, below which it is rounding.
 ROUNDING = 1e-8
-TINY = torch.finfo(torch.float32).tiny
+TINY, EPS = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).eps
 # Norms below this are not scaled up to 1: their squares, and what they are divided by, must be numbers.
 SMALL = 1e-15
 # Products with so many columns, or a multiple of it, take two thirds of the time that they take with one more.
@@ -75,7 +75,7 @@ def leading_directions(matrices: Float[Tensor, "T m n"], rank: int) -> Float[Ten
         captured = values[:, -rank:].sum(-1)
         ratio = ((captured - energy) / rise).clamp_min(LEAST_RATIO)
         rise = captured - energy
-        rises = rise * ratio > MISSING * captured * (1 - ratio)
+        rises = (rise * ratio > MISSING * captured * (1 - ratio)) & (rise > EPS * captured)
         found[left[~rises]] = block[~rises, :, -rank:].flip(-1)
         if not rises.any():
             return found
