@@ -42,7 +42,7 @@ def test_files_are_the_banks_merge(method: MergeMethod, files: dict[str, Path], 
     )
     merge_files(experts, tmp_path / "out", files["base"], method=method, max_shard_size="2KB")
     bank = build_bank(experts, files["base"], method=method, exclude=["classifier.*"])
-    torch.testing.assert_close(load_file(file), bank.merge(naming="canonical"))
+    torch.testing.assert_close(load_file(tmp_path / "out.safetensors"), bank.merge(naming="canonical"))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
 
 
