@@ -1,4 +1,4 @@
-"""How a module merges its bank again and again: on a GPU as one launch instead of thousands."""
+"""How a module merges its bank again and again: on a GPU as one launch instead of very many."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ COPIES = 4
 class Merging:
     """`TaskBank.merge` to canonical names.
 
-    A merge and its backward are thousands of small operations, which a GPU finishes sooner than they can be launched.
+    A merge and its backward are very many small operations, which a GPU finishes sooner than they can be launched.
     From the second merge of the same bank on, where gradients are asked for and there is room, they are replayed as
     CUDA graphs. Then the weights lie in the same memory every time: those of one merge are gone with the next.
 

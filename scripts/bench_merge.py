@@ -20,7 +20,6 @@ import io
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench_adaptation_workers import memory
 from torch import Tensor
 
 CONFIG, TASKS = "ViT-B-32", 8
@@ -129,17 +129,7 @@ def run_one(folder: Path, who: str, name: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         work()
     taken = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    print(json.dumps(taken | {"peak": peak()}))
-
-
-def peak() -> float:
-    """The most resident memory that this process had, in GB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    # Not ru_maxrss: where it can be told apart, what the process was before it became this program does not count.
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    print(json.dumps(taken | memory()))
 
 
 def difference(folder: Path, name: str, other: str) -> float:

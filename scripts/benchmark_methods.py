@@ -145,7 +145,7 @@ def rows(moments: Any, reach: Reach = IMAGES, matrices: Matrices = "all") -> dic
         "AWD + AdaMerging": Adapted(TaskArithmetic(), reach.layers, AWD(), (0.0, 1.0)),
         "TSV-M, adapted": Adapted(tsvm, reach.two_stages),
         "Iso-C, adapted": Adapted(IsoC(), reach.two_stages),
-        # From scale 1, five times the best one, some seeds collapse.
+        # Its default scale, 1, is five times the best one, too far off to start from.
         "ESM (paper), adapted": Adapted(replace(esm, scaling="self_consistent"), reach.two_stages),
         "ESM (official), adapted": Adapted(official, reach.two_stages),
         "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), reach.two_stages),
