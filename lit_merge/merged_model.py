@@ -18,6 +18,7 @@ from lit_merge.fit_state import fit_state, own_random_state
 from lit_merge.merging import Merging
 from lit_merge.networks import Network
 from lit_merge.objectives import Entropy, Objective
+from lit_merge.on_demand import made
 from lit_merge.random_state import set_random_state
 from lit_merge.rank_masks import AdaRank, RankMasks
 from lit_merge.sharpness import SharpnessAware
@@ -169,7 +170,8 @@ class MergedModel(LightningModule):
     def to_bank(self) -> TaskBank:
         """The bank at the active rank with the coefficients reached so far, on the CPU."""
         bank = self.bank if self.masks is None else self.masks.select(self.bank)
-        tensors = {name: value.detach().cpu() for name, value in bank.tensors().items()}
+        found = bank.tensors()
+        tensors = made(found, lambda name: found[name].detach().cpu(), found)
         return replace(self._frame.with_tensors(tensors), coefficients=self.coefficients().detach().cpu().clone())
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

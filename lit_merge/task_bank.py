@@ -14,6 +14,7 @@ from lit_merge.bank_files import open_bank_folder, read_naming, write_bank_folde
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
+from lit_merge.on_demand import OnDemand, asked_again, made
 from lit_merge.weighted_sums import dense_sum
 
 Delta = LowRank | Tensor
@@ -61,8 +62,8 @@ class TaskBank:
     """
 
     tasks: tuple[str, ...]
-    origin: dict[str, Tensor]
-    deltas: dict[str, Delta]
+    origin: Mapping[str, Tensor]
+    deltas: Mapping[str, Delta]
     coefficients: Float[Tensor, "rows L"]
     dtypes: dict[str, torch.dtype]
     method: dict[str, object]
@@ -179,11 +180,12 @@ class TaskBank:
 
     def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
         """The same bank with at most so many directions of the matrices that are named; factors are views."""
-        deltas = {
-            name: delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
-            for name, delta in self.deltas.items()
-        }
-        return replace(self, deltas=deltas)
+
+        def cut(name: str) -> Delta:
+            delta = self.deltas[name]
+            return delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
+
+        return replace(self, deltas=made(self.deltas, cut, self.deltas))
 
     def select(self, kept: Mapping[str, Tensor]) -> "TaskBank":
         """The same bank with only the directions that (T or 1, r) booleans choose, for every name given."""
@@ -214,25 +216,29 @@ class TaskBank:
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
-        found: dict[str, Tensor] = {f"origin/{name}": value for name, value in self.origin.items()}
-        for name, delta in self.deltas.items():
-            if isinstance(delta, LowRank):
-                found |= {f"U/{name}": delta.U, f"S/{name}": delta.S, f"V/{name}": delta.V}
-            else:
-                found[f"delta/{name}"] = delta
-        return found | {"coefficients": self.coefficients}
+        origin = {f"origin/{name}": name for name in self.origin}
+        parts = {f"{kind}/{name}": (name, i) for name, v in self.deltas.items() for i, kind in enumerate(_kinds(v))}
+
+        def find(key: str) -> Tensor:
+            if key in origin:
+                return self.origin[origin[key]]
+            name, i = parts.get(key, (None, 0))
+            return self.coefficients if name is None else _tensors(self.deltas[name])[i]
+
+        return made([*origin, *parts, "coefficients"], find, self.deltas)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
         """The same bank around other tensors of the names of `tensors()`: moved, or read from a file."""
-        deltas: dict[str, Delta] = {
-            name: LowRank(tensors[f"U/{name}"], tensors[f"S/{name}"], tensors[f"V/{name}"])
-            if f"U/{name}" in tensors
-            else tensors[f"delta/{name}"]
-            for name in self.deltas
-        }
-        origin = {name: tensors[f"origin/{name}"] for name in self.origin}
+
+        def delta(name: str) -> Delta:
+            if f"U/{name}" in tensors:
+                return LowRank(tensors[f"U/{name}"], tensors[f"S/{name}"], tensors[f"V/{name}"])
+            return tensors[f"delta/{name}"]
+
+        origin = made(self.origin, lambda name: tensors[f"origin/{name}"], tensors)
+        deltas = made(self.deltas, delta, tensors)
         return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
 
     def weight_alone(self, name: str, read: Callable[[str], Tensor]) -> "TaskBank":
@@ -271,13 +277,15 @@ class TaskBank:
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskBank":
-        """Opens a folder that `save` wrote; tensors stay on disk (memory-mapped) until they are used.
+        """Opens a folder that `save` wrote. Tensors stay on disk: each is mapped whenever it is asked for, and leaves
+        memory when nobody holds it any more, also while a gradient is on its way through `merge`.
 
         Raises:
             MergeError: no bank there, a newer format, or a file that is damaged.
         """
         frame, file = cls.open(path)
-        return frame.with_tensors({name: file.map(name) for name in frame.tensors()})
+        bank = frame.with_tensors(OnDemand(frame.tensors(), file.map))
+        return replace(bank, coefficients=frame.coefficients)
 
     @classmethod
     def open(cls, path: str | Path) -> tuple["TaskBank", SafetensorsFile]:
@@ -311,7 +319,20 @@ class TaskBank:
     def _weight(
         self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None, logits: Tensor | None = None
     ) -> Tensor:
-        return combine(self.origin[name], self.deltas.get(name), coefficients, dtype or self.dtypes[name], logits)
+        delta = self.deltas.get(name)
+        sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype or self.dtypes[name], logits)
+        if delta is None or not isinstance(self.deltas, OnDemand):
+            return sum_up()
+        with asked_again(lambda: _tensors(self.deltas[name]), _tensors(delta)):
+            return sum_up()
+
+
+def _kinds(delta: Delta) -> tuple[str, ...]:
+    return ("U", "S", "V") if isinstance(delta, LowRank) else ("delta",)
+
+
+def _tensors(delta: Delta) -> tuple[Tensor, ...]:
+    return (delta.U, delta.S, delta.V) if isinstance(delta, LowRank) else (delta,)
 
 
 def combine(

@@ -1,12 +1,15 @@
-"""A bank that stays on the CPU while its model computes elsewhere."""
+"""A bank that stays on the CPU while its model computes elsewhere, or in its file."""
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lit_merge import AdaRank, MergedModel, Stage, TaskArithmetic, stored_bank
+from lit_merge import AdaRank, MergedModel, Stage, TaskArithmetic, TaskBank, stored_bank
+from lit_merge.callbacks import RankSchedule
 from lit_merge.objectives import ExpertAgreement
 from lit_merge.stored_bank import StoredBank
 
@@ -54,3 +57,49 @@ def test_what_does_not_fit_stays(make_model: Make, monkeypatch: pytest.MonkeyPat
     assert not list(stored.parameters())
     found = stored.open(torch.device("cpu"))
     assert all(torch.equal(one, found.tensors()[name]) for name, one in bank.tensors().items())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"method": TaskArithmetic(0.3), "objective": ExpertAgreement()}, {"ranks": AdaRank(0.3)}]
+)
+def test_a_fit_from_a_file_is_the_same(
+    options: dict[str, Any], make_model: Make, make_trainer: Any, tiny: Any, tmp_path: Path
+) -> None:
+    options |= {"stages": [Stage("layer", 3, 0.01)], "microbatch": "task"}
+    method = options.pop("method", None)
+    in_memory = make_model(method=method, **options)
+    bank = in_memory.to_bank()
+    bank.save(tmp_path / "bank")
+    in_file = MergedModel(TaskBank.load(tmp_path / "bank"), tiny.encoder(), **options)
+    assert not [name for name, _ in in_file.named_parameters() if name.startswith("stored.")]
+    ends = []
+    for model in (in_memory, in_file):
+        callbacks = [] if "ranks" in options or method else [RankSchedule({0: 0.2, 2: 0.4})]
+        make_trainer(max_steps=3, callbacks=callbacks).fit(model, datamodule=tiny.data())
+        ends.append(model.to_bank())
+    assert not torch.equal(ends[0].coefficients, bank.coefficients)
+    assert ends[0].ranks == ends[1].ranks
+    assert all(torch.equal(one, ends[1].tensors()[name]) for name, one in ends[0].tensors().items())
+    ends[1].save(tmp_path / "bank", overwrite=True)
+    for name, value in ends[0].merge().items():
+        assert torch.equal(TaskBank.load(tmp_path / "bank").merge()[name], value)
+        assert torch.equal(ends[1].merge()[name], value), "the file that was opened is gone"
+
+
+@pytest.mark.parametrize("method", [None, TaskArithmetic(0.3)])
+def test_a_graph_holds_nothing_of_a_file(method: Any, make_model: Make, tiny: Any, tmp_path: Path) -> None:
+    mappings = Path("/proc/self/maps")
+    if not mappings.exists():
+        pytest.skip("no list of mappings here")
+    path = tmp_path / "bank"
+    make_model(method=method).to_bank().save(path)
+    model = MergedModel(TaskBank.load(path), tiny.encoder())
+    weights = model.merged_weights()
+    held = mappings.read_text().count(str(path.resolve()))
+    whole = sum(not value.requires_grad for value in weights.values())
+    assert held == whole, "weights that are the pretrained ones are mapped, and nothing else"
+    torch.stack([value.square().sum() for value in weights.values() if value.requires_grad]).sum().backward()
+    again = MergedModel(pickle.loads(pickle.dumps(TaskBank.load(path))), tiny.encoder())
+    torch.stack([v.square().sum() for v in again.merged_weights().values() if v.requires_grad]).sum().backward()
+    assert torch.equal(model.coefficients.offset.grad, again.coefficients.offset.grad)
+    assert model.coefficients.offset.grad.abs().sum() > 0

@@ -1,5 +1,7 @@
-"""Safetensors files are told from other files by more than their first bytes."""
+"""Safetensors files: told from others by more than their first bytes, mapped tensor by tensor."""
 
+import json
+import os
 import pickle
 from pathlib import Path
 
@@ -31,3 +33,39 @@ def test_pytorch_files_are_named(protocol: int | str, tmp_path: Path) -> None:
         path.write_bytes(pickle.dumps({"w": [1.0, 2.0], "name": "x" * 50}, protocol=int(protocol)))
     with pytest.raises(MergeError, match="PyTorch pickle"):
         SafetensorsFile(path)
+
+
+def test_a_mapped_file_may_be_replaced(tmp_path: Path) -> None:
+    path, other = tmp_path / "weights.safetensors", tmp_path / "other.safetensors"
+    weights = {"half": torch.rand(3, 5).half(), "none": torch.empty(0, 2), "one": torch.tensor(7)}
+    save_file(weights, path)
+    file = SafetensorsFile(path)
+    held = file.map("half")
+    save_file({"half": torch.zeros(3, 5), "more": torch.zeros(9)}, other)
+    os.replace(other, path)
+    for name, value in weights.items():
+        assert torch.equal(file.map(name), value)
+    held.add_(1)
+    assert torch.equal(file.map("half"), weights["half"]), "what is mapped is nobody else's"
+    assert torch.equal(held, weights["half"] + 1)
+
+
+def test_a_file_larger_than_memory_is_mapped_or_read(tmp_path: Path) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    rows = 4 * memory // 4096
+    path = tmp_path / "large.safetensors"
+    entry = {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, rows * 4096]}
+    small = {"dtype": "F32", "shape": [2], "data_offsets": [rows * 4096, rows * 4096 + 8]}
+    header = json.dumps({"large": entry, "small": small}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        try:
+            # A hole, of no bytes on the disk.
+            file.truncate(8 + len(header) + rows * 4096)
+        except OSError:
+            pytest.skip("no files of this size here")
+        file.seek(0, os.SEEK_END)
+        file.write(torch.tensor([1.0, 2.0]).numpy().tobytes())
+    assert SafetensorsFile(path).map("small").tolist() == [1.0, 2.0]
+    path.unlink()
