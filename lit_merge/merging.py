@@ -48,9 +48,11 @@ class Merging:
 
     def _repeats(self, bank: TaskBank, coefficients: Tensor) -> bool:
         """Whether this bank was merged before, and can be replayed: a schedule may give another one at every step."""
-        tensors = [value for name, value in bank.tensors().items() if name != "coefficients"]
         device = coefficients.device
-        if device.type != "cuda" or any(value.device != device for value in tensors):
+        if device.type != "cuda":
+            return False
+        tensors = [value for name, value in bank.tensors().items() if name != "coefficients"]
+        if any(value.device != device for value in tensors):
             return False
         known = [(value.data_ptr(), value.shape) for value in tensors]
         if known != self._bank:

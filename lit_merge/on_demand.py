@@ -1,6 +1,6 @@
 """Values that stay where they are, as in a file, until they are asked for, and again afterwards."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -45,12 +45,12 @@ def made(names: Collection[str], make: Callable[[str], V], source: Mapping[str, 
     return OnDemand(names, make) if isinstance(source, OnDemand) else {name: make(name) for name in names}
 
 
-def asked_again(make: Callable[[], Collection[Tensor]], now: Collection[Tensor]) -> AbstractContextManager[None]:
-    """What autograd saves of these tensors inside is that they are asked for again: the graph does not hold them.
+def asked_again(make: Callable[[int], Tensor], now: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """What autograd saves of these tensors inside is that they are to be asked for again: its graph holds none of them.
 
     Args:
-        make: answers them anew.
-        now: what it has answered just now.
+        make: answers the tensor of this position anew.
+        now: all of them, as they have just been made.
     """
     places = {(value.data_ptr(), value.shape): i for i, value in enumerate(now)}
 
@@ -58,6 +58,6 @@ def asked_again(make: Callable[[], Collection[Tensor]], now: Collection[Tensor])
         return places.get((value.data_ptr(), value.shape), value)
 
     def find(saved: Tensor | int) -> Tensor:
-        return list(make())[saved] if isinstance(saved, int) else saved
+        return make(saved) if isinstance(saved, int) else saved
 
     return torch.autograd.graph.saved_tensors_hooks(save, find)

@@ -323,7 +323,7 @@ class TaskBank:
         sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype or self.dtypes[name], logits)
         if delta is None or not isinstance(self.deltas, OnDemand):
             return sum_up()
-        with asked_again(lambda: _tensors(self.deltas[name]), _tensors(delta)):
+        with asked_again(lambda i: _tensors(self.deltas[name])[i], _tensors(delta)):
             return sum_up()
 
 

@@ -17,7 +17,9 @@ when others need the room. `dense` and `peer` are the same method: their λ are 
     python scripts/bench_adaptation.py --tasks 2 4 8 14 20 --peer-python peer/bin/python
 
 `--peer-python` names a Python that has torch, lightning, open_clip and fusion_bench 0.2.33 (its hydra-core wants
-another omegaconf than lit_merge, hence an environment of its own). Without it the peer is left out.
+another omegaconf than lit_merge, hence an environment of its own). Without it the peer is left out. All of them at once
+need 24 GB with eight tasks of ViT-B/32: where the kernel has to drop the banks' pages, `--only plain dense cart` and
+`--only dense peer` one after the other tell more.
 """
 
 import argparse
@@ -42,6 +44,7 @@ from lit_merge import CART, TaskArithmetic, build_bank
 WORKERS = Path(__file__).with_name("bench_adaptation_workers.py")
 CLASSES = 100
 BANKS = {"dense": TaskArithmetic(START), "cart": CART(rank_ratio=0.08, scaling=START)}
+ALL = ("plain", *BANKS, "peer")
 # ViT-B/32's proportions, 50 tokens among them, at a hundredth of its work.
 SMALL = {"embed_dim": 128, "vision_cfg": {"image_size": 112, "layers": 4, "width": 192, "patch_size": 16}}
 
@@ -113,19 +116,23 @@ def compare(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
     common = {"folder": str(folder), "tasks": tasks, "steps": options.steps, "count": options.images, "size": size}
     common |= {"threads": options.threads, "precision": options.precision}
     own = common | {"microbatch": options.microbatch, "gradient_checkpointing": options.gradient_checkpointing}
-    workers = {"plain": Worker("plain", sys.executable, **common)}
-    workers |= {name: Worker("ours", sys.executable, bank=name, **own) for name in BANKS}
+    kinds = {"plain": ("plain", sys.executable, common)}
+    kinds |= {name: ("ours", sys.executable, own | {"bank": name}) for name in BANKS}
     if options.peer_python:
-        workers["peer"] = Worker("peer", options.peer_python, **common)
+        kinds["peer"] = ("peer", options.peer_python, common)
+    workers = {
+        name: Worker(kind, python, **told) for name, (kind, python, told) in kinds.items() if name in options.only
+    }
     for _ in range(options.steps):
         for worker in workers.values():
             worker.step()
-    work, bound = workers["plain"].read()["tflop"], workers["plain"].median("cpu")
+    work = workers["plain"].read()["tflop"] if "plain" in workers else math.nan
+    bound = workers["plain"].median("cpu") if "plain" in workers else math.nan
     for name, worker in workers.items():
         cpu, wall = worker.median("cpu"), worker.median("seconds")
         row = f"{len(tasks)} | {name} | {work:.3f} | {cpu:.3f} | {wall:.3f} | {cpu / bound:.2f}"
         print(f"| {row} | {worker.last['peak']:.2f} | {worker.last.get('mapped', math.nan):.2f} |", flush=True)
-    if "peer" in workers:
+    if {"dense", "peer"} <= workers.keys():
         ours, theirs = (workers[name].last["coefficients"] for name in ("dense", "peer"))
         assert ours.keys() == theirs.keys()
         apart = sorted(abs(a - b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True))
@@ -146,6 +153,9 @@ def main() -> int:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--peer-python", help="a Python that has fusion_bench")
+    parser.add_argument(
+        "--only", nargs="+", choices=ALL, default=ALL, help="side by side they need their memory at once"
+    )
     parser.add_argument("--folder", type=Path, help="where experts go while it runs; a temporary folder by default")
     options = parser.parse_args()
     blocks = f", {options.layers} blocks" if options.layers else ""

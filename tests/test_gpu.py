@@ -89,7 +89,7 @@ def test_a_bank_that_is_too_large_is_pinned(make_model: Make, monkeypatch: pytes
     monkeypatch.setattr("lit_merge.stored_bank.fits", lambda nbytes, device: False)
     stored = StoredBank(make_model().to_bank())
     stored.settle(device)
-    assert stored.streamed is not None
-    assert all(value.is_pinned() for value in stored.streamed)
+    assert not list(stored.parameters())
+    assert all(value.is_pinned() for value in stored.open(torch.device("cpu")).tensors().values())
     weights = stored.open(device).merge()
     assert all(value.is_cuda for value in weights.values())

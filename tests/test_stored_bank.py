@@ -48,12 +48,11 @@ def test_what_does_not_fit_stays(make_model: Make, monkeypatch: pytest.MonkeyPat
     bank = make_model().to_bank()
     stored, meta = StoredBank(bank), torch.device("meta")
     stored.settle(meta)
-    assert stored.streamed is None
+    assert list(stored.parameters())
     monkeypatch.setattr(stored_bank, "fits", lambda nbytes, device: nbytes < bank.nbytes)
     stored.settle(torch.device("cpu"))
-    assert stored.streamed is None
+    assert list(stored.parameters())
     stored.settle(meta)
-    assert stored.streamed is not None
     assert not list(stored.parameters())
     found = stored.open(torch.device("cpu"))
     assert all(torch.equal(one, found.tensors()[name]) for name, one in bank.tensors().items())
@@ -63,8 +62,14 @@ def test_what_does_not_fit_stays(make_model: Make, monkeypatch: pytest.MonkeyPat
     "options", [{}, {"method": TaskArithmetic(0.3), "objective": ExpertAgreement()}, {"ranks": AdaRank(0.3)}]
 )
 def test_a_fit_from_a_file_is_the_same(
-    options: dict[str, Any], make_model: Make, make_trainer: Any, tiny: Any, tmp_path: Path
+    options: dict[str, Any],
+    make_model: Make,
+    make_trainer: Any,
+    tiny: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(stored_bank, "SMALL", 0)
     options |= {"stages": [Stage("layer", 3, 0.01)], "microbatch": "task"}
     method = options.pop("method", None)
     in_memory = make_model(method=method, **options)
@@ -86,8 +91,27 @@ def test_a_fit_from_a_file_is_the_same(
         assert torch.equal(ends[1].merge()[name], value), "the file that was opened is gone"
 
 
+def test_a_bank_in_a_file_moves_where_it_fits(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_model().to_bank().save(tmp_path / "bank")
+    assert list(StoredBank(TaskBank.load(tmp_path / "bank")).parameters())
+    monkeypatch.setattr(stored_bank, "SMALL", 0)
+    stored, meta = StoredBank(TaskBank.load(tmp_path / "bank")), torch.device("meta")
+    assert not list(stored.parameters())
+    for _ in range(2):
+        stored.settle(meta)
+        assert all(value.is_meta for value in stored.to(meta).open(meta).tensors().values())
+    monkeypatch.setattr(stored_bank, "fits", lambda nbytes, device: False)
+    stored.settle(meta)
+    assert not any(v.is_meta for name, v in stored.open(meta).tensors().items() if name != "coefficients")
+
+
 @pytest.mark.parametrize("method", [None, TaskArithmetic(0.3)])
-def test_a_graph_holds_nothing_of_a_file(method: Any, make_model: Make, tiny: Any, tmp_path: Path) -> None:
+def test_a_graph_holds_nothing_of_a_file(
+    method: Any, make_model: Make, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_bank, "SMALL", 0)
     mappings = Path("/proc/self/maps")
     if not mappings.exists():
         pytest.skip("no list of mappings here")
