@@ -163,7 +163,7 @@ class MergedModel(LightningModule):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        widest = max((dtype for dtype in self._frame.dtypes.values() if dtype.is_floating_point), key=_bits)
+        widest = max((dtype for dtype in set(self._frame.dtypes.values()) if dtype.is_floating_point), key=_bits)
         return torch.promote_types(widest, torch.float32)
 
     @torch.no_grad()
@@ -187,8 +187,8 @@ class MergedModel(LightningModule):
         """The task's expert; without experts, what the bank itself holds of it."""
         if self.experts is None:
             return self.bank.expert(task, self.compute_dtype, "canonical")
-        read, shapes = self.experts.checkpoints[task].read, self.experts.shapes
-        return {name: read(name).to(self.device, self.compute_dtype) for name in shapes}
+        read, device, dtype = self.experts.checkpoints[task].read, self.device, self.compute_dtype
+        return {name: read(name).to(device, dtype) for name in self.experts.shapes}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         weights = self.merged_weights()

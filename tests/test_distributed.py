@@ -18,8 +18,6 @@ from lit_merge import MergeError, TaskBank
 from tests.forked_fits import as_torchrun
 
 STEPS = 7
-# Its fits take long: once, in one process of the tests.
-pytestmark = pytest.mark.xdist_group("distributed")
 
 
 def config(tiny: Any, processes: int, callbacks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The same code on a GPU, wherever there is one: `scripts/test -m gpu`."""
+"""The same code on a GPU, wherever there is one: `scripts/test -m gpu -n 0`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,7 @@ from lit_merge.objectives import ExpertAgreement
 from lit_merge.stored_bank import StoredBank, fits
 
 Make = Callable[..., MergedModel]
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.xdist_group("gpu"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 @pytest.mark.parametrize("place", ["auto", "cpu"])

@@ -62,6 +62,8 @@ class SafetensorsFile(Checkpoint):
 
     def map(self, name: str) -> Tensor:
         """The same, mapped from the file: it stays on disk until it is used, and leaves memory with the tensor."""
+        if name not in self.shapes:
+            raise MergeError(f"{self.path} has no tensor {name}", weight=name)
         try:
             storage = torch.UntypedStorage.from_file(self._held, shared=False, nbytes=self.nbytes)
         except (RuntimeError, OSError):
