@@ -185,7 +185,7 @@ def any_digest(vision_files: Any) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Runs commands of the package in processes that may be killed; see forked_fits.py."""
     forks = _beside("forked_fits").Forks(tmp_path_factory.mktemp("forks") / "told")

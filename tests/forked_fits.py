@@ -1,11 +1,12 @@
 """`python -m lit_merge` commands in forks of one process that has imported everything: a start costs nothing.
 
-As a script it reads lines of JSON, {arguments, folder, environments, kill_after}: a fork for every environment, all
-killed after so many seconds unless that is null. It answers every line with the list of exit codes.
+As a script it reads lines of JSON, {arguments, folder, environments, kill_after, largest_file}: a fork for every
+environment, all killed after so many seconds unless that is null. It answers every line with the list of exit codes.
 """
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,11 +17,11 @@ from pathlib import Path
 
 
 class Forks:
-    """Runs commands; what they tell goes to the file `told`. To be closed."""
+    """Runs commands; what the last one told is in the file `told`. To be closed."""
 
     def __init__(self, told: Path) -> None:
         self.told = told
-        with told.open("w") as errors:
+        with told.open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -36,11 +37,14 @@ class Forks:
         folder: str | Path = ".",
         environments: Sequence[Mapping[str, str]] = ({},),
         kill_after: float | None = None,
+        largest_file: int | None = None,
     ) -> list[int]:
         """Exit codes of the command, run once for every environment at a time; −9 of a process that was killed."""
+        self.told.write_text("")
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        asked = {"arguments": arguments, "folder": str(folder), "environments": environments, "kill_after": kill_after}
+        asked = {"arguments": arguments, "folder": str(folder), "environments": environments}
+        asked |= {"kill_after": kill_after, "largest_file": largest_file}
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
@@ -58,7 +62,7 @@ def as_torchrun(processes: int) -> list[dict[str, str]]:
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def fork(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
+def fork(arguments: list[str], folder: str, environment: dict[str, str], largest_file: int | None) -> int:
     """The number of a new process that runs the command."""
     from lit_merge.command import main
 
@@ -69,6 +73,10 @@ def fork(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
         os.dup2(2, 1)  # standard output is for the answers
         os.chdir(folder)
         os.environ |= environment
+        if largest_file is not None:
+            # A write beyond it fails as on a full disk.
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         code = main(arguments)
     finally:
         sys.stdout.flush()
@@ -84,7 +92,8 @@ def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)
-        children = [fork(asked["arguments"], asked["folder"], each) for each in asked["environments"]]
+        told = asked["arguments"], asked["folder"]
+        children = [fork(*told, each, asked["largest_file"]) for each in asked["environments"]]
         if asked["kill_after"] is not None:
             time.sleep(asked["kill_after"])
             for child in children:

@@ -1,12 +1,8 @@
 """The verbs, on real files, through the front door that `python -m lit_merge` uses."""
 
 import json
-import os
 import re
-import resource
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -381,27 +377,15 @@ def test_unwritable_output(config: Config, tmp_path: Path, capsys: pytest.Captur
     assert "/proc/merged.safetensors cannot be written" in line
 
 
-def limit_file_size() -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="file-size limits are POSIX")
 @pytest.mark.parametrize("verb", ["merge", "fit"])
-def test_full_disk(verb: str, config: Config, tmp_path: Path) -> None:
+def test_full_disk(verb: str, config: Config, tmp_path: Path, forks: Any) -> None:
     """A file-size limit gives the same failure of a write in its middle as a full disk."""
-    output = tmp_path / "out"
     where = "--run" if verb == "fit" else "--output"
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_merge", verb, "--config", config(), where, str(output)],
-        preexec_fn=limit_file_size,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 2, done.stderr
-    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", done.stderr), done.stderr
-    assert "could not be written: " in done.stderr
+    assert forks.run(verb, "--config", config(), where, str(tmp_path / "out"), largest_file=20_000) == [2]
+    told = forks.told.read_text()
+    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", told), told
+    assert "could not be written: " in told
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
 
 
