@@ -11,9 +11,10 @@ from torch import Tensor
 from lit_merge.checkpoints.journal import Journal
 from lit_merge.checkpoints.resuming import Unfinished
 from lit_merge.checkpoints.tensor_files import read_values
+from lit_merge.deltas import Delta
 from lit_merge.low_rank import LowRank
 from lit_merge.methods import Job, Part
-from lit_merge.task_bank import Delta, TaskBank
+from lit_merge.task_bank import TaskBank
 
 
 class PartsOnDisk:

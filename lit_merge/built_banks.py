@@ -11,8 +11,9 @@ from lit_merge.checkpoints.resuming import resuming
 from lit_merge.export import DType, compress
 from lit_merge.methods import Job, Part, needs_all
 from lit_merge.processes import ALONE, Processes
+from lit_merge.ranks import check_energy, check_rank_ratio
 from lit_merge.sources import Sources
-from lit_merge.task_bank import TaskBank, check_energy, check_rank_ratio
+from lit_merge.task_bank import TaskBank
 
 
 def write_bank(

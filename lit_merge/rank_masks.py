@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
-from lit_merge.task_bank import TaskBank, check_rank_ratio, rank_of
+from lit_merge.ranks import check_rank_ratio, rank_of
+from lit_merge.task_bank import TaskBank
 
 # Logits start on either side of 0, near enough for a few hundred steps of 1e-3 to change sides.
 START = 0.1

@@ -1,4 +1,4 @@
-"""Where a module keeps the tensors of its task bank: on its own device, or on the CPU, from where they are streamed."""
+"""Where a module keeps the tensors of its task bank: on its device, in their file, or on the CPU for another device."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -7,42 +7,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.bank_files import open_bank_folder, read_naming, write_bank_folder
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
+from lit_merge.deltas import Delta, combine, kinds, tensors_of
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
 from lit_merge.on_demand import OnDemand, asked_again, made
-from lit_merge.weighted_sums import dense_sum
+from lit_merge.ranks import check_energy, check_rank_ratio, rank_of
 
-Delta = LowRank | Tensor
 Coefficient = float | Float[Tensor, "..."]
-
-
-def rank_of(ratio: float, m: int, n: int) -> int:
-    """k = max(1, ⌊ratio·min(m, n)⌋).
-
-    >>> rank_of(0.08, 768, 256)
-    20
-    """
-    # Rounding must not lose a direction where the product is whole: 0.07·100 is 7.000000000000001, 0.29·100 is 28.99….
-    return max(1, int(ratio * min(m, n) + 1e-9))
-
-
-def check_rank_ratio(ratio: float) -> float:
-    """Raises MergeError outside (0, 1]."""
-    if not 0 < ratio <= 1:
-        raise MergeError(f"rank_ratio={ratio} is outside (0, 1]: 0.08 keeps 8 % of the directions")
-    return ratio
-
-
-def check_energy(share: float) -> float:
-    """Raises MergeError outside (0, 1]."""
-    if not 0 < share <= 1:
-        raise MergeError(f"energy={share} is outside (0, 1]: 0.9 keeps 90 % of the squared singular values")
-    return share
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,13 +195,13 @@ class TaskBank:
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
         origin = {f"origin/{name}": name for name in self.origin}
-        parts = {f"{kind}/{name}": (name, i) for name, v in self.deltas.items() for i, kind in enumerate(_kinds(v))}
+        parts = {f"{kind}/{name}": (name, i) for name, v in self.deltas.items() for i, kind in enumerate(kinds(v))}
 
         def find(key: str) -> Tensor:
             if key in origin:
                 return self.origin[origin[key]]
             name, i = parts.get(key, (None, 0))
-            return self.coefficients if name is None else _tensors(self.deltas[name])[i]
+            return self.coefficients if name is None else tensors_of(self.deltas[name])[i]
 
         return made([*origin, *parts, "coefficients"], find, self.deltas)
 
@@ -323,32 +299,5 @@ class TaskBank:
         sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype or self.dtypes[name], logits)
         if delta is None or not isinstance(self.deltas, OnDemand):
             return sum_up()
-        with asked_again(lambda i: _tensors(self.deltas[name])[i], _tensors(delta)):
+        with asked_again(lambda i: tensors_of(self.deltas[name])[i], tensors_of(delta)):
             return sum_up()
-
-
-def _kinds(delta: Delta) -> tuple[str, ...]:
-    return ("U", "S", "V") if isinstance(delta, LowRank) else ("delta",)
-
-
-def _tensors(delta: Delta) -> tuple[Tensor, ...]:
-    return (delta.U, delta.S, delta.V) if isinstance(delta, LowRank) else (delta,)
-
-
-def combine(
-    origin: Shaped[Tensor, "..."],
-    delta: Delta | None,
-    coefficients: Float[Tensor, " rows"] | None,
-    dtype: torch.dtype,
-    logits: Tensor | None = None,
-) -> Shaped[Tensor, "..."]:
-    """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta."""
-    if delta is not None and coefficients is not None and origin.is_floating_point():
-        # Sums of small differences on large weights: never in half precision.
-        origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
-        if isinstance(delta, LowRank):
-            logits = None if logits is None else logits[..., : delta.rank]
-            origin = delta.weighted_sum(origin, coefficients, logits)
-        else:
-            origin = dense_sum(coefficients, origin, delta)
-    return origin.to(dtype) if origin.is_floating_point() else origin

@@ -153,9 +153,7 @@ def main() -> int:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--peer-python", help="a Python that has fusion_bench")
-    parser.add_argument(
-        "--only", nargs="+", choices=ALL, default=ALL, help="side by side they need their memory at once"
-    )
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="all of them by default")
     parser.add_argument("--folder", type=Path, help="where experts go while it runs; a temporary folder by default")
     options = parser.parse_args()
     blocks = f", {options.layers} blocks" if options.layers else ""

@@ -30,7 +30,7 @@ def make_bank(folder: Path, tasks: int) -> None:
 
     from lit_merge import LowRank, TaskBank
     from lit_merge.matrices import select_matrices
-    from lit_merge.task_bank import rank_of
+    from lit_merge.ranks import rank_of
 
     torch.manual_seed(0)
     origin = {name: value.clone() for name, value in open_clip.create_model(CONFIG).visual.state_dict().items()}

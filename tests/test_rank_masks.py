@@ -8,7 +8,7 @@ import torch
 
 from lit_merge import CART, AdaRank, IsoC, LowRank, MergedModel, MergeError, Stage, TaskArithmetic, TaskBank, build_bank
 from lit_merge.rank_masks import RankMasks
-from lit_merge.task_bank import rank_of
+from lit_merge.ranks import rank_of
 from lit_merge.trainer import Trainer
 
 Make = Callable[..., MergedModel]

@@ -17,7 +17,7 @@ from lit_merge.experts import Experts, Weight
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices, select_matrices
 from lit_merge.progress import track_weights
-from lit_merge.task_bank import rank_of
+from lit_merge.ranks import rank_of
 
 Anchor = Literal["centred", "pretrained"]
 """What task vectors are differences to: the mean of the experts, or the pretrained checkpoint."""

@@ -6,7 +6,7 @@ from lit_merge.checkpoints import check_output
 from lit_merge.errors import MergeError
 from lit_merge.export import DType, compress
 from lit_merge.merged_model import MergedModel
-from lit_merge.task_bank import check_energy, check_rank_ratio
+from lit_merge.ranks import check_energy, check_rank_ratio
 
 
 class CompressionExport(Callback):

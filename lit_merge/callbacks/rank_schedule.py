@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_merge.callbacks.contradictions import refuse_second
 from lit_merge.errors import MergeError
 from lit_merge.merged_model import MergedModel
-from lit_merge.task_bank import check_energy, check_rank_ratio
+from lit_merge.ranks import check_energy, check_rank_ratio
 
 
 def share_at(shares: dict[int, float], position: int, shape: str) -> float:

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from lit_merge.deltas import Delta
 from lit_merge.experts import Experts, Weight, WeightStream
 from lit_merge.matrices import Matrices, select_matrices
-from lit_merge.task_bank import Delta
 
 Rule = Literal["entropy", "self_consistent"]
 Scaling = float | Rule

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from lit_merge.checkpoints import Source
 from lit_merge.decompositions import Decompositions
+from lit_merge.deltas import Delta
 from lit_merge.experts import Experts
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.job import Job, Svd
-from lit_merge.task_bank import Delta, TaskBank
+from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
 
 

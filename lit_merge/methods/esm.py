@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts, Weight
 from lit_merge.linalg import numerical_rank, partial_isometry, product_svd, square_root, truncated_svd
@@ -19,7 +20,7 @@ from lit_merge.matrices import Matrices
 from lit_merge.methods.base import Scaling
 from lit_merge.methods.moments import MomentsMethod
 from lit_merge.methods.tsv import directions_per_task, tsv_merge
-from lit_merge.task_bank import Delta, check_rank_ratio
+from lit_merge.ranks import check_rank_ratio
 
 Preset = Literal["paper", "official"]
 # In names of open_clip: what the authors' code treats by essential subspaces, and what it weighs by layer.
