@@ -20,6 +20,7 @@ from lit_merge.objectives import Objective
 from lit_merge.quiet import quiet
 from lit_merge.rank_masks import AdaRank
 from lit_merge.stages import TWO_STAGES, Stage
+from lit_merge.stored_bank import BankDevice
 from lit_merge.task_bank import TaskBank
 from lit_merge.trainer import Trainer, passing_interrupts
 
@@ -43,6 +44,9 @@ def adapt(
     ranks: AdaRank | None = None,
     sharpness: float = 0.0,
     microbatch: MicroBatch = "all",
+    gradient_checkpointing: bool = False,
+    bank_device: BankDevice = "auto",
+    compile: bool = False,
     experts: Experts | None = None,
     guard: bool = True,
     accelerator: str = "auto",
@@ -56,7 +60,7 @@ def adapt(
         network: encoder and heads.
         data: where the unlabelled images come from.
         objective: entropy by default.
-        stages, bounds, ranks, sharpness, microbatch: as of `MergedModel`.
+        stages, bounds, ranks, sharpness, microbatch, gradient_checkpointing, bank_device, compile: as of `MergedModel`.
         experts: the models that were merged, for the guard and for objectives that ask them; what the bank holds of
             every task by default.
         guard: watch for a collapse and for a fit that goes on for too long, and go back; see `CollapseGuard`.
@@ -68,7 +72,20 @@ def adapt(
     """
     quiet()
     check_tasks(data, bank.tasks)
-    model = MergedModel(bank, network, objective, stages, bounds, ranks, sharpness, microbatch, experts=experts)
+    model = MergedModel(
+        bank,
+        network,
+        objective,
+        stages,
+        bounds,
+        ranks,
+        sharpness,
+        microbatch,
+        gradient_checkpointing,
+        experts,
+        bank_device,
+        compile,
+    )
     watching = guard and not data.online
     trainer = Trainer(
         accelerator=accelerator,

@@ -21,6 +21,16 @@ def test_adapt_is_what_fit_does(tiny: Any, make_model: Any, make_trainer: Any, t
     assert not torch.equal(found.coefficients, bank.coefficients)
 
 
+def test_adapting_in_less_memory_is_the_same_to_rounding(tiny: Any) -> None:
+    bank = build_bank(tiny.experts, tiny.base, method=CART(0.5, 1.0))
+    plain: dict[str, Any] = {"stages": STAGES, "accelerator": "cpu", "guard": False, "progress": False}
+    small = plain | {"microbatch": "task", "gradient_checkpointing": True, "bank_device": "cpu"}
+    expected, found = (adapt(bank, tiny.encoder(), tiny.data(), **options) for options in (plain, small))
+    torch.testing.assert_close(found.coefficients, expected.coefficients, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MergeError, match="gradient_checkpointing needs microbatch=task"):
+        adapt(bank, tiny.encoder(), tiny.data(), **plain, gradient_checkpointing=True)
+
+
 def test_evaluate_counts_what_is_right(tiny: Any) -> None:
     bank, network, data = build_bank(tiny.experts, method=CART(0.5, 1.0)), tiny.encoder(), tiny.data()
     scores = evaluate(bank, network, data, accelerator="cpu")
