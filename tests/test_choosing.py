@@ -127,9 +127,11 @@ def test_moments_are_collected_once_and_read_again(method: Any, tiny: Any, tmp_p
     written = MergeRecipe(tiny.encoder(), method=kept, data=tiny.data(), **options).to_bank()
     monkeypatch.setattr(module, "collect_moments", lambda *_, **__: pytest.fail("collected again"))
     read = MergeRecipe(tiny.encoder(), method=kept, data=tiny.data(), **options).to_bank()
+    written_merged = written.merge()
+    read_merged = read.merge()
     for name, value in collected.merge().items():
-        torch.testing.assert_close(written.merge()[name], value)
-        torch.testing.assert_close(read.merge()[name], value)
+        torch.testing.assert_close(written_merged[name], value)
+        torch.testing.assert_close(read_merged[name], value)
 
 
 def test_without_data_moments_are_said_to_be_missing(tiny: Any) -> None:

@@ -86,9 +86,10 @@ def test_a_fit_from_a_file_is_the_same(
     assert ends[0].ranks == ends[1].ranks
     assert all(torch.equal(one, ends[1].tensors()[name]) for name, one in ends[0].tensors().items())
     ends[1].save(tmp_path / "bank", overwrite=True)
+    again, gone = TaskBank.load(tmp_path / "bank").merge(), ends[1].merge()
     for name, value in ends[0].merge().items():
-        assert torch.equal(TaskBank.load(tmp_path / "bank").merge()[name], value)
-        assert torch.equal(ends[1].merge()[name], value), "the file that was opened is gone"
+        assert torch.equal(again[name], value)
+        assert torch.equal(gone[name], value), "the file that was opened is there no more"
 
 
 def test_a_bank_in_a_file_moves_where_it_fits(

@@ -220,8 +220,9 @@ def test_decompositions_in_files_are_read_again(tiny: Any, tmp_path: Path) -> No
     again, none = bank(0.5)
     assert computed == len(first.ranks)
     assert none == 0
+    again_merged = again.merge()
     for name, value in build_bank(tiny.experts, method=CART(0.5, 1.0)).merge().items():
-        torch.testing.assert_close(again.merge()[name], value)
+        torch.testing.assert_close(again_merged[name], value)
     others = Decompositions(tmp_path / "kept", "others")
     build_bank(tiny.experts, method=CART(0.25, 1.0), decompositions=others)
     assert others.computed == len(first.ranks)

@@ -34,11 +34,12 @@ def test_every_entry(tasks: int, kappa: float, agree: int, seed: int) -> None:
     experts, base = make(tasks, seed)
     method = ConsensusTA(kappa=kappa, agree=min(agree, tasks), scaling=0.7)
     bank = build_bank(experts, base, method=method)
+    merged = bank.merge()
     for name in SHAPES:
         tau = torch.stack([expert[name] - base[name] for expert in experts.values()]).reshape(tasks, -1)
         entries = [literal(entry, [kappa] * tasks, method.agree) for entry in tau.T.tolist()]
         added = torch.tensor(entries, dtype=torch.float64).T
-        torch.testing.assert_close(bank.merge()[name], base[name] + 0.7 * added.sum(0).view(SHAPES[name]))
+        torch.testing.assert_close(merged[name], base[name] + 0.7 * added.sum(0).view(SHAPES[name]))
         for task, one in zip(bank.tasks, added, strict=True):
             torch.testing.assert_close(bank.expert(task)[name], base[name] + one.view(SHAPES[name]))
 

@@ -340,8 +340,9 @@ def test_without_moments_one_warning_says_how_many_and_which() -> None:
     assert "C = I" in text
     eyes = {task: {name: torch.eye(SHAPES[name][1]) for name in TWO_D} for task in experts}
     identity = build_bank(experts, base, method=ESM(moments=eyes))
+    identity_merged = identity.merge()
     for name, value in without.merge().items():
-        close(identity.merge()[name], value)
+        close(identity_merged[name], value)
 
 
 def test_some_weights_without_moments() -> None:
@@ -366,9 +367,11 @@ def test_a_folder_of_moments_is_the_same_as_moments(tmp_path: Path) -> None:
     given = build_bank(experts, base, method=ESM(moments=moments(3)))
     read = build_bank(experts, base, method=ESM(moments=str(tmp_path / "moments")))
     lazy = build_bank(experts, base, method=ESM(moments=load_moments(tmp_path / "moments", Experts(experts))))
+    read_merged = read.merge()
+    lazy_merged = lazy.merge()
     for name, value in given.merge().items():
-        assert torch.equal(read.merge()[name], value)
-        assert torch.equal(lazy.merge()[name], value)
+        assert torch.equal(read_merged[name], value)
+        assert torch.equal(lazy_merged[name], value)
     assert given.method["moments"] == lazy.method["moments"] == "given"
     assert given.method["init_args"]["moments"] is lazy.method["init_args"]["moments"] is None  # type: ignore[index]
     assert read.method["init_args"]["moments"] == str(tmp_path / "moments")  # type: ignore[index]

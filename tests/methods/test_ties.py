@@ -56,8 +56,9 @@ def check(tau: Tensor, method: TIES) -> None:
     bank = build_bank(experts, base, method=method, dtype=torch.float64)
     k = math.floor(method.keep * SIZE)
     added = literal(tau.double(), k, method.merge)
+    merged = bank.merge(dtype=torch.float64)
     for name, wanted in split(method.scaling * added.sum(0)).items():
-        torch.testing.assert_close(bank.merge(dtype=torch.float64)[name], wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(merged[name], wanted, rtol=1e-6, atol=1e-9)
     for t, task in enumerate(bank.tasks):
         for name, wanted in split(added[t]).items():
             torch.testing.assert_close(bank.expert(task, torch.float64)[name], wanted, rtol=1e-6, atol=1e-9)
