@@ -112,7 +112,7 @@ class Sources:
         return self._checked(TaskBank.load(self.saved))
 
     def _checked(self, built: TaskBank) -> TaskBank:
-        if self.experts is not None and self.experts.tasks != built.tasks:
+        if self.experts is not None and set(self.experts.tasks) != set(built.tasks):
             raise MergeError(
                 f"{self.saved} is a bank of {', '.join(built.tasks)}; the configuration's experts are "
                 f"{', '.join(self.experts.tasks)}"

@@ -389,6 +389,16 @@ def test_full_disk(verb: str, config: Config, tmp_path: Path, forks: Any) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
 
 
+def test_a_bank_of_the_same_experts_in_another_order(config: Config, tiny: Any, tmp_path: Path) -> None:
+    assert main(["export", "--config", config(), "--output", str(tmp_path / "bank")]) == 0
+    told = []
+    for i, experts in enumerate((tiny.experts, dict(reversed(tiny.experts.items())))):
+        saved = ["--model.bank", str(tmp_path / "bank"), "--output", str(tmp_path / f"{i}.json")]
+        assert main(["test", "--config", config(model__experts=experts), *saved]) == 0
+        told.append(json.loads((tmp_path / f"{i}.json").read_text()))
+    assert told[0] == told[1]
+
+
 def test_resumes_nothing_from_a_copied_bank_of_other_experts(
     config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
