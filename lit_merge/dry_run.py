@@ -15,13 +15,14 @@ from rich.text import Text
 
 from lit_merge.checkpoints.companions import companions_of, ties_head
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts, Weight
+from lit_merge.experts import Experts
 from lit_merge.inspection.weights import collapsed, megabytes, millions, runs_of
 from lit_merge.low_rank import LowRank
 from lit_merge.merged_files import layout_of
 from lit_merge.methods import MergeMethod, MomentsMethod, check_merge, needs_all
 from lit_merge.report import describe_method
 from lit_merge.sources import Sources
+from lit_merge.weights import Weight
 
 # The smaller side of the matrices that the method is timed on.
 TRIAL = 192

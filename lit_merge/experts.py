@@ -2,20 +2,17 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from lit_merge.alignment import align, differences, matching
 from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, open_checkpoint
-from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError, MisfitError
-from lit_merge.low_rank import LowRank
+from lit_merge.weights import Weight
 
 # Bytes of one weight in all experts, from which on it is not read while another one is in memory.
 HUGE = 2**29
@@ -23,59 +20,8 @@ HUGE = 2**29
 # one step.
 BLOCK, ALIGNED = 2**25, 1024
 
-Decompose = Callable[[Tensor, int], LowRank]
-"""(T, m, n) and a rank → the leading directions."""
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """One weight of all experts, in float32 (float64 stays)."""
-
-    name: str
-    experts: Shaped[Tensor, "T ..."]
-    base: Shaped[Tensor, "..."] | None
-    decompositions: Decompositions | None = None
-
-    @property
-    def agrees(self) -> bool:
-        """Whether all experts, and the base where there is one, hold the same values: nothing to merge."""
-        first, *others = self.experts if self.base is None else (*self.experts, self.base)
-        # Stops where the first two differ.
-        return all(torch.equal(first, other) for other in others)
-
-    def to(self, device: torch.device) -> "Weight":
-        """The same on another device."""
-        base = None if self.base is None else self.base.to(device)
-        return replace(self, experts=self.experts.to(device), base=base)
-
-    @property
-    def task_vectors(self) -> Shaped[Tensor, "T ..."]:
-        """τ_t = θ_t − θ₀."""
-        if self.base is None:
-            raise MergeError(f"task vectors of {self.name} need the pretrained checkpoint: pass base=…")
-        return self.experts - self.base
-
-    @property
-    def centred(self) -> Shaped[Tensor, "T ..."]:
-        """θ_t − θ̄, the task vectors from the mean of the experts."""
-        return self.experts - self.experts.mean(0)
-
-    def svd(self, of: str) -> Decompose:
-        """What decomposes this weight's matrices, looking first among the decompositions that are kept.
-
-        Args:
-            of: names what is decomposed, so that methods share it: `vectors` is every θ_t − θ₀, `centred` every
-                θ_t − θ̄, `sum` the one matrix Σ_t (θ_t − θ₀).
-        """
-        if self.decompositions is None:
-            return LowRank.from_dense
-        return functools.partial(self.decompositions.get, f"{self.name} {of}")
-
-
 Piece = tuple[str, slice | None]
 """A weight's name and which of its rows; None for all."""
-
-Change = Callable[[Weight], Weight]
 
 
 class Experts:
@@ -267,42 +213,3 @@ def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -
         task=task,
         weight=checkpoint.name_of(name),
     )
-
-
-class WeightStream:
-    """The weights of all experts, as often as they are iterated over, one in memory at a time.
-
-    Args:
-        experts: opened checkpoints.
-        with_base: whether weights carry the pretrained checkpoint's values.
-        change: what a transform makes of every weight.
-        decompositions: kept for weights as they come out of this stream.
-    """
-
-    def __init__(
-        self,
-        experts: Experts,
-        with_base: bool,
-        change: Change | None = None,
-        decompositions: Decompositions | None = None,
-    ) -> None:
-        self.experts, self.with_base = experts, with_base
-        self.change, self.decompositions = change, decompositions
-
-    def __len__(self) -> int:
-        return len(self.experts.shapes)
-
-    def __iter__(self) -> Iterator[Weight]:
-        return self.stream()
-
-    def stream(self, pieces: Sequence[Piece] | None = None) -> Iterator[Weight]:
-        """These weights, or rows of weights, in this order; None for all."""
-        return map(self._changed, self.experts.stream(self.with_base, pieces))
-
-    def blocks(self, name: str) -> list[Piece]:
-        """See `Experts.blocks`; one block where a transform looks at whole weights."""
-        return [(name, None)] if self.change is not None else self.experts.blocks(name)
-
-    def _changed(self, weight: Weight) -> Weight:
-        kept = replace(weight, decompositions=self.decompositions)
-        return self.change(kept) if self.change is not None and weight.experts.is_floating_point() else kept

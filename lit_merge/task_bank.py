@@ -194,16 +194,18 @@ class TaskBank:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
-        origin = {f"origin/{name}": name for name in self.origin}
-        parts = {f"{kind}/{name}": (name, i) for name, v in self.deltas.items() for i, kind in enumerate(kinds(v))}
+        parts = [f"{kind}/{name}" for name, delta in self.deltas.items() for kind in kinds(delta)]
 
         def find(key: str) -> Tensor:
-            if key in origin:
-                return self.origin[origin[key]]
-            name, i = parts.get(key, (None, 0))
-            return self.coefficients if name is None else tensors_of(self.deltas[name])[i]
+            kind, _, name = key.partition("/")
+            if kind == "coefficients":
+                return self.coefficients
+            if kind == "origin":
+                return self.origin[name]
+            delta = self.deltas[name]
+            return delta if isinstance(delta, Tensor) else getattr(delta, kind)
 
-        return made([*origin, *parts, "coefficients"], find, self.deltas)
+        return made([*(f"origin/{name}" for name in self.origin), *parts, "coefficients"], find, self.deltas)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
         """The same bank around other tensors of the names of `tensors()`: moved, or read from a file."""
@@ -260,6 +262,7 @@ class TaskBank:
             MergeError: no bank there, a newer format, or a file that is damaged.
         """
         frame, file = cls.open(path)
+        # Maps the coefficients at once, and so holds on to the file that is there now.
         bank = frame.with_tensors(OnDemand(frame.tensors(), file.map))
         return replace(bank, coefficients=frame.coefficients)
 

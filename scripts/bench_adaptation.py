@@ -9,8 +9,8 @@ after the other, in turns, each in a process of its own:
 - `peer`: FusionBench's layer-wise AdaMerging, its own loop, on the same experts and images.
 
 Seconds are those of the process's CPU, the median over steps after the first. The peak is the most resident memory that
-a process ever had. Of mapped files, libraries and the bank, it counts what has been read, which the kernel takes back
-when others need the room. `dense` and `peer` are the same method: their λ are compared at the end.
+a process ever had; of mapped files, libraries among them, it counts what lay in memory at the time.
+`dense` and `peer` are the same method: their λ are compared at the end.
 
     python scripts/bench_adaptation.py                                     # a small tower, 2 and 8 tasks
     python scripts/bench_adaptation.py --shape ViT-B-32 --tasks 8 --peer-python peer/bin/python

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_merge import CART, Suite
 from lit_merge.data.streams import ImageSource
 from lit_merge.deltas import Delta
-from lit_merge.experts import Weight
+from lit_merge.weights import Weight
 
 
 class Noted(ImageSource):

@@ -13,11 +13,12 @@ from torch import Tensor
 from lit_merge.analysis.curves import Normalise, cosines, interference, kept_energy, rank_keeping, reconstruction_error
 from lit_merge.analysis.kinds import kinds_of
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts, Weight
+from lit_merge.experts import Experts
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices, select_matrices
 from lit_merge.progress import track_weights
 from lit_merge.ranks import rank_of
+from lit_merge.weights import Weight
 
 Anchor = Literal["centred", "pretrained"]
 """What task vectors are differences to: the mean of the experts, or the pretrained checkpoint."""

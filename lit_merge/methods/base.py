@@ -8,8 +8,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lit_merge.deltas import Delta
-from lit_merge.experts import Experts, Weight, WeightStream
+from lit_merge.experts import Experts
 from lit_merge.matrices import Matrices, select_matrices
+from lit_merge.weight_stream import WeightStream
+from lit_merge.weights import Weight
 
 Rule = Literal["entropy", "self_consistent"]
 Scaling = float | Rule

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeWarning
-from lit_merge.experts import Decompose, Experts, Weight
+from lit_merge.experts import Experts
 from lit_merge.linalg import approximation, side_by_side, takes_shortcuts
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.ranks import check_rank_ratio, rank_of
+from lit_merge.weights import Decompose, Weight
 
 
 def cart(

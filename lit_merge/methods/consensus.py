@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.experts import Experts, Weight, WeightStream
+from lit_merge.experts import Experts
 from lit_merge.methods.base import MergeMethod, Scaling
+from lit_merge.weight_stream import WeightStream
+from lit_merge.weights import Weight
 
 
 def consensus_mask(task_vectors: Float[Tensor, "T ..."], kappa: list[float], agree: int) -> Bool[Tensor, "..."]:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.experts import Experts, Weight
+from lit_merge.experts import Experts
 from lit_merge.linalg import numerical_rank, partial_isometry, product_svd, square_root, truncated_svd
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
@@ -21,6 +21,7 @@ from lit_merge.methods.base import Scaling
 from lit_merge.methods.moments import MomentsMethod
 from lit_merge.methods.tsv import directions_per_task, tsv_merge
 from lit_merge.ranks import check_rank_ratio
+from lit_merge.weights import Weight
 
 Preset = Literal["paper", "official"]
 # In names of open_clip: what the authors' code treats by essential subspaces, and what it weighs by layer.

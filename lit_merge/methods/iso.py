@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.experts import Decompose, Weight
 from lit_merge.linalg import polar_factor
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
+from lit_merge.weights import Decompose, Weight
 
 
 def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_dense) -> LowRank:

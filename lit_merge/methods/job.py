@@ -15,13 +15,15 @@ from torch import Tensor
 from lit_merge.decompositions import Decompositions
 from lit_merge.deltas import Delta, combine
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.experts import Experts, Weight, WeightStream
+from lit_merge.experts import Experts
 from lit_merge.linalg import exact_decompositions
 from lit_merge.methods.base import MergeMethod
 from lit_merge.methods.scaling import at_scaling, self_consistent_scaling, start_coefficients
 from lit_merge.progress import track_bytes
 from lit_merge.task_bank import TaskBank
 from lit_merge.transforms import Transform
+from lit_merge.weight_stream import WeightStream
+from lit_merge.weights import Weight
 
 Svd = Literal["auto", "exact"]
 CPU = torch.device("cpu")

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.experts import Experts, Weight, WeightStream
+from lit_merge.experts import Experts
 from lit_merge.methods.base import MergeMethod
 from lit_merge.moments import Moments, check_moments, load_moments, second_moment
+from lit_merge.weight_stream import WeightStream
+from lit_merge.weights import Weight
 
 
 @dataclass(frozen=True)

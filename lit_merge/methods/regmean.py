@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.experts import Weight
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import Scaling
 from lit_merge.methods.moments import MomentsMethod
+from lit_merge.weights import Weight
 
 RIDGE = 1e-6
 SINGULAR = 1e-10

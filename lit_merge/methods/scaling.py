@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.experts import WeightStream
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import select_matrices
 from lit_merge.methods.base import MergeMethod
 from lit_merge.task_bank import TaskBank
+from lit_merge.weight_stream import WeightStream
 
 
 def start_coefficients(

@@ -13,9 +13,10 @@ from torch.nn.functional import hardshrink
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.experts import Weight, WeightStream
 from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.progress import track_weights
+from lit_merge.weight_stream import WeightStream
+from lit_merge.weights import Weight
 
 _DIGIT = 16
 """Bits of a floating-point number that one pass over the weights settles."""

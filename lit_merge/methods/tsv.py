@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.experts import Decompose, Weight
 from lit_merge.linalg import polar_factor
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.ranks import check_rank_ratio, rank_of
+from lit_merge.weights import Decompose, Weight
 
 
 def tsv_merge(task_vectors: Float[Tensor, "T m n"], rank: int, svd: Decompose = LowRank.from_dense) -> LowRank:

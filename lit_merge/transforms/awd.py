@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_merge.errors import MergeError
-from lit_merge.experts import Change, Experts, Weight
+from lit_merge.experts import Experts
 from lit_merge.progress import track_weights
 from lit_merge.transforms.base import Transform
+from lit_merge.weight_stream import Change
+from lit_merge.weights import Weight
 
 _PATIENCE = 100
 """Steps without a new minimum after which the descent ends: around the kinks of |cos| dozens of steps only rise."""

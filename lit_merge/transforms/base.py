@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
-from lit_merge.experts import Change, Experts
+from lit_merge.experts import Experts
+from lit_merge.weight_stream import Change
 
 
 @dataclass(frozen=True)
