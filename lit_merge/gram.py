@@ -8,7 +8,7 @@ matrices that are ill-conditioned, or lack rank, need no other decomposition. Im
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,6 +22,8 @@ ROUNDING = 1e-8
 TINY, EPS = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).eps
 # Norms below this are not scaled up to 1: their squares, and what they are divided by, must be numbers.
 SMALL = 1e-15
+# Powers of two up to which entries stay as they are: their squares, and the sums of those, are far from the ends.
+MIDDLING = 20
 # Products with so many columns, or a multiple of it, take two thirds of the time that they take with one more.
 LANES = 16
 # Applications of AᵀA that an iteration takes, to tell whether forming it pays.
@@ -37,6 +39,29 @@ def leading_triplets(matrices: Float[Tensor, "T m n"], rank: int) -> Triplets:
     Directions that a matrix does not have are filled up by any, with a singular value of 0. The same matrix gives the
     same factors: where iterations start comes from a seed of its own.
     """
+    if not rank:
+        return matrices[..., :0], matrices[:, 0, :0], matrices.mT[..., :0]
+    matrices, exponent = of_middling_size(matrices)
+    u, s, v = _leading_triplets(matrices, rank)
+    return u, shifted(s, exponent[..., 0]), v
+
+
+def of_middling_size(matrices: Float[Tensor, "*T m n"]) -> tuple[Float[Tensor, "*T m n"], Int[Tensor, "*T 1 1"]]:
+    """Matrices with entries of middling size, whose squares are numbers, and which power of two brings back what they
+    were; no digit changes. Those that are so already stay as they are."""
+    exponent = torch.frexp(matrices.abs().amax((-2, -1), keepdim=True)).exponent
+    exponent = torch.where(exponent.abs() > MIDDLING, exponent, 0)
+    return (shifted(matrices, -exponent) if exponent.any() else matrices), exponent
+
+
+def shifted(values: Float[Tensor, "..."], exponent: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """values · 2^exponent."""
+    # In two steps: below the normal numbers it takes more than the largest power.
+    one, half = torch.ones_like(exponent, dtype=values.dtype), exponent // 2
+    return values * torch.ldexp(one, half) * torch.ldexp(one, exponent - half)
+
+
+def _leading_triplets(matrices: Float[Tensor, "T m n"], rank: int) -> Triplets:
     v = leading_directions(matrices, rank)
     images = images_of(matrices, v)
     s = images.norm(dim=-2)
@@ -122,7 +147,7 @@ def _by_parts(matrix: Float[Tensor, "m n"], u: Tensor, s: Tensor, v: Tensor) -> 
         further = tuple(beside(one, rank - strong)[None] for one in (u, v))
         further = further[0], s.new_zeros(1, rank - strong), further[1]
     else:
-        further = leading_triplets(rest[None], rank - strong)
+        further = _leading_triplets(rest[None], rank - strong)
     return tuple(torch.cat([a, b[0]], -1) for a, b in zip((u, s, v), further, strict=True))  # type: ignore[return-value]
 
 
@@ -138,15 +163,17 @@ def gram(matrices: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T n n"]:
 
 
 def orthonormal(blocks: Float[Tensor, "T n r"]) -> Float[Tensor, "T n r"]:
-    """Q of the QR decompositions of blocks: by Cholesky's of BᵀB, which is all products; by Householder's where columns
-    are too close to dependent for that."""
+    """Q of the QR decompositions of blocks, R's diagonal not negative, so that every column leans towards its own: by
+    Cholesky's of BᵀB, which is all products; by Householder's where columns are too close to dependent for that."""
     products = blocks.mT @ blocks
     norms = products.diagonal(dim1=-2, dim2=-1).sqrt().clamp_min(TINY)
     factors, failed = torch.linalg.cholesky_ex(products / norms[:, :, None] / norms[:, None])
     dependent = (failed > 0) | (factors.diagonal(dim1=-2, dim2=-1).amin(-1) < FAINT)
     found = torch.linalg.solve_triangular(factors.mT * norms[:, None], blocks, upper=True, left=False)
     if dependent.any():
-        found[dependent] = torch.linalg.qr(blocks[dependent]).Q
+        q, r = torch.linalg.qr(blocks[dependent])
+        # Householder's signs are any.
+        found[dependent] = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None]
     return found
 
 
@@ -159,20 +186,22 @@ def beside(basis: Float[Tensor, "m r"], count: int) -> Float[Tensor, "m k"]:
     return block
 
 
-def polar_from_gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """The polar factor M·(MᵀM)^(−½) of a matrix with m ≥ n: orthonormal columns, also where M lacks rank."""
-    least = ROUNDING * matrix.norm()
+def isometry_from_gram(matrix: Float[Tensor, "m n"], floor: Callable[[Tensor], Tensor]) -> Float[Tensor, "m n"]:
+    """The polar factor M·(MᵀM)^(−½) of a matrix with m ≥ n, without the directions whose singular values are not above
+    `floor` of the largest one."""
     factor = torch.zeros_like(matrix)
     # Faint directions have digits again once they stand alone: rest is what M does to those that are still to come.
-    own, rest = None, matrix
-    while rest.norm() > least:
+    own, rest, least = None, matrix, matrix.new_zeros(())
+    while True:
         values, vectors = torch.linalg.eigh(gram(rest))
+        largest = values[-1].clamp_min(0)
+        least = floor(largest.sqrt()).square() if own is None else least
         # Sorted from the smallest.
-        faint = int((values <= FAINT**2 * values[-1]).sum())
+        faint = int((values <= (FAINT**2 * largest).maximum(least)).sum())
         strong = vectors[:, faint:]
         part = rest @ ((strong * values[faint:].rsqrt()) @ strong.mT)
         factor = part if own is None else factor + part @ own.mT
-        if not faint:
+        if not faint or least >= FAINT**2 * largest:
             return factor
         own = vectors[:, :faint] if own is None else own @ vectors[:, :faint]
         # In float64: what is faint may be as small as float32 rounds the whole.
@@ -180,5 +209,3 @@ def polar_from_gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         # Twice, as in `beside`: factor·factorᵀ projects on what is settled.
         for _ in range(2):
             rest = rest - factor @ (factor.mT @ rest)
-    own = torch.eye(matrix.shape[1]).to(matrix) if own is None else own
-    return factor + beside(factor, own.shape[1]) @ own.mT

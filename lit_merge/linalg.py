@@ -1,5 +1,6 @@
 """Linear algebra on batches of matrices."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,12 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_merge.gram import images_of, leading_directions, leading_triplets, polar_from_gram
+from lit_merge.gram import (
+    images_of,
+    isometry_from_gram,
+    leading_directions,
+    leading_triplets,
+    of_middling_size,
+    shifted,
+)
 
 # From this many rows and columns on, float32 matrices are worth more than a whole decomposition of each.
 LARGE = 384
 # Up to so many, several threads do more for several matrices than for one.
 MIDDLING = 2048
+# Singular values over rounding's, from which on a direction is its own: it may have been turned by a twentieth.
+CLEAR = 20
 R = TypeVar("R")
 _exact: ContextVar[bool] = ContextVar("exact", default=False)
 
@@ -91,42 +101,78 @@ def side_by_side(work: Callable[[Tensor], R], matrices: Sequence[Tensor]) -> Ite
 
 def approximation(matrix: Float[Tensor, "m n"], rank: int) -> Float[Tensor, "m n"]:
     """U·diag(S)·Vᵀ of `truncated_svd`, for less, of a matrix that takes shortcuts."""
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    small, exponent = of_middling_size(matrix)
+    tall = small if matrix.shape[0] >= matrix.shape[1] else small.mT
     (v,) = leading_directions(tall[None], rank)
     found = images_of(tall, v) @ v.mT
-    return found if tall is matrix else found.mT
+    return shifted(found if tall is small else found.mT, exponent)
 
 
-def polar_factor(matrix: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T m n"]:
-    """The nearest matrix with orthonormal columns (or rows, where m < n).
+def polar_factor(matrix: Float[Tensor, "m n"], least: float = 0.0) -> Float[Tensor, "m n"]:
+    """The nearest matrix with orthonormal columns (or rows, where m < n): U·Vᵀ of the singular value decomposition, of
+    the directions that the matrix has. Where it lacks rank, that is a partial isometry: an SVD would complete it by
+    directions of no meaning.
 
     Computed in float64, as the concatenated singular vectors of similar tasks are nearly dependent; of large float32
     matrices through the Gram matrix of the shorter side, faint directions apart.
+
+    Args:
+        matrix: of which the factor is wanted.
+        least: a singular value that is not above it is no direction of the matrix; nor is one of rounding's size.
     """
-    if takes_shortcuts(matrix) and matrix.ndim == 2:
-        tall = matrix.shape[0] >= matrix.shape[1]
-        return polar_from_gram(matrix) if tall else polar_from_gram(matrix.mT).mT.contiguous()
-    u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return (u @ vh).to(matrix.dtype)
+    if not takes_shortcuts(matrix):
+        floor = rounding_share(matrix.shape, matrix.dtype)
+        return partial_isometry(matrix.double(), least, floor)[0].to(matrix.dtype)
+    small, exponent = of_middling_size(matrix)
+    share, limit = rounding_share(matrix.shape, matrix.dtype), math.ldexp(least, -int(exponent))
+    tall = small if matrix.shape[0] >= matrix.shape[1] else small.mT
+    found = isometry_from_gram(tall, lambda largest: (share * largest).clamp_min(limit))
+    return found if tall is small else found.mT.contiguous()
+
+
+def rounding_share(shape: Sequence[int], dtype: torch.dtype) -> float:
+    """Singular values of a matrix of this shape and dtype are rounding up to this share of the largest."""
+    return (10 + max(shape[-2:]) ** 0.5) * torch.finfo(dtype).eps
+
+
+def spectral_norms(matrices: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T"]:
+    """About the largest singular values, from below: a few steps of the power method."""
+    small, exponent = of_middling_size(matrices)
+    # Started from the longest row, which no norm of rows is above.
+    place = small.norm(dim=-1, keepdim=True).argmax(-2, keepdim=True)
+    vector = small.gather(-2, place.expand(*place.shape[:-1], small.shape[-1])).mT
+    for _ in range(5):
+        vector = small.mT @ (small @ torch.nn.functional.normalize(vector, dim=-2))
+    return shifted(vector.norm(dim=-2).sqrt(), exponent.squeeze(-1)).squeeze(-1)
 
 
 def numerical_rank(
-    values: Float[Tensor, "*T r"], shape: tuple[int, ...], tolerance: float | None = None
+    values: Float[Tensor, "*T r"], shape: Sequence[int], least: float = 0.0, share: float | None = None
 ) -> Int[Tensor, "*T"]:
-    """How many singular values, sorted from the largest, are no rounding: above `tolerance` times the largest, which
-    is max(m, n)·eps by default."""
-    smallest = max(shape[-2:]) * torch.finfo(values.dtype).eps if tolerance is None else tolerance
-    return (values > smallest * values[..., :1]).sum(-1)
+    """How many singular values, sorted from the largest, are above `least` and above a `share` of the largest:
+    `rounding_share` by default."""
+    share = rounding_share(shape, values.dtype) if share is None else share
+    return (values > (share * values[..., :1]).clamp_min(least)).sum(-1)
 
 
-def partial_isometry(matrix: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m n"], Float[Tensor, " r"]]:
+def partial_isometry(
+    matrix: Float[Tensor, "m n"], least: float = 0.0, share: float | None = None, rank: int | None = None
+) -> tuple[Float[Tensor, "m n"], Float[Tensor, " r"]]:
     """The polar factor of a matrix that may lack rank, and its singular values, in the dtype of the input.
 
-    Directions that the matrix does not have stay out: an SVD completes them by directions of no meaning.
+    Directions that the matrix does not have stay out: an SVD completes them by directions of no meaning. How many it
+    has says `rank` at most, and `numerical_rank`.
     """
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int(numerical_rank(s, matrix.shape))
-    return u[:, :rank] @ vh[:rank], s
+    kept = int(numerical_rank(s, matrix.shape, least, share))
+    kept = kept if rank is None else min(kept, rank)
+    return u[:, :kept] @ vh[:kept], s
+
+
+def independent(rows: Float[Tensor, "k n"], apart: float = 0.0) -> int:
+    """How many of these rows are independent, where rounding may have turned each by so much."""
+    unit = torch.nn.functional.normalize(rows, dim=-1)
+    return int(numerical_rank(torch.linalg.svdvals(unit), unit.shape, apart))
 
 
 def square_root(moment: Float[Tensor, "n n"]) -> Float[Tensor, "n r"]:

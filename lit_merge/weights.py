@@ -45,6 +45,16 @@ class Weight:
         return self.experts - self.base
 
     @property
+    def rounding(self) -> float:
+        """About the largest singular value of what the entries of a stored matrix were rounded by: what a task vector
+        has below it is not the expert's. By the longest row and column: errors of entries know nothing of each other.
+        """
+        if self.base is None:
+            return 0.0
+        longest = self.base.norm(dim=1).max() + self.base.norm(dim=0).max()
+        return torch.finfo(self.base.dtype).eps * longest.item()
+
+    @property
     def centred(self) -> Shaped[Tensor, "T ..."]:
         """θ_t − θ̄, the task vectors from the mean of the experts."""
         return self.experts - self.experts.mean(0)

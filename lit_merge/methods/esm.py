@@ -14,7 +14,15 @@ from torch.nn.functional import pad
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
-from lit_merge.linalg import numerical_rank, partial_isometry, product_svd, square_root, truncated_svd
+from lit_merge.linalg import (
+    CLEAR,
+    independent,
+    numerical_rank,
+    partial_isometry,
+    product_svd,
+    square_root,
+    truncated_svd,
+)
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import Scaling
@@ -33,51 +41,67 @@ POWER = 0.15
 
 
 def essential_subspace(
-    delta: Float[Tensor, "m n"], moment: Float[Tensor, "n n"] | None, rank: int
+    delta: Float[Tensor, "m n"], moment: Float[Tensor, "n n"] | None, rank: int, rounding: float = 0.0
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"]]:
     """P, orthonormal, and ℓ: the principal directions of the output shift ΔO = X·ΔWᵀ, k = min(rank, rank of ΔO).
 
     Exact without the activations X: with C = XᵀX = L·Lᵀ they are the left singular vectors of ΔW·L and the squares of
-    its singular values. C = I, the SVD of ΔW, where `moment` is None. Any factor on C is one on ℓ only.
+    its singular values. C = I, the SVD of ΔW, where `moment` is None. Any factor on C is one on ℓ only. Directions of
+    which `rounding`, a singular value of what rounded ΔW, could be a twentieth are none.
 
     >>> import torch
     >>> P, l = essential_subspace(torch.randn(6, 4), None, rank=2)
     >>> P.shape, l.shape
     (torch.Size([6, 2]), torch.Size([2]))
     """
-    u, s, _ = truncated_svd(delta if moment is None else delta @ square_root(moment), rank)
-    k = int(numerical_rank(s, delta.shape, NEGLIGIBLE))
+    root = torch.eye(delta.shape[1]).to(delta) if moment is None else square_root(moment)
+    u, s, v = truncated_svd(delta @ root, rank)
+    # What rounding becomes in the outputs: L·v is the input of the direction.
+    blurred = s <= CLEAR * rounding * (root @ v).norm(dim=0)
+    first = int(blurred.to(torch.int8).argmax()) if blurred.any() else len(s)
+    k = min(first, int(numerical_rank(s, delta.shape, share=NEGLIGIBLE)))
     return u[:, :k], s[:k].square()
 
 
 def essential_subspaces(
-    task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor | None], rank: int
+    task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor | None], rank: int, rounding: float = 0.0
 ) -> tuple[Float[Tensor, "T m k"], Float[Tensor, "T k"]]:
     """P_t and ℓ_t of every task. Directions that a task lacks are zeros: norms and polar factors do not see them."""
-    found = [essential_subspace(delta, C, rank) for delta, C in zip(task_vectors, second_moments, strict=True)]
+    found = [
+        essential_subspace(delta, C, rank, rounding) for delta, C in zip(task_vectors, second_moments, strict=True)
+    ]
     k = max(1, *(len(l) for _, l in found))
     P, l = ([pad(one, (0, k - one.shape[-1])) for one in side] for side in zip(*found, strict=True))
     return torch.stack(P), torch.stack(l)
 
 
 def esm(
-    task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor | None], rank: int, preset: Preset = "paper"
+    task_vectors: Float[Tensor, "T m n"],
+    second_moments: Iterable[Tensor | None],
+    rank: int,
+    preset: Preset = "paper",
+    rounding: float = 0.0,
 ) -> LowRank:
     """Block t of P̃·Ã for every task, for one matrix: everything but the layer factor. In float64.
 
     A_t = P_tᵀ·ΔW_t, times (‖A_t‖_F / mean_i ‖A_i‖_F)²; side by side P = [P_1 … P_T] and A = [A_1; …; A_T], whose column
-    j is multiplied by (‖A[:, j]‖ / mean_i ‖A[:, i]‖)²; P̃ and Ã are the polar factors of P and A.
+    j is multiplied by (‖A[:, j]‖ / mean_i ‖A[:, i]‖)²; P̃ and Ã are the polar factors of P and A, without directions
+    that no ΔW_t has.
 
     Args:
         task_vectors: ΔW_t.
         second_moments: C_t (n, n) of the inputs, to any factor; None for C = I. One is in memory at a time.
         rank: k of every task, T·k ≤ m; a task with fewer essential directions keeps those, one without any is left out.
         preset: the paper's equations or the authors' code, see `ESM`.
+        rounding: singular values of ΔW_t that are not above it are rounding.
     """
     T, m, n = task_vectors.shape
     delta = task_vectors.double()
-    P, l = essential_subspaces(delta, second_moments, rank)
+    P, l = essential_subspaces(delta, second_moments, rank, rounding)
     A = P.mT @ delta
+    # Directions that tasks share, but for rounding, are one: found before weights make them of many sizes.
+    apart = (rounding / A.norm(dim=-1)[l > 0].min()).item() if l.any() else 0.0
+    outputs, inputs = (independent(one[l > 0].to(task_vectors.dtype), apart) for one in (P.mT, A))
     norms = torch.linalg.matrix_norm(A if preset == "paper" else delta)
     A = A * relative(norms, norms.mean()).square()[:, None, None]
     if preset == "official":
@@ -86,8 +110,8 @@ def esm(
     P, A = P.transpose(0, 1).flatten(1), A.flatten(0, 1)
     columns = A.norm(dim=0)
     A = A * relative(columns, columns.mean()).square()
-    P, s_P = partial_isometry(P)
-    A, s_A = partial_isometry(A)
+    P, s_P = partial_isometry(P, rank=outputs)
+    A, s_A = partial_isometry(A, rank=inputs)
     if preset == "official":
         # Means over all T·k directions, with those that are lacking.
         A = A * (2 * s_P.sum() / (T * rank) * s_A.sum() / min(T * rank, n))
@@ -182,9 +206,9 @@ class ESM(MomentsMethod):
         assert weight.base is not None
         if not self.wants_moments(weight.name):
             rank = directions_per_task(weight, self.rank_ratio)
-            return weight.base, tsv_merge(weight.task_vectors, rank, weight.svd("vectors"))
+            return weight.base, tsv_merge(weight.task_vectors, rank, weight.svd("vectors"), weight.rounding)
         rank = outputs_per_task(weight, self.rank_ratio)
-        return weight.base, esm(weight.task_vectors, self.second_moments(weight), rank, self.preset)
+        return weight.base, esm(weight.task_vectors, self.second_moments(weight), rank, self.preset, weight.rounding)
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

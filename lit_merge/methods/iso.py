@@ -9,24 +9,43 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.linalg import polar_factor
+from lit_merge.linalg import CLEAR, numerical_rank, polar_factor, rounding_share, spectral_norms
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
 from lit_merge.weights import Decompose, Weight
 
 
-def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_dense) -> LowRank:
-    """The SVD of Σ_t τ_t with every singular value set to their mean: one delta, shared by all tasks."""
+def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_dense, rounding: float = 0.0) -> LowRank:
+    """The SVD of Σ_t τ_t with every singular value set to their mean: one delta, shared by all tasks.
+
+    Of directions that Σ_t τ_t has. The published formula fills up, by directions of no meaning, where it lacks rank;
+    here they stay out, of the delta and of the mean, so that the sum of the singular values stays what it was.
+
+    Args:
+        task_vectors: τ_t.
+        svd: answers the leading directions.
+        rounding: singular values of τ_t that are not above it are rounding.
+    """
     total = svd(task_vectors.sum(0, keepdim=True), min(task_vectors.shape[1:]))
-    return LowRank(total.U, total.S.mean(-1, keepdim=True).expand_as(total.S).contiguous(), total.V)
+    rank = int(numerical_rank(total.S, total.shape, of_sum(rounding, len(task_vectors))))
+    total = total.truncate(max(1, rank))
+    mean = total.S.mean(-1, keepdim=True) if rank else torch.zeros_like(total.S)
+    return LowRank(total.U, mean.expand_as(total.S).contiguous(), total.V)
 
 
-def flat(total: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """The product of what `iso_c` makes of M = Σ_t τ_t: its polar factor times ⟨polar, M⟩/min(m, n), which is the mean
-    of its singular values."""
-    factor = polar_factor(total)
-    return factor * (torch.dot(factor.flatten(), total.flatten()) / min(total.shape))
+def of_sum(rounding: float, tasks: int) -> float:
+    """Of the sum of so many task vectors: errors that know nothing of each other."""
+    return rounding * tasks**0.5
+
+
+def flat(total: Float[Tensor, "m n"], rounding: float = 0.0) -> Float[Tensor, "m n"]:
+    """The product of what `iso_c` makes of M = Σ_t τ_t, whose singular values up to `rounding` are rounding: its polar
+    factor times ⟨polar, M⟩/rank, which is the mean of its singular values."""
+    factor = polar_factor(total, rounding)
+    # Of a partial isometry, the squared norm is the rank.
+    rank = factor.square().sum().round().clamp_min(1)
+    return factor * (torch.dot(factor.flatten(), total.flatten()) / rank)
 
 
 def directions_of_tasks(tasks: int, r: int, common_ratio: float) -> int:
@@ -40,12 +59,16 @@ def directions_of_tasks(tasks: int, r: int, common_ratio: float) -> int:
 
 
 def iso_cts(
-    task_vectors: Float[Tensor, "T m n"], common_ratio: float = 0.8, svd: Decompose = LowRank.from_dense
+    task_vectors: Float[Tensor, "T m n"],
+    common_ratio: float = 0.8,
+    svd: Decompose = LowRank.from_dense,
+    rounding: float = 0.0,
 ) -> LowRank:
     """c = r − T·q leading directions of Σ_t τ_t and q of what they leave of every τ_t, side by side; both sides are
     replaced by their polar factors, and every singular value by the mean of those kept: one delta for all tasks.
 
-    With q = 0 this is `iso_c`.
+    With q = 0 this is `iso_c`, whose arguments these are, and from whose formula it differs by the same: directions
+    that no task vector has stay out.
 
     >>> iso_cts(torch.randn(2, 10, 12)).shape
     (1, 10, 12)
@@ -53,14 +76,22 @@ def iso_cts(
     tasks, *shape = task_vectors.shape
     q = directions_of_tasks(tasks, min(shape), common_ratio)
     if q == 0:
-        return iso_c(task_vectors, svd)
+        return iso_c(task_vectors, svd, rounding)
     common = svd(task_vectors.sum(0, keepdim=True), min(shape) - tasks * q)
+    common = common.truncate(int(numerical_rank(common.S, shape, CLEAR * of_sum(rounding, tasks))))
     own = LowRank.from_dense(task_vectors - common.U @ (common.U.mT @ task_vectors), q)
+    # What is left of a task vector is rounding by the measure of the whole one.
+    least = (rounding_share(shape, own.S.dtype) * spectral_norms(task_vectors)).clamp_min(CLEAR * rounding)
+    kept = torch.gt(own.S, least[:, None])
     u, s, v = (
-        torch.cat([shared.squeeze(0), *each], -1)
+        torch.cat([shared.squeeze(0), *(one[..., there] for one, there in zip(each, kept, strict=True))], -1)
         for shared, each in ((common.U, own.U), (common.S, own.S), (common.V, own.V))
     )
-    return LowRank(polar_factor(u)[None], s.mean().expand(1, len(s)).contiguous(), polar_factor(v)[None])
+    if not len(s):
+        return iso_c(task_vectors, svd, rounding)
+    # As in `tsv_merge`.
+    apart = (of_sum(rounding, tasks) / s.min()).item()
+    return LowRank(polar_factor(u, apart)[None], s.mean().expand(1, len(s)).contiguous(), polar_factor(v, apart)[None])
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,7 @@ class IsoC(MergeMethod):
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
-        return weight.base, iso_c(weight.task_vectors, weight.svd("sum"))
+        return weight.base, iso_c(weight.task_vectors, weight.svd("sum"), weight.rounding)
 
     def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
         if not selected or weight.decompositions is not None:
@@ -88,7 +119,7 @@ class IsoC(MergeMethod):
         total, vector = torch.zeros_like(weight.base), torch.empty_like(weight.base)
         for expert in weight.experts:
             total += torch.sub(expert, weight.base, out=vector)
-        return weight.base, flat(total)[None]
+        return weight.base, flat(total, of_sum(weight.rounding, len(weight.experts)))[None]
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
@@ -121,7 +152,7 @@ class IsoCTS(MergeMethod):
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
-        return weight.base, iso_cts(weight.task_vectors, self.common_ratio, weight.svd("sum"))
+        return weight.base, iso_cts(weight.task_vectors, self.common_ratio, weight.svd("sum"), weight.rounding)
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.errors import MergeError
-from lit_merge.linalg import polar_factor
+from lit_merge.linalg import CLEAR, numerical_rank, polar_factor
 from lit_merge.low_rank import LowRank
 from lit_merge.matrices import Matrices
 from lit_merge.methods.base import MergeMethod, Scaling
@@ -16,13 +17,32 @@ from lit_merge.ranks import check_rank_ratio, rank_of
 from lit_merge.weights import Decompose, Weight
 
 
-def tsv_merge(task_vectors: Float[Tensor, "T m n"], rank: int, svd: Decompose = LowRank.from_dense) -> LowRank:
-    """The `rank` leading directions of every task, U and V of all tasks replaced by their polar factors."""
-    tasks, m, n = task_vectors.shape
+def tsv_merge(
+    task_vectors: Float[Tensor, "T m n"], rank: int, svd: Decompose = LowRank.from_dense, rounding: float = 0.0
+) -> LowRank:
+    """The `rank` leading directions of every task, U and V of all tasks replaced by their polar factors Ũ and Ṽ.
+
+    The published formula fills up, by directions of no meaning, where task vectors lack rank or share directions. Here
+    Ũ and Ṽ are partial isometries: what no task vector spans stays out. A task with fewer directions ends with zeros.
+
+    Args:
+        task_vectors: τ_t.
+        rank: k of every task, T·k ≤ min(m, n).
+        svd: answers the leading directions.
+        rounding: singular values of τ_t that are not clear of it are rounding.
+    """
+    tasks = len(task_vectors)
     own = svd(task_vectors, rank)
-    u = polar_factor(own.U.transpose(0, 1).flatten(1)).view(m, tasks, rank).transpose(0, 1)
-    v = polar_factor(own.V.transpose(0, 1).flatten(1)).view(n, tasks, rank).transpose(0, 1)
-    return LowRank(u.contiguous(), own.S, v.contiguous())
+    counts = numerical_rank(own.S, task_vectors.shape, CLEAR * rounding)
+    own = own.truncate(max(1, int(counts.max())))
+    kept = torch.arange(own.rank, device=own.S.device) < counts[:, None]
+    # Rounding turns a direction by its share of the singular value: so much apart, two directions are the same.
+    least = (rounding / own.S[kept].min()).item() if kept.any() else 0.0
+    u, v = (
+        polar_factor((side * kept[:, None]).transpose(0, 1).flatten(1), least).unflatten(1, (tasks, -1)).transpose(0, 1)
+        for side in (own.U, own.V)
+    )
+    return LowRank(u.contiguous(), own.S * kept, v.contiguous())
 
 
 def directions_per_task(weight: Weight, rank_ratio: float | None) -> int:
@@ -54,6 +74,8 @@ def directions_per_task(weight: Weight, rank_ratio: float | None) -> int:
 class TSVM(MergeMethod):
     """W = θ₀ + scaling · Σ_t Ũ_t·Σ_t·Ṽ_tᵀ; the rest is θ₀ + scaling · mean_t τ_t.
 
+    Ũ and Ṽ are polar factors of the directions that task vectors have: see `tsv_merge`.
+
     Args:
         rank_ratio: share of min(m, n) that every task keeps; 1/T, the authors' choice and the most, by default.
         scaling: α; or a rule that finds it without labels.
@@ -76,7 +98,7 @@ class TSVM(MergeMethod):
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
         rank = directions_per_task(weight, self.rank_ratio)
-        return weight.base, tsv_merge(weight.task_vectors, rank, weight.svd("vectors"))
+        return weight.base, tsv_merge(weight.task_vectors, rank, weight.svd("vectors"), weight.rounding)
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
