@@ -28,7 +28,9 @@ def align(
         MergeError: a pattern that matches no weight, or patterns that leave none.
     """
     files = [*experts.values(), *([] if base is None else [base])]
-    excluded = matching(exclude, dict.fromkeys(name for file in files for name in file.shapes))
+    excluded = matching(exclude, dict.fromkeys(name for file in files for name in (*file.shapes, *file.unfit)))
+    for file in files:
+        file.refuse_unfit((n for n in file.unfit if n not in excluded), ": leave it out with exclude: [{name}]")
     views = {task: without(file, excluded) for task, file in experts.items()}
     first = next(iter(views.values()))
     if exclude and not first.shapes:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.journal import Journal
 from lit_merge.checkpoints.resuming import Unfinished
-from lit_merge.checkpoints.tensor_files import read_values
+from lit_merge.checkpoints.tensor_files import check_written, read_values
 from lit_merge.deltas import Delta
 from lit_merge.low_rank import LowRank
 from lit_merge.methods import Job, Part
@@ -52,18 +52,24 @@ class PartsOnDisk:
         return {name: read(f"origin/{name}") for name in names}, deltas
 
 
-def build_parts(job: Job, unfinished: Unfinished, cut: Callable[[Part], Part] = lambda part: part) -> PartsOnDisk:
+def build_parts(
+    job: Job,
+    unfinished: Unfinished,
+    cut: Callable[[Part], Part] = lambda part: part,
+    dtype: torch.dtype | None = None,
+) -> PartsOnDisk:
     """Makes all parts of a bank that are not finished yet, and waits until every process has made its share.
 
     Args:
         job: the same in every process.
         unfinished: the output that they are for; each weight that it knows is finished.
         cut: what becomes of a part before it is written.
+        dtype: of origin and factors; None for the experts'.
     """
     journal = unfinished.journal
     names = unfinished.share(job.costs())
     writer = _PartWriter(journal, job.experts.shapes)
-    for part in job.parts(None, names, in_blocks=names):
+    for part in job.parts(dtype, names, in_blocks=names):
         writer.add(cut(part))
         del part  # not while the next one is computed
     unfinished.processes.wait()
@@ -102,10 +108,12 @@ class _PartWriter:
             self.tensors = {}
 
     def _put(self, key: str, value: Tensor) -> None:
+        check_written(key, value)
         self.journal.write(self.file, self._place(key, value, tuple(value.shape)), value)
 
     def _put_rows(self, key: str, value: Tensor, shape: tuple[int, ...], row: int) -> None:
         """Rows of one or several tensors of the same shape, which lie one after the other."""
+        check_written(key, value)
         start = self._place(key, value, shape)
         inner = value[0, 0].nbytes
         height = math.prod(shape) * value.itemsize // (len(value) * inner)

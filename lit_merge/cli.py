@@ -203,8 +203,9 @@ class MergeCLI(LightningCLI):
         if self.option("dry_run"):
             dry_run(self.sources, self.option("naming"))
             return
-        output, naming, size, overwrite = map(self.option, ("output", "naming", "max_shard_size", "overwrite"))
-        self._together(lambda processes: merge(self.sources(), output, naming, size, overwrite, processes))
+        names = ("output", "naming", "max_shard_size", "overwrite", "dtype")
+        output, naming, size, overwrite, dtype = map(self.option, names)
+        self._together(lambda processes: merge(self.sources(), output, naming, size, overwrite, processes, dtype))
 
     def export(self) -> None:
         names = ("output", "format", "task", "rank_ratio", "energy", "dtype", "overwrite", "naming", "max_shard_size")

@@ -21,6 +21,7 @@ from lit_merge.checkpoints import (
     open_checkpoint,
     write_stream,
 )
+from lit_merge.checkpoints.tensor_files import is_finite
 from lit_merge.errors import MergeError
 from lit_merge.progress import track_bytes
 
@@ -108,8 +109,10 @@ def _cast(held: Checkpoint, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[st
     sizes = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in held.shapes.items()}
     for name in track_bytes(sizes, "converting"):
         value = held.read(name)
+        if not is_finite(value):
+            raise MergeError(f"{held.label}: {name} holds NaN or infinity: it is not converted", weight=name)
         cast = value.to(dtypes[name])
-        if cast.dtype != value.dtype and cast.isinf().sum() > value.isinf().sum():
+        if not is_finite(cast):
             raise MergeError(
                 f"{held.label}: {name} has values that {dtypes[name]} cannot hold: take bfloat16", weight=name
             )

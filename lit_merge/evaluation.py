@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from lit_merge.data import TaskData
 from lit_merge.data.streams import Answers
+from lit_merge.errors import MergeError
 from lit_merge.networks import Heads, Network
 from lit_merge.objectives import entropy
 
@@ -50,12 +51,23 @@ class TaskMetrics(Metric):
         return self.sums
 
     def scores(self) -> dict[str, TaskScore]:
-        """Scores of the tasks that were seen, by any process; starts afresh."""
+        """Scores of the tasks that were seen, by any process; starts afresh.
+
+        Raises:
+            MergeError: outputs that were not finite.
+        """
         with warnings.catch_warnings():
             # A process that got no batch still takes part in the exchange.
             warnings.filterwarnings("ignore", ".*``compute`` method of metric.*")
             rows = self.compute().tolist()
         self.reset()
+        for task, (_, entropies, _) in zip(self.tasks, rows, strict=True):
+            if not math.isfinite(entropies):
+                raise MergeError(
+                    f"task {task}: the network answers NaN or infinity: its weights, or the precision that it runs in, "
+                    "leave the range of numbers",
+                    task=task,
+                )
         return {
             task: TaskScore(hits / images, entropies / images, int(images))
             for task, (hits, entropies, images) in zip(self.tasks, rows, strict=True)

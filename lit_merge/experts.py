@@ -2,6 +2,8 @@
 
 import functools
 import math
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from lit_merge.alignment import align, differences, matching
 from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, open_checkpoint
-from lit_merge.errors import MergeError, MisfitError
+from lit_merge.checkpoints.tensor_files import is_finite
+from lit_merge.errors import MergeError, MergeWarning, MisfitError
 from lit_merge.weights import Weight
 
 # Bytes of one weight in all experts, from which on it is not read while another one is in memory.
@@ -19,6 +22,12 @@ HUGE = 2**29
 # Entries of all experts in one block of a weight that comes in blocks, and a multiple of what vectorised loops take in
 # one step.
 BLOCK, ALIGNED = 2**25, 1024
+
+# What layers saw of their inputs: no learnt weights, so neither are their differences task vectors. A mean of variances
+# is one, above 0; a sum of differences need not be.
+STATISTICS = ("running_mean", "running_var")
+# Numbers that count what a training did: BatchNorm's, and those of averages of weights.
+COUNTER = re.compile(r"(num|n|count|counter|step|steps|iter|iteration|epoch)(_\w+)?|\w+_(step|steps|count|updates)")
 
 Piece = tuple[str, slice | None]
 """A weight's name and which of its rows; None for all."""
@@ -62,6 +71,7 @@ class Experts:
         self.shapes = first.shapes
         self.dtypes = first.dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+        self._told: set[str] = set()
 
     @property
     def cropped(self) -> dict[str, int]:
@@ -75,9 +85,14 @@ class Experts:
     @property
     def excluded(self) -> list[str]:
         """Weights that are left out of the merge by name."""
-        names = dict.fromkeys(name for file in self._files for name in file.shapes)
+        names = dict.fromkeys(name for file in self._files for name in (*file.shapes, *file.unfit))
         found = matching(self.exclude, names)
         return [name for name in names if name in found]
+
+    @property
+    def statistics(self) -> list[str]:
+        """Weights that are no learnt ones, but what layers saw of their inputs: they are averaged."""
+        return [name for name in self.shapes if name.rpartition(".")[2] in STATISTICS]
 
     def left_to_base(self) -> Checkpoint | None:
         """What is excluded from the merge, as the base has it; None where it has nothing of that, or goes by other
@@ -170,17 +185,34 @@ class Experts:
             _check_finite(value, checkpoint, name, task)
         if base is not None and self.base is not None:
             _check_finite(base, self.base, name, "base")
+        last = name.rpartition(".")[2]
         if experts.is_floating_point():
             dtype = torch.promote_types(experts.dtype, torch.float32)
-            return Weight(name, experts.to(dtype), None if base is None else base.to(dtype))
+            experts, base = experts.to(dtype), None if base is None else base.to(dtype)
+            if last in STATISTICS:
+                mean = experts.mean(0)
+                if not (experts == experts[0]).all():
+                    self._say("statistics", f"running means and variances, as {name}, are averaged: no task vectors")
+                # Of all and of the base the same: then there is nothing to merge.
+                experts, base = mean.expand_as(experts), None if base is None else mean
+            return Weight(name, experts, base)
         if (experts == experts[0]).all():
             # Counters and indices: what the experts agree on holds, whatever the base had counted.
             return Weight(name, experts, None)
+        if experts[0].ndim == 0 and COUNTER.fullmatch(last):
+            self._say("counters", f"counters that differ, as {name}, are those of {self.tasks[0]}, the first expert")
+            return Weight(name, experts[:1].expand_as(experts), None)
         raise MergeError(
             f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point weights can be "
             "merged",
             weight=name,
         )
+
+    def _say(self, kind: str, told: str) -> None:
+        """Once of all weights of a kind, however often they are read."""
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(told, MergeWarning, stacklevel=2)
 
 
 def open_all(
@@ -193,18 +225,18 @@ def open_all(
     """
     if not sources:
         raise MergeError("no experts given, expected a mapping from task to checkpoint")
-    pretrained = None if base is None else open_checkpoint(base, "base")
+    pretrained = None if base is None else open_checkpoint(base, "base", lenient=True)
     opened: dict[str, Checkpoint] = {}
     for task, source in sources.items():
         try:
-            opened[task] = canonical(open_checkpoint(source, f"expert {task}", pretrained))
+            opened[task] = canonical(open_checkpoint(source, f"expert {task}", pretrained, lenient=True))
         except MergeError as error:
             raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
     return opened, None if pretrained is None else canonical(pretrained)
 
 
 def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:
-    if not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax()):
+    if is_finite(value):
         return
     value = checkpoint.read(name)  # the message is of the whole, whichever rows these are
     bad = value.numel() - int(value.isfinite().sum())

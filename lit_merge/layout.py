@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
 from lit_merge.checkpoints.companions import Companions, companions_of, copy_companions
 from lit_merge.checkpoints.resuming import Unfinished, resuming
-from lit_merge.checkpoints.tensor_files import TensorFiles
+from lit_merge.checkpoints.tensor_files import TensorFiles, check_written
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
 from lit_merge.processes import ALONE, Processes
@@ -64,9 +64,16 @@ class Layout:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, experts: Experts, naming: Naming | None = None, task: str | None = None) -> "Layout":
+    def of(
+        cls,
+        experts: Experts,
+        naming: Naming | None = None,
+        task: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Layout":
         """Of a merge of these experts: a folder gets what lies beside the first of them whose vocabulary is that of the
-        result, or beside their base. Of one task's weights, that task's expert is asked first."""
+        result, or beside their base. Of one task's weights, that task's expert is asked first. Floating-point weights
+        are written in `dtype`; None takes the experts'."""
         kept, cropped = experts.left_to_base(), experts.cropped
         first, *others = sorted(experts.whole, key=lambda one: one != task)
         base = [] if experts.whole_base is None else [experts.whole_base]
@@ -75,7 +82,7 @@ class Layout:
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
         beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
         naming = experts.naming if naming is None else naming
-        return cls(
+        layout = cls(
             dict(experts.shapes),
             dict(experts.dtypes),
             naming,
@@ -84,6 +91,15 @@ class Layout:
             companions_of(_of_library(naming, beside), written),
             {"vocab_size": min(cropped.values())} if cropped else {},
         )
+        return layout.in_dtype(dtype)
+
+    def in_dtype(self, dtype: torch.dtype | None) -> "Layout":
+        """With all floating-point weights in this dtype; unchanged for None."""
+        if dtype is None:
+            return self
+        told = str(dtype).removeprefix("torch.")
+        dtypes = {name: dtype if kind.is_floating_point else kind for name, kind in self.dtypes.items()}
+        return replace(self, dtypes=dtypes, changes={**self.changes, "dtype": told, "torch_dtype": told})
 
     @classmethod
     def of_bank(
@@ -109,7 +125,7 @@ class Layout:
             MergeError: experts or a base of other weights than the bank's.
         """
         shapes = {name: tuple(value.shape) for name, value in bank.origin.items()}
-        dtypes = {name: dtype if dtype and kind.is_floating_point else kind for name, kind in bank.dtypes.items()}
+        dtypes = dict(bank.dtypes)
         if experts is not None:
             _check_same(shapes, experts.shapes, "the experts", shapes.keys() | experts.shapes.keys())
             layout = replace(cls.of(experts, naming, task), shapes=shapes, dtypes=dtypes)
@@ -118,10 +134,7 @@ class Layout:
                 _check_same(shapes, base.shapes, base.label, shapes)
             companions = companions_of(_of_library(naming, [] if base is None else [base]), shapes)
             layout = cls(shapes, dtypes, naming, companions=companions)
-        if dtype is None:
-            return layout
-        told = str(dtype).removeprefix("torch.")
-        return replace(layout, changes={**layout.changes, "dtype": told, "torch_dtype": told})
+        return layout.in_dtype(dtype)
 
     @property
     def nbytes(self) -> int:
@@ -201,6 +214,7 @@ def _put(
 ) -> None:
     folder = unfinished.path.name
     for name, value in parts:
+        check_written(name, value)
         file, position = files.place(name, value, row)
         unfinished.journal.write(os.path.join(folder, file) if file else folder, position, value)
 

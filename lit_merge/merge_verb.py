@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from rich.console import Console
 
-from lit_merge.conversion import parse_size
+from lit_merge.conversion import DType, parse_size
 from lit_merge.dry_run import mismatches, plan_of, selection
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.merged_files import write_merge
@@ -19,10 +20,12 @@ def merge(
     max_shard_size: str | None,
     overwrite: bool,
     processes: Processes = ALONE,
+    dtype: DType | None = None,
 ) -> None:
     """Merges, writes, and says which matrices were decomposed and which files were copied. See `Layout.write`."""
     size = None if max_shard_size is None else parse_size(max_shard_size)
-    copied = write_merge(sources, output, naming, size, overwrite, processes)
+    kind = None if dtype is None else getattr(torch, dtype)
+    copied = write_merge(sources, output, naming, size, overwrite, processes, kind)
     console = Console()
     if sources.experts is not None and sources.method is not None and sources.saved is None:
         console.print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import named
@@ -14,7 +15,7 @@ from lit_merge.streaming import write_job
 from lit_merge.task_bank import TaskBank
 
 
-def layout_of(sources: Sources, naming: str | None) -> Layout:
+def layout_of(sources: Sources, naming: str | None, dtype: torch.dtype | None = None) -> Layout:
     """How the merge of a configuration is written.
 
     Raises:
@@ -22,9 +23,10 @@ def layout_of(sources: Sources, naming: str | None) -> Layout:
     """
     if sources.saved is not None:
         bank, _ = sources.stored
-        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts, sources.base)
+        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts, sources.base, dtype=dtype)
     assert sources.experts is not None
-    return Layout.of(sources.experts, None if naming is None else named(naming, sources.experts.shapes))
+    names = None if naming is None else named(naming, sources.experts.shapes)
+    return Layout.of(sources.experts, names, dtype=dtype)
 
 
 def write_merge(
@@ -34,19 +36,22 @@ def write_merge(
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
     processes: Processes = ALONE,
+    dtype: torch.dtype | None = None,
 ) -> list[str]:
     """Merges and writes, weight by weight, each process its share. See `Layout.write`."""
-    layout = layout_of(sources, naming)
+    layout = layout_of(sources, naming, dtype)
     job = sources.job(processes.device) if sources.saved is None else None
     plan = sources.plan()
-    plan = None if plan is None else [*plan, str(processes.device.type)]
+    plan = None if plan is None else [*plan, str(processes.device.type), str(dtype)]
     if job is not None:
-        return write_job(layout, job, output, plan, max_shard_bytes, overwrite, processes, sources.at_scale)
-    weights = partial(_of_bank, *sources.stored)
+        return write_job(layout, job, output, plan, max_shard_bytes, overwrite, processes, sources.at_scale, dtype)
+    weights = partial(_of_bank, *sources.stored, dtype)
     return layout.write(output, weights, plan, max_shard_bytes, overwrite, processes)
 
 
-def _of_bank(frame: TaskBank, read: Callable[[str], Tensor], unfinished: Unfinished) -> Iterator[Rows]:
+def _of_bank(
+    frame: TaskBank, read: Callable[[str], Tensor], dtype: torch.dtype | None, unfinished: Unfinished
+) -> Iterator[Rows]:
     """Of a bank that was saved, of which one weight at a time is read."""
     names = unfinished.share({name: float(value.numel()) for name, value in frame.origin.items()})
-    yield from (Rows(name, frame.weight_alone(name, read).weight(name)) for name in names)
+    yield from (Rows(name, frame.weight_alone(name, read).weight(name, dtype)) for name in names)

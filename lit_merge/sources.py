@@ -141,7 +141,7 @@ def open_experts(
     sources, opened_base = open_all(files, base)
     if exclude is None and network is not None:
         opened = [*sources.values(), *([] if opened_base is None else [opened_base])]
-        exclude = network.strangers(dict.fromkeys(name for file in opened for name in file.shapes))
+        exclude = network.strangers(dict.fromkeys(name for file in opened for name in (*file.shapes, *file.unfit)))
         for task, file in sources.items():
             if set(file.shapes) <= set(exclude):
                 raise MergeError(

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
+import torch
+
 from lit_merge.bank_parts import bank_of, build_parts
 from lit_merge.checkpoints import Source, named
 from lit_merge.checkpoints.resuming import Unfinished
@@ -29,6 +31,7 @@ def merge_files(
     naming: str | None = None,
     max_shard_size: str | None = None,
     overwrite: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Merges experts into files, as the verb `merge` does: whole or not at all, however large the models are.
 
@@ -43,6 +46,7 @@ def merge_files(
         naming: `open_clip`, `openai`, `hugging_face`, `canonical`; None for the names in the experts' files.
         max_shard_size: of one file in a folder, as "5GB", the default; configuration and tokenizer come along there.
         overwrite: replace what stands there.
+        dtype: of the floating-point weights; None for the experts'.
 
     Raises:
         MergeError: experts that do not fit together, a method that lacks what it needs, an output that exists or cannot
@@ -54,9 +58,9 @@ def merge_files(
             "scaling='entropy' looks at data, which merge_files has none of: name a number, or build_bank and "
             "choose_scaling"
         )
-    layout = Layout.of(opened, None if naming is None else named(naming, opened.shapes))
+    layout = Layout.of(opened, None if naming is None else named(naming, opened.shapes), dtype=dtype)
     size = None if max_shard_size is None else parse_size(max_shard_size)
-    write_job(layout, Job.open(opened, method, transform, None, svd), output, None, size, overwrite)
+    write_job(layout, Job.open(opened, method, transform, None, svd), output, None, size, overwrite, dtype=dtype)
 
 
 def write_job(
@@ -68,31 +72,37 @@ def write_job(
     overwrite: bool = False,
     processes: Processes = ALONE,
     at_scale: Callable[[TaskBank], TaskBank] = lambda bank: bank,
+    dtype: torch.dtype | None = None,
 ) -> list[str]:
     """Runs a method over experts and writes what comes of it. See `Layout.write`.
 
     Args:
         at_scale: puts a bank to the scale that a rule finds, where the method has one.
+        dtype: of the floating-point weights; None for the experts'.
     """
     if needs_all(job.method):
-        weights = partial(_at_once, job, at_scale)
+        weights = partial(_at_once, job, at_scale, dtype)
     else:
-        weights = partial(_one_by_one, job, layout.in_blocks())
+        weights = partial(_one_by_one, job, layout.in_blocks(), dtype)
     return layout.write(output, weights, plan, max_shard_bytes, overwrite, processes)
 
 
-def _one_by_one(job: Job, in_blocks: Collection[str], unfinished: Unfinished) -> Iterator[Rows]:
+def _one_by_one(
+    job: Job, in_blocks: Collection[str], dtype: torch.dtype | None, unfinished: Unfinished
+) -> Iterator[Rows]:
     """Merged one after the other, in the memory of one weight of all experts."""
     names = unfinished.share(job.costs())
-    for part in job.parts(None, names, in_blocks, factors=False):
-        name, values, row, last = part.name, job.merged(part), part.row, part.last
+    for part in job.parts(dtype, names, in_blocks, factors=False):
+        name, values, row, last = part.name, job.merged(part, dtype), part.row, part.last
         del part  # not while the next one is computed
         yield Rows(name, values, row, last)
 
 
-def _at_once(job: Job, at_scale: Callable[[TaskBank], TaskBank], unfinished: Unfinished) -> Iterator[Rows]:
+def _at_once(
+    job: Job, at_scale: Callable[[TaskBank], TaskBank], dtype: torch.dtype | None, unfinished: Unfinished
+) -> Iterator[Rows]:
     """Of a method that looks at all deltas together: all processes make them, the first one does what follows."""
-    parts = build_parts(job, unfinished)
+    parts = build_parts(job, unfinished, dtype=dtype)
     if unfinished.processes.first:
         bank = at_scale(bank_of(job, parts))
-        yield from (Rows(name, bank.weight(name), last=False) for name in bank.origin)
+        yield from (Rows(name, bank.weight(name, dtype), last=False) for name in bank.origin)

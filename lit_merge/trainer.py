@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
+import torch
 
 from lit_merge.checkpoints import NamingName
 from lit_merge.conversion import parse_size
@@ -29,6 +30,7 @@ class Trainer(pl.Trainer):
         output: str,
         naming: NamingName | None = None,
         max_shard_size: str | None = None,
+        dtype: DType | None = None,
         overwrite: bool = False,
     ) -> None:
         """Writes the merge at the bank's coefficients; nothing is trained.
@@ -39,13 +41,14 @@ class Trainer(pl.Trainer):
                 tokenizer that lie beside the experts.
             naming: which library's names a CLIP's weights get; those of the experts' files by default.
             max_shard_size: of one file in a folder, as 2GB; 5GB by default.
+            dtype: of the floating-point weights; the experts' by default.
             overwrite: replace what stands there.
         """
         if self.is_global_zero:
-            bank = model.to_bank()
+            bank, kind = model.to_bank(), None if dtype is None else getattr(torch, dtype)
             size = None if max_shard_size is None else parse_size(max_shard_size)
-            layout = Layout.of_bank(bank, bank.naming_of(naming), model.experts)
-            weights = (Rows(name, bank.weight(name)) for name in bank.origin)
+            layout = Layout.of_bank(bank, bank.naming_of(naming), model.experts, dtype=kind)
+            weights = (Rows(name, bank.weight(name, kind)) for name in bank.origin)
             layout.write(output, lambda unfinished: weights, None, size, overwrite)
 
     def export(

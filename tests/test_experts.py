@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_merge import CART, Experts, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
+from lit_merge import CART, TIES, Experts, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.expert_files import expert_files
 
 GOOD = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(3)}
@@ -33,7 +33,7 @@ def test_names() -> None:
     assert "expert two has no weight b.bias, which expert one has" in str(error)
 
 
-@pytest.mark.filterwarnings("ignore:the experts .* are identical")
+@pytest.mark.filterwarnings("ignore:the expert.* (are identical|is the base)")
 def test_dtypes_of_experts_but_not_of_the_base() -> None:
     half = {name: value.half() for name, value in GOOD.items()}
     assert "float16" in str(refused({"one": GOOD, "two": half}))
@@ -51,10 +51,49 @@ def test_not_finite(bad: float) -> None:
 
 
 def test_integers_that_differ() -> None:
-    first, second = ({**GOOD, "steps": torch.tensor(n)} for n in (1, 2))
+    first, second = ({**GOOD, "indices": torch.tensor([n])} for n in (1, 2))
     error = refused({"one": first, "two": second})
-    assert error.weight == "steps"
+    assert error.weight == "indices"
     assert "int64" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore:the expert.* (are identical|is the base)")
+def test_counters_that_differ_are_the_first_experts() -> None:
+    first, second = ({**GOOD, "bn.num_batches_tracked": torch.tensor(n)} for n in (10, 250))
+    with pytest.warns(MergeWarning, match=r"counters that differ, as bn\.num_batches_tracked, are those of one"):
+        merged = build_bank({"one": first, "two": second}, first, method=TaskArithmetic()).merge()
+    assert merged["bn.num_batches_tracked"].item() == 10
+
+
+def test_running_statistics_are_averaged() -> None:
+    """Task arithmetic would put .1 + .3 − 2 in the place of a variance."""
+    stored = {"one": 0.1, "two": 0.3, "base": 2.0}
+    names = ("bn.weight", "bn.running_var")
+    layers = {task: {name: torch.full((6,), value) for name in names} for task, value in stored.items()}
+    base = layers.pop("base")
+    for method in (TaskArithmetic(scaling=1.0), TIES(), WeightAveraging()):
+        with pytest.warns(MergeWarning, match=r"running means and variances, as bn\.running_var, are averaged"):
+            bank = build_bank(layers, base, method=method)
+        torch.testing.assert_close(bank.merge()["bn.running_var"], torch.full((6,), 0.2))
+        assert "bn.running_var" not in bank.layers
+
+
+def test_a_base_among_the_experts() -> None:
+    tuned = {name: value + 1 for name, value in GOOD.items()}
+    with pytest.warns(MergeWarning, match="the expert one is the base: is a path wrong"):
+        build_bank({"one": GOOD, "two": tuned}, GOOD, method=TaskArithmetic())
+
+
+@pytest.mark.parametrize(
+    "unfit", [torch.ones(2, dtype=torch.complex64), torch.ones(2).to(torch.float8_e4m3fn), 3, None]
+)
+@pytest.mark.filterwarnings("ignore:the expert.* (are identical|is the base)")
+def test_what_is_excluded_may_be_anything(unfit: object) -> None:
+    experts = {task: {**GOOD, "epoch": unfit} for task in ("one", "two")}
+    with pytest.raises(MergeError, match=r"epoch is .*exclude: \[epoch\]"):
+        build_bank(experts, method=WeightAveraging())  # type: ignore[arg-type]
+    merged = build_bank(experts, method=WeightAveraging(), exclude=["epoch"]).merge()  # type: ignore[arg-type]
+    assert merged.keys() == GOOD.keys()
 
 
 def test_no_experts_and_no_base() -> None:

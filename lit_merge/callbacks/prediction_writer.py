@@ -79,6 +79,8 @@ class PredictionWriter(Callback):
 
 def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Sequence[str] | None) -> Iterator[Row]:
     """What `MergedModel.predict_step` says of a batch, image by image."""
+    if not predicted["probabilities"].isfinite().all():
+        raise MergeError(f"task {predicted['task']}: the network answers NaN or infinity", task=predicted["task"])
     columns = (predicted[name].tolist() for name in ("indices", "classes", "probabilities"))
     for i, (index, classes, p) in enumerate(zip(*columns, strict=True)):
         empty = [None] * (TOP - len(classes))

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Dtypes of weights, by their names in safetensors headers."""
+FIT = {*DTYPES, *DTYPES.values()}
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -38,6 +39,8 @@ class Checkpoint(ABC):
         nbytes: of all tensors, or of the file that holds nothing else.
         tied: groups of names, as in the file, of one and the same values; of files that say so.
         naming: how the file names the weights, relative to the names here.
+        unfit: what cannot be merged, as the file calls it, and what it is: entries that are no tensors, and dtypes such
+            as complex64 or float8. It is in none of the others; only who leaves it out may open a file that has some.
     """
 
     label: str
@@ -48,6 +51,14 @@ class Checkpoint(ABC):
     nbytes: int
     tied: tuple[tuple[str, ...], ...] = ()
     naming: Naming = PLAIN
+    unfit: Mapping[str, str] = {}
+
+    def refuse_unfit(self, names: Iterable[str], way_out: str = "") -> None:
+        """Raises MergeError where one of these names is of what cannot be merged; `{name}` stands in the way out."""
+        for name in names:
+            if name in self.unfit:
+                told = f"{self.label}: {name} is {self.unfit[name]}{way_out.format(name=name)}"
+                raise MergeError(told, weight=name)
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
@@ -70,12 +81,15 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
 class StateDict(Checkpoint):
     """Weights that are in memory already."""
 
-    def __init__(self, weights: Mapping[str, Tensor], label: str = "state dict") -> None:
-        for name, value in weights.items():
-            if not isinstance(value, Tensor):
-                raise MergeError(f"{label}: {name} is a {type(value).__name__}, expected a tensor", weight=str(name))
+    def __init__(self, weights: Mapping[str, Tensor], label: str = "state dict", lenient: bool = False) -> None:
         self.label = label
-        self.weights = weights
+        self.unfit = {
+            str(name): f"a {type(value).__name__}, expected a tensor"
+            for name, value in weights.items()
+            if not isinstance(value, Tensor)
+        } | unfit_dtypes({name: value.dtype for name, value in weights.items() if isinstance(value, Tensor)})
+        self.refuse_unfit(() if lenient else self.unfit)
+        self.weights = weights = {name: value for name, value in weights.items() if str(name) not in self.unfit}
         self.shapes = {name: tuple(value.shape) for name, value in weights.items()}
         self.dtypes = {name: value.dtype for name, value in weights.items()}
         self.nbytes = sum(value.nbytes for value in weights.values())
@@ -83,6 +97,11 @@ class StateDict(Checkpoint):
     def read(self, name: str) -> Tensor:
         # A copy: a bank must not follow a model whose `state_dict()` it was built from.
         return self.weights[name].detach().clone()
+
+
+def unfit_dtypes(dtypes: Mapping[str, object]) -> dict[str, str]:
+    """Which of these weights cannot be merged for their dtype, and what is said of them."""
+    return {name: f"of dtype {dtype}, which cannot be merged" for name, dtype in dtypes.items() if dtype not in FIT}
 
 
 def first_bytes(path: Path, expected: str, count: int = 64) -> bytes:

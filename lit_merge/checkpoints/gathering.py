@@ -1,5 +1,6 @@
 """Which tensors of an unpickled value are the weights of a model, and their names in its state dict."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,30 +9,37 @@ from lit_merge.checkpoints.tensor_records import Damaged, TensorRecord
 
 # Where trainers keep the model beside what else they save: Lightning, open_clip and timm; others; DeepSpeed.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+# And its averages over a training.
+AVERAGES = re.compile(r"(\w+_)?ema(_\w+)?|averaged_model")
 # A model that contains itself, or names that double at every level, would never end.
 MOST_NAMES = 200_000
 LONGEST_NAME = 1000
 
 
-def weights_of(found: Any) -> dict[str, TensorRecord]:
-    """name → tensor, as the model's own `state_dict()` would give them.
+def weights_of(found: Any, inside: str | None = None) -> tuple[dict[str, TensorRecord], dict[str, str]]:
+    """name → tensor, as the model's own `state_dict()` would give them; and of a dictionary the entries that are none,
+    with what they are.
 
     Args:
         found: what a file's pickle holds: a state dict, a training checkpoint with one, or a whole module.
+        inside: which entry of a training checkpoint; by default the first that `models_in` names.
 
     Raises:
         Damaged: none of these.
     """
-    model = _model_in(found)
+    model = _model_in(found, inside)
     if model is None:
         raise Damaged(f"it holds no weights of a model: it is {describe(found)}")
     named = dict(_of_module(model)) if isinstance(model, Made) else dict(_of_mapping(model))
-    if not named:
+    tensors = {name: value for name, value in named.items() if isinstance(value, TensorRecord)}
+    if not tensors:
         raise Damaged("it holds a model without a single weight")
+    others = {name: f"{describe(value)}, expected a tensor" for name, value in named.items() if name not in tensors}
     # Of DataParallel, around all of the model.
     if all(name.startswith("module.") for name in named):
-        named = {name.removeprefix("module."): value for name, value in named.items()}
-    return named
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+        others = {name.removeprefix("module."): what for name, what in others.items()}
+    return tensors, {shown(name): what for name, what in others.items()}
 
 
 def describe(found: Any) -> str:
@@ -47,29 +55,42 @@ def describe(found: Any) -> str:
     return f"a {type(found).__name__}"
 
 
-def _model_in(found: Any) -> Any:
-    if _is_module(found):
+def models_in(found: Any) -> list[str]:
+    """Entries of a training checkpoint that hold weights of a model, those of the training before their averages; none
+    of a file that is a model."""
+    mapping = found.items if isinstance(found, Made) else found
+    if _is_module(found) or not isinstance(mapping, dict):
+        return []
+    averages = [key for key in mapping if isinstance(key, str) and key not in WRAPPERS and AVERAGES.fullmatch(key)]
+    return [key for key in (*WRAPPERS, *averages) if _holds_weights(mapping.get(key))]
+
+
+def _holds_weights(inside: Any) -> bool:
+    return _is_module(inside) or (isinstance(inside, dict) and _has_tensors(inside))
+
+
+def _model_in(found: Any, inside: str | None) -> Any:
+    if inside is None and _is_module(found):
         return found
     mapping = found.items if isinstance(found, Made) else found
     if not isinstance(mapping, dict):
         return None
-    for key in WRAPPERS:
-        inside = mapping.get(key)
-        if _is_module(inside) or (isinstance(inside, dict) and _has_tensors(inside)):
-            return inside
-    return mapping if _has_tensors(mapping) else None
+    if inside is not None:
+        if not _holds_weights(mapping.get(inside)):
+            raise Damaged(f"it holds no weights under {inside!r}: it is {describe(found)}")
+        return mapping[inside]
+    there = models_in(found)
+    return mapping[there[0]] if there else mapping if _has_tensors(mapping) else None
 
 
 def _has_tensors(mapping: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, TensorRecord) for value in mapping.values())
 
 
-def _of_mapping(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, TensorRecord]]:
+def _of_mapping(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in mapping.items():
         if not isinstance(name, str):
             raise Damaged(f"a weight is called by {describe(name)}, expected a name")
-        if not isinstance(value, TensorRecord):
-            raise Damaged(f"{shown(name)} is {describe(value)}, expected a tensor")
         yield name, value
 
 

@@ -10,17 +10,19 @@ from lit_merge.errors import MergeError
 EXPECTED = "a file of weights: safetensors, or what torch.save wrote"
 
 
-def open_one_file(path: Path) -> Checkpoint:
-    """A safetensors file or one of torch.save.
+def open_one_file(path: Path, lenient: bool = False, inside: str | None = None) -> Checkpoint:
+    """A safetensors file or one of torch.save; `lenient` and `inside` as of `TorchFile`.
 
     Raises:
         MergeError: missing, unreadable, of another format, or broken.
     """
     start = first_bytes(path, EXPECTED)
+    if inside is not None and not start.startswith((ZIP, PICKLE)):
+        raise MergeError(f"{path}#{inside}: only what torch.save wrote holds several models: leave out #{inside}")
     if starts_safetensors(start):
-        return SafetensorsFile(path)
+        return SafetensorsFile(path, lenient)
     if start.startswith((ZIP, PICKLE)):
-        return TorchFile(path)
+        return TorchFile(path, lenient, inside)
     if start.startswith(b"GGUF"):
         raise MergeError(f"{path} is a GGUF file, quantised for inference: merge the weights that it was made of")
     raise MergeError(f"{path} is not a safetensors file, nor one that torch.save wrote: copy or download it again")

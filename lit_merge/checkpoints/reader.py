@@ -11,15 +11,19 @@ from lit_merge.locations import resolve
 from lit_merge.weight_names import ADAPTER_CONFIG
 
 
-def open_checkpoint(source: Source, label: str = "state dict", base: Checkpoint | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: Source, label: str = "state dict", base: Checkpoint | None = None, lenient: bool = False
+) -> Checkpoint:
     """Named tensors, read one at a time.
 
     Args:
         source: a state dict, or where weights lie (a path, `hf://org/name`, `zoo:8/…`): a safetensors file, a file of
             torch.save, an index of shards, a folder of Hugging Face or open_clip, a PEFT LoRA folder. Its content tells
-            which, not its name. A checkpoint that is open already is itself.
+            which, not its name. `file.pt#model_ema` names one of several models in a training checkpoint. A checkpoint
+            that is open already is itself.
         label: what messages call a state dict.
         base: what a LoRA folder was trained on.
+        lenient: leave out what cannot be merged, rather than refuse the file: see `Checkpoint.unfit`.
 
     Raises:
         MergeError: missing, unreadable, broken, hostile, or without weights; a LoRA folder without or for another base.
@@ -27,13 +31,16 @@ def open_checkpoint(source: Source, label: str = "state dict", base: Checkpoint 
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):
-        return StateDict(source, label)
-    path = resolve(source)
-    if path.is_dir():
+        return StateDict(source, label, lenient)
+    path, inside = resolve(source), None
+    if "#" in path.name and not path.exists():
+        name, _, inside = path.name.rpartition("#")
+        path = path.with_name(name) if name else path
+    if path.is_dir() and inside is None:
         if (path / ADAPTER_CONFIG).exists():
             return LoraFolder(path, base)
         path = weight_file(path)
     # An index is JSON. A safetensors file has a length before its brace.
     if first_bytes(path, EXPECTED).lstrip().startswith(b"{"):
-        return ShardedFiles(path)
-    return open_one_file(path)
+        return ShardedFiles(path, lenient)
+    return open_one_file(path, lenient, inside)

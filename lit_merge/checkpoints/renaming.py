@@ -23,6 +23,8 @@ class Renamed(Checkpoint):
         self.places = naming.places(source.shapes, source.label)
         self.shapes, self.dtypes = {}, {}
         self.files, self.metadata = source.files, source.metadata
+        unfit = {naming.weight(name): what for name, what in source.unfit.items()}
+        self.unfit = {weight: what for weight, what in unfit.items() if weight is not None}
         for weight, place in self.places.items():
             first, *others = place.names
             shape, self.dtypes[weight] = source.shapes[first], source.dtypes[first]

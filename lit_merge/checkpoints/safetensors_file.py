@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes
+from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes, unfit_dtypes
 from lit_merge.errors import MergeError
 
 # Bytes; what safetensors allows. Other files name lengths beyond it in their first eight bytes.
@@ -19,9 +19,14 @@ LONGEST_HEADER = 100_000_000
 
 
 class SafetensorsFile(Checkpoint):
-    """One safetensors file. Opening it reads and checks the header only."""
+    """One safetensors file. Opening it reads and checks the header only.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        path: of the file.
+        lenient: leave out what cannot be merged, rather than refuse the file: see `Checkpoint.unfit`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], lenient: bool = False) -> None:
         self.path = Path(path)
         self.label = str(path)
         self.files = (self.path,)
@@ -33,9 +38,9 @@ class SafetensorsFile(Checkpoint):
         except (SafetensorError, OSError) as error:
             raise MergeError(f"{path} is damaged: {error}") from error
         self.metadata = header.pop("__metadata__", {})
-        unknown = next((name for name, entry in header.items() if entry["dtype"] not in DTYPES), None)
-        if unknown is not None:
-            raise MergeError(f"{path}: {unknown} is of dtype {header[unknown]['dtype']}, which cannot be merged")
+        self.unfit = unfit_dtypes({name: entry["dtype"] for name, entry in header.items()})
+        self.refuse_unfit(() if lenient else self.unfit)
+        header = {name: entry for name, entry in header.items() if name not in self.unfit}
         self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         self.dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
         self.nbytes = self.path.stat().st_size

@@ -1,7 +1,8 @@
 """Views of a checkpoint: some of its weights, under the names that other files give them."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -9,6 +10,8 @@ from lit_merge.checkpoints.checkpoint import Checkpoint
 
 # What layer normalisation was called in the first BERT, whose files still are.
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# Beginnings of names that are tried, and names that they are found by.
+LIKELY, SAMPLE = 8, 100
 
 
 class Selection(Checkpoint):
@@ -43,18 +46,56 @@ def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     return Selection(checkpoint, {name: name for name in checkpoint.shapes if name not in names})
 
 
-def named_like(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
-    """A base under the experts' names, where it differs by what comes before all names only (`bert.`, which
-    transformers puts before an encoder that has a head) or names layer normalisation as the first BERT did; itself
-    otherwise."""
-    # Added to the base's names, and taken away.
-    ways = [("", ""), (_common(names), ""), ("", _common(checkpoint.shapes))]
-    for added, taken in ways:
-        renamed = {added + modernised(name).removeprefix(taken): name for name in checkpoint.shapes}
-        if renamed.keys() >= set(names):
-            same = all(name == there for name, there in renamed.items())
-            return checkpoint if same else Selection(checkpoint, renamed)
-    return checkpoint
+def named_like(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """A base under the experts' names, where they differ in how names begin only (`bert.`, which transformers puts
+    before an encoder that has a head; wrappers of trainers), or name layer normalisation as the first BERT did; itself
+    otherwise. Whatever the base lacks, or has beside: what fits most weights counts.
+
+    Args:
+        checkpoint: the base.
+        shapes: of the experts' weights, by their names.
+    """
+    names = {modernised(name): name for name in checkpoint.shapes}
+    best, most = names, _fitting(names, checkpoint, shapes)
+    for added, taken in [] if most == len(shapes) else _ways(list(names), shapes):
+        renamed = {_moved(name, added, taken): there for name, there in names.items()}
+        if len(renamed) == len(names) and (fitting := _fitting(renamed, checkpoint, shapes)) > most:
+            best, most = renamed, fitting
+    same = all(name == there for name, there in best.items())
+    return checkpoint if same else Selection(checkpoint, best)
+
+
+def _moved(name: str, added: str, taken: str) -> str:
+    return added + name.removeprefix(taken) if name.startswith(taken) else name
+
+
+def _fitting(names: Mapping[str, str], checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many weights are the experts' by name and shape."""
+    return sum(shapes.get(name) == checkpoint.shapes[there] for name, there in names.items())
+
+
+def _ways(names: Sequence[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Beginnings to add to these names and to take away, under which some become those of others: the usual first."""
+    ends: dict[str, list[str]] = defaultdict(list)
+    for other in others:
+        ends[_end(other)].append(other)
+    found: Counter[tuple[str, str]] = Counter()
+    for name in names[:: max(1, len(names) // SAMPLE)]:
+        for other in ends[_end(name)]:
+            here, there = name.split("."), other.split(".")
+            while here and there and here[-1] == there[-1]:
+                here.pop()
+                there.pop()
+            # Blocks of other numbers are others.
+            if any(part.isdecimal() for part in (*here, *there)):
+                continue
+            found["".join(f"{part}." for part in there), "".join(f"{part}." for part in here)] += 1
+    return [way for way, _ in found.most_common(LIKELY)]
+
+
+def _end(name: str) -> str:
+    """What is sure to be the same under any wrapper."""
+    return ".".join(name.split(".")[-2:])
 
 
 def modernised(name: str) -> str:
@@ -63,9 +104,3 @@ def modernised(name: str) -> str:
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
-
-
-def _common(names: Iterable[str]) -> str:
-    """What all names begin with up to their first dot; empty where they differ."""
-    first = {name.partition(".")[0] for name in names}
-    return f"{first.pop()}." if len(first) == 1 else ""

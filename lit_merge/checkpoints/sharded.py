@@ -18,12 +18,13 @@ class ShardedFiles(Checkpoint):
 
     Args:
         path: of the index.
+        lenient: leave out what cannot be merged, rather than refuse the file: see `Checkpoint.unfit`.
 
     Raises:
         MergeError: no index, a shard that is missing or broken, or one that is not of this index.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], lenient: bool = False) -> None:
         index = Path(path)
         self.label = str(path)
         weight_map, total = read_index(index)
@@ -31,8 +32,9 @@ class ShardedFiles(Checkpoint):
         for shard in sorted(set(weight_map.values())):
             if not (index.parent / shard).exists():
                 raise MergeError(f"{index} names {shard}, which is missing: copy or download it again")
-            self._shards[shard] = open_one_file(index.parent / shard)
-        self._where = {name: self._shards[shard] for name, shard in weight_map.items()}
+            self._shards[shard] = open_one_file(index.parent / shard, lenient)
+        self.unfit = {name: what for file in self._shards.values() for name, what in file.unfit.items()}
+        self._where = {name: self._shards[shard] for name, shard in weight_map.items() if name not in self.unfit}
         for name, file in self._where.items():
             if name not in file.shapes:
                 raise MergeError(

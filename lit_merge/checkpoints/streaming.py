@@ -8,7 +8,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.tensor_files import TensorFiles, bytes_of
+from lit_merge.checkpoints.tensor_files import TensorFiles, bytes_of, check_written
 from lit_merge.checkpoints.writer import replacing
 
 
@@ -34,7 +34,7 @@ def write_stream(
         overwrite: replace what stands there.
 
     Raises:
-        MergeError: the path exists or cannot be written, or the disk is full.
+        MergeError: the path exists or cannot be written, or the disk is full; a value that is not finite.
         ValueError: tensors that are not those that were announced.
     """
     with replacing(path, overwrite) as beside, ExitStack() as stack:
@@ -43,6 +43,7 @@ def write_stream(
         opened: dict[str, BinaryIO] = {}
         missing = set(shapes)
         for name, value in tensors:
+            check_written(name, value)
             file, position = files.place(name, value)
             if file not in opened:
                 opened[file] = stack.enter_context((beside / file if file else beside).open("r+b"))

@@ -90,6 +90,26 @@ class TensorFiles:
         return _nbytes(self.shapes[name], self.dtypes[name])
 
 
+def is_finite(value: Tensor) -> bool:
+    """Whether no entry is NaN or infinity."""
+    return not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax())
+
+
+def check_written(name: str, value: Tensor) -> None:
+    """Raises MergeError where a value that is about to be written is not finite."""
+    if is_finite(value):
+        return
+    bad, most = value.numel() - int(value.isfinite().sum()), torch.finfo(value.dtype).max
+    way_out = "a smaller scaling, or smaller steps of adaptation"
+    if value.dtype == torch.float16:
+        way_out = "a wider --dtype, as bfloat16 or float32, or a smaller scaling"
+    raise MergeError(
+        f"{name} would be written with NaN or infinity in {bad:,} of {value.numel():,} places; {value.dtype} holds "
+        f"numbers up to {most:.4g}: take {way_out}",
+        weight=name,
+    )
+
+
 def bytes_of(value: Tensor) -> memoryview:
     """A tensor's values as files hold them."""
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -3,6 +3,7 @@
 import mmap
 import os
 import struct
+import warnings
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes
-from lit_merge.checkpoints.gathering import weights_of
+from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes, unfit_dtypes
+from lit_merge.checkpoints.gathering import models_in, weights_of
 from lit_merge.checkpoints.pickles import read_pickle
 from lit_merge.checkpoints.tensor_records import Damaged, Storage, TensorRecord
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 
 ZIP = b"PK\x03\x04"
 # torch.save before 1.6, and with _use_new_zipfile_serialization=False: a pickle of this number, then others.
@@ -30,22 +31,34 @@ class TorchFile(Checkpoint):
     Opening reads the structure; `read` reads one tensor from its place in the file. Names are those of the model's
     `state_dict()`, without the `module.` of DataParallel around all of them.
 
+    Args:
+        path: of the file.
+        lenient: leave out what cannot be merged, rather than refuse the file: see `Checkpoint.unfit`.
+        inside: which entry of a training checkpoint that holds several models, as raw weights and their averages; the
+            raw ones by default, and a warning says so.
+
     Raises:
         MergeError: missing, unreadable, cut short, hostile, or without a model.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], lenient: bool = False, inside: str | None = None) -> None:
         self.path = Path(path)
-        self.label = str(path)
+        self.label = str(path) if inside is None else f"{path}#{inside}"
         self.files = (self.path,)
         start = first_bytes(self.path, "a file of torch.save")
         try:
             found, self._places = _open_zip(self.path) if start.startswith(ZIP) else _open_legacy(self.path, start)
-            self._tensors = weights_of(found)
+            tensors, others = weights_of(found, inside)
+            if inside is None and len(models := models_in(found)) > 1:
+                told = f"{path} holds weights under {' and '.join(models)}: {models[0]} is taken"
+                warnings.warn(f"{told}; {path}#{models[1]} names the others", MergeWarning, stacklevel=4)
+            self.unfit = others | unfit_dtypes({name: tensor.dtype for name, tensor in tensors.items()})
+            self.refuse_unfit(() if lenient else self.unfit)
+            self._tensors = {name: tensor for name, tensor in tensors.items() if name not in self.unfit}
             for name, tensor in self._tensors.items():
                 self._check(name, tensor)
         except Damaged as error:
-            raise MergeError(f"{path}: {error}") from error
+            raise MergeError(f"{self.label}: {error}") from error
         except OSError as error:
             raise MergeError(f"{path} cannot be read: {error.strerror}") from error
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
@@ -58,8 +71,6 @@ class TorchFile(Checkpoint):
         self.tied = tuple(tuple(names) for names in places.values() if len(names) > 1)
 
     def _check(self, name: str, tensor: TensorRecord) -> None:
-        if tensor.dtype not in DTYPES.values():
-            raise MergeError(f"{self.path}: {name} is of dtype {tensor.dtype}, which cannot be merged", weight=name)
         place = self._places.get(tensor.storage.key)
         if place is None or place[1] < tensor.storage.nbytes:
             raise Damaged(f"it has not all values of {name}: copy or download it again")

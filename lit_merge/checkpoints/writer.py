@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_merge.checkpoints.leftovers import clear_leftovers, make_workplace, unlock
+from lit_merge.checkpoints.tensor_files import check_written
 from lit_merge.errors import MergeError
 
 
@@ -99,7 +100,9 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes one safetensors file, whole or not at all."""
+    """Writes one safetensors file, whole or not at all. Raises MergeError for values that are not finite too."""
+    for name, value in tensors.items():
+        check_written(name, value)
     with replacing(path, overwrite) as beside:
         # safetensors refuses tensors that share memory, as views of one merge may.
         whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

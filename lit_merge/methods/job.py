@@ -133,7 +133,7 @@ class Job:
         factors: bool = True,
     ) -> Iterator[Part]:
         """Origin, and delta where experts differ, of every weight in turn, as they are stored. Says which experts are
-        the same file twice, as far as can be told.
+        the same file twice, or the base, as far as can be told.
 
         Args:
             dtype: of origin and factors; None for the experts'.
@@ -145,7 +145,8 @@ class Job:
         experts, label = self.experts, type(self.method).__name__
         label = label if self.transform is None else f"{type(self.transform).__name__} and {label}"
         names = list(experts.shapes) if names is None else names
-        alike = set(combinations(range(len(experts.tasks)), 2))
+        # The base, where it is read, comes after the experts.
+        alike = set(combinations(range(len(experts.tasks) + self.weights.with_base), 2))
         split = set(in_blocks) - self.selected if self.method.elementwise else set()
         pieces = [piece for name in names for piece in (self.weights.blocks(name) if name in split else [(name, None)])]
         progress = track_bytes(experts.sizes_of(pieces), f"merging with {label}")
@@ -157,8 +158,10 @@ class Job:
             yield self._part(next(stream), rows, dtype, agree, alike, factors)
         for i, j in sorted(alike) if names else ():
             if self._equal(i, j, set(experts.shapes).difference(names)):
-                told = f"the experts {experts.tasks[i]} and {experts.tasks[j]} are identical: is a path wrong?"
-                warnings.warn(told, MergeWarning, stacklevel=4)
+                both = experts.tasks[i], (*experts.tasks, "")[j]
+                told = "the experts {} and {} are identical" if both[1] else "the expert {} is the base"
+                told = told.format(*both)
+                warnings.warn(f"{told}: is a path wrong?", MergeWarning, stacklevel=4)
 
     def _part(
         self,
@@ -170,7 +173,9 @@ class Job:
         factors: bool,
     ) -> Part:
         name, experts = weight.name, weight.experts
-        alike &= {(i, j) for i, j in alike if torch.equal(experts[i], experts[j])}
+        # Counters come without the base's.
+        all_of_them = [*experts, weight.base if weight.base is not None else experts[0]]
+        alike &= {(i, j) for i, j in alike if torch.equal(all_of_them[i], all_of_them[j])}
         stored = dtype if dtype and experts.is_floating_point() else self.experts.dtypes[name]
         row, last = (None, True) if rows is None else (rows.start, rows.stop == self.experts.shapes[name][0])
         if agree if rows is not None else weight.agrees:
@@ -188,13 +193,16 @@ class Job:
         return Part(name, origin.cpu().to(stored), delta, row, last)
 
     def _equal(self, i: int, j: int, names: Collection[str]) -> bool:
-        one, other = (list(self.experts.checkpoints.values())[k] for k in (i, j))
-        return all(torch.equal(one.read(name), other.read(name)) for name in names)
+        one, other = ([*self.experts.checkpoints.values(), self.experts.base][k] for k in (i, j))
+        assert one is not None
+        assert other is not None
+        pairs = ((one.read(name), other.read(name)) for name in names)
+        return all(torch.equal(a, b.to(a.dtype)) for a, b in pairs)
 
-    def merged(self, part: Part) -> Tensor:
-        """The rows of a merged weight, at the coefficients at which a merge starts."""
+    def merged(self, part: Part, dtype: torch.dtype | None = None) -> Tensor:
+        """The rows of a merged weight, at the coefficients at which a merge starts; None for the experts' dtype."""
         column = None if part.delta is None else self.start((part.name,), part.delta.shape[0])[:, 0]
-        return combine(part.origin, part.delta, column, self.experts.dtypes[part.name])
+        return combine(part.origin, part.delta, column, dtype or self.experts.dtypes[part.name])
 
     def start(self, names: tuple[str, ...], rows: int) -> Float[Tensor, "rows L"]:
         """The coefficients at which a merge starts."""

@@ -129,7 +129,8 @@ class TIES(MergeMethod):
     def prepare(self, weights: WeightStream) -> MergeMethod:
         """Every task's threshold over its whole vector, then the majority of the elected signs."""
         experts = weights.experts
-        floating = {name: dtype for name, dtype in experts.dtypes.items() if dtype.is_floating_point}
+        learnt = experts.dtypes.keys() - experts.statistics
+        floating = {name: dtype for name, dtype in experts.dtypes.items() if dtype.is_floating_point and name in learnt}
         size = sum(prod(experts.shapes[name]) for name in floating)
         # Not the binary number: 0.29 of 100 entries are 29, though 0.29·100 is 28.999….
         k = int(Fraction(str(self.keep)) * size)

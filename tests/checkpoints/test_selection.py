@@ -8,6 +8,7 @@ from lit_merge.checkpoints import StateDict, named_like, without
 from lit_merge.experts import Experts
 
 WEIGHTS = {"bert.a.weight": torch.arange(6.0).view(2, 3), "bert.LayerNorm.weight": torch.ones(3)}
+SHAPES = StateDict(WEIGHTS).shapes
 
 
 @pytest.mark.parametrize("added", ["", "bert."])
@@ -17,19 +18,38 @@ def test_a_base_of_other_names(added: str, old: bool) -> None:
     if old:
         names = {name: other.replace("LayerNorm.weight", "LayerNorm.gamma") for name, other in names.items()}
     base = StateDict({names[name]: value for name, value in WEIGHTS.items()})
-    view = named_like(base, WEIGHTS)
+    view = named_like(base, SHAPES)
     assert (view is base) == (list(names.values()) == list(WEIGHTS))
     assert view.shapes == StateDict(WEIGHTS).shapes
     assert all(torch.equal(view.read(name), value) for name, value in WEIGHTS.items())
     # Experts that were saved without what comes before the names.
     bare = {name.removeprefix("bert."): value for name, value in WEIGHTS.items()}
-    assert torch.equal(named_like(base, bare).read("a.weight"), WEIGHTS["bert.a.weight"])
+    assert torch.equal(named_like(base, StateDict(bare).shapes).read("a.weight"), WEIGHTS["bert.a.weight"])
 
 
 def test_other_weights_stay_as_they_are() -> None:
     base = StateDict({"bert.b.weight": torch.ones(2)})
-    assert named_like(base, WEIGHTS) is base
+    assert named_like(base, SHAPES) is base
     assert without(base, {"bert.a.weight"}) is base
+
+
+@pytest.mark.parametrize(
+    ("here", "there"), [("", "bert."), ("bert.", ""), ("model.", "base_model.model."), ("a.b.", "c.")]
+)
+def test_whatever_a_base_lacks_or_has_beside(here: str, there: str) -> None:
+    """Experts with a head that the base has not, a base with a pooler that they have not."""
+    inside = {f"encoder.layer.{i}.{k}.weight": torch.full((2, 2), float(i + k)) for i in range(12) for k in (1, 2)}
+    experts = {here + name: value for name, value in inside.items()} | {"classifier.weight": torch.ones(3, 2)}
+    base = StateDict({there + name: value for name, value in inside.items()} | {"pooler.weight": torch.ones(2, 2)})
+    view = named_like(base, StateDict(experts).shapes)
+    assert all(torch.equal(view.read(here + name), value) for name, value in inside.items())
+    assert view.shapes.keys() == {here + name for name in inside} | {"pooler.weight"}
+
+
+def test_blocks_of_other_numbers_are_others() -> None:
+    blocks = {f"layers.{i}.mlp.weight": torch.full((2, 2), float(i)) for i in range(4)}
+    base = StateDict({f"layers.{i + 1}.mlp.weight": value for i, value in enumerate(blocks.values())})
+    assert named_like(base, StateDict(blocks).shapes) is base
 
 
 def test_exclude() -> None:

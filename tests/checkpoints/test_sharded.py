@@ -44,7 +44,7 @@ def test_a_folder_or_its_index(folder: Path) -> None:
 def test_shards_are_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     start = SafetensorsFile.__init__
-    monkeypatch.setattr(SafetensorsFile, "__init__", lambda self, path: (opened.append(path), start(self, path))[1])
+    monkeypatch.setattr(SafetensorsFile, "__init__", lambda self, *args: (opened.append(args), start(self, *args))[1])
     checkpoint = open_checkpoint(folder)
     for name in WEIGHTS:
         checkpoint.read(name)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_merge import MergeError
+from lit_merge import MergeError, MergeWarning
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.checkpoints.torch_file import TorchFile
 
@@ -191,6 +191,21 @@ def test_files_without_a_model(saved: Any, told: list[str], modern: bool, tmp_pa
         pytest.skip("old files cannot hold it")
     torch.save(saved, tmp_path / "model.pt", _use_new_zipfile_serialization=modern)
     refused(tmp_path / "model.pt", *told)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_averages_beside_raw_weights(modern: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    saved = {"epoch": 3, "state_dict_ema": {"w": torch.full((2,), 2.0)}, "state_dict": {"w": torch.ones(2)}}
+    torch.save(saved, path, _use_new_zipfile_serialization=modern)
+    with pytest.warns(MergeWarning, match=r"state_dict and state_dict_ema: state_dict is taken; .*#state_dict_ema"):
+        assert open_checkpoint(path).read("w").tolist() == [1, 1]
+    assert open_checkpoint(f"{path}#state_dict_ema").read("w").tolist() == [2, 2]
+    assert open_checkpoint(f"{path}#state_dict").read("w").tolist() == [1, 1]
+    refused(Path(f"{path}#optimizer"), "no weights under 'optimizer'", "state_dict_ema")
+    # Averages alone are the model.
+    torch.save({"ema_model": {"w": torch.full((2,), 3.0)}, "step": 1}, path, _use_new_zipfile_serialization=modern)
+    assert open_checkpoint(path).read("w").tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("modern", [True, False])
