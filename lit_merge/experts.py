@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import zip_longest
 
 import torch
@@ -89,6 +90,14 @@ class Experts:
         found = matching(self.exclude, names)
         return [name for name in names if name in found]
 
+    def precision(self, name: str) -> torch.dtype:
+        """The widest dtype of a weight and of its updates."""
+        found = self.dtypes[name]
+        for checkpoint in self.checkpoints.values():
+            if checkpoint.is_updated(name) and (update := checkpoint.update(name)) is not None:
+                found = torch.promote_types(found, update.dtype)
+        return found
+
     @property
     def statistics(self) -> list[str]:
         """Weights that are no learnt ones, but what layers saw of their inputs: they are averaged."""
@@ -141,7 +150,8 @@ class Experts:
         # Of a number of entries by which vectorised loops treat each as they do within the whole.
         step = ALIGNED // math.gcd(ALIGNED, inner)
         count = step * max(1, BLOCK // (step * inner * len(self.tasks) or 1))
-        if not shape or count >= shape[0]:
+        # The factors of updates are of whole weights.
+        if not shape or count >= shape[0] or any(file.is_updated(name) for file in self.checkpoints.values()):
             return [(name, None)]
         return [(name, slice(start, min(start + count, shape[0]))) for start in range(0, shape[0], count)]
 
@@ -159,28 +169,45 @@ class Experts:
         read = functools.partial(self._read, base=self.base if with_base else None)
         pieces = [(name, None) for name in self.shapes] if pieces is None else pieces
         with ThreadPoolExecutor(1, "reading") as reader:
-            ahead: Future[tuple[Tensor, Tensor | None]] | None = None
+            ahead: Future[Weight] | None = None
             for piece, following in zip_longest(pieces, pieces[1:]):
                 values = [read(piece) if ahead is None else ahead.result()]
                 soon = following is not None and self.size(following) < HUGE
                 ahead = reader.submit(read, following) if soon else None
                 # Nothing here holds on to a weight while it is worked on.
-                yield self._weight(piece[0], *values.pop())
+                yield self._weight(values.pop())
 
-    def _read(self, piece: Piece, base: Checkpoint | None) -> tuple[Tensor, Tensor | None]:
+    def _read(self, piece: Piece, base: Checkpoint | None) -> Weight:
         """Nothing but reading: it happens beside other work."""
         name, rows = piece
+        if any(checkpoint.is_updated(name) for checkpoint in self.checkpoints.values()):
+            return self._read_updated(name, base is not None)
         row, shape = 0 if rows is None else rows.start, self.shape(piece)
         experts = torch.empty(len(self.tasks), *shape, dtype=self.dtypes[name])
         for t, checkpoint in enumerate(self.checkpoints.values()):
             checkpoint.read_into(name, experts[t], row)
         if base is None:
-            return experts, None
+            return Weight(name, experts, None)
         own = torch.empty(shape, dtype=base.dtypes[name])
         base.read_into(name, own, row)
-        return experts, own
+        return Weight(name, experts, own)
 
-    def _weight(self, name: str, experts: Tensor, base: Tensor | None) -> Weight:
+    def _read_updated(self, name: str, with_base: bool) -> Weight:
+        """A weight that some experts hold as the base's and a low-rank update: sums are not rounded to its dtype."""
+        assert self.base is not None  # adapters are opened on it
+        updates = [checkpoint.update(name) for checkpoint in self.checkpoints.values()]
+        own = self.base.read(name)
+        own = own.to(torch.promote_types(own.dtype, torch.float32))
+        vectors = torch.empty(len(updates), *own.shape, dtype=own.dtype)
+        for vector, update, checkpoint in zip(vectors, updates, self.checkpoints.values(), strict=True):
+            vector.copy_(checkpoint.read(name).to(own.dtype) - own if update is None else update.dense())
+        exact = tuple(update for update in updates if update is not None)
+        whole = exact if len(exact) == len(updates) else None
+        return Weight(name, own + vectors, own if with_base else None, vectors=vectors, updates=whole)
+
+    def _weight(self, read: Weight) -> Weight:
+        """The weight as it is merged, in float32 or more."""
+        name, experts, base = read.name, read.experts, read.base
         for value, (task, checkpoint) in zip(experts, self.checkpoints.items(), strict=True):
             _check_finite(value, checkpoint, name, task)
         if base is not None and self.base is not None:
@@ -194,8 +221,8 @@ class Experts:
                 if not (experts == experts[0]).all():
                     self._say("statistics", f"running means and variances, as {name}, are averaged: no task vectors")
                 # Of all and of the base the same: then there is nothing to merge.
-                experts, base = mean.expand_as(experts), None if base is None else mean
-            return Weight(name, experts, base)
+                return Weight(name, mean.expand_as(experts), None if base is None else mean)
+            return replace(read, experts=experts, base=base)
         if (experts == experts[0]).all():
             # Counters and indices: what the experts agree on holds, whatever the base had counted.
             return Weight(name, experts, None)

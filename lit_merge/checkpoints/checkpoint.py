@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.naming import PLAIN, Naming
+from lit_merge.checkpoints.updates import Update
 from lit_merge.errors import MergeError
 
 DTYPES = {
@@ -69,6 +70,15 @@ class Checkpoint(ABC):
         read no others do."""
         value = self.read(name)
         out.copy_(value[row : row + len(out)] if value.ndim else value)
+
+    def is_updated(self, name: str) -> bool:
+        """Whether the weight of this name is the base's with a low-rank update in it."""
+        return False
+
+    def update(self, name: str) -> Update | None:
+        """What is added to the base's weight of this name, exactly: `read` rounds the sum. None where the weight is not
+        known as a sum."""
+        return None
 
     def name_of(self, weight: str) -> str:
         """What the file itself calls a weight of this name, for messages."""

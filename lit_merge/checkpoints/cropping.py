@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.selection import Selection
+from lit_merge.checkpoints.updates import Update
 
 # Matrices and biases with a row for every token, in the names of BERT, GPT-2, Llama and their kin.
 _VOCABULARY = re.compile(r"(token_embeddings?|word_embeddings|embed_tokens|wte|lm_head|embed_out|embed_in)\b")
@@ -33,3 +34,7 @@ class Cropped(Selection):
     def read(self, name: str) -> Tensor:
         value = super().read(name)
         return value[: self.rows[name]].contiguous() if name in self.rows else value
+
+    def update(self, name: str) -> Update | None:
+        update = super().update(name)
+        return update if update is None or name not in self.rows else update.first_rows(self.rows[name])

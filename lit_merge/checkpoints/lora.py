@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.folders import weight_file
-from lit_merge.checkpoints.low_rank_update import LowRankUpdate, read_config, scale_of
+from lit_merge.checkpoints.low_rank_update import LowRankUpdate, read_config, scale_of, wide
 from lit_merge.checkpoints.one_file import open_one_file
+from lit_merge.checkpoints.updates import Update
 from lit_merge.errors import MergeError
 from lit_merge.weight_names import ADAPTER_CONFIG
 
@@ -23,7 +24,7 @@ _BIAS = re.compile(r"(?P<module>.+)\.lora_B\.bias")
 
 
 class LoraFolder(Checkpoint):
-    """θ = θ₀ + scale · B A, as peft's `merge_and_unload`, in the base's dtype.
+    """θ = θ₀ + scale · B A, as peft's `merge_and_unload`, in the base's dtype; `update` answers scale · B A itself.
 
     `modules_to_save` and biases that were trained stand in the place of the base's, and beside its weights where it has
     none of that name. DoRA is read for linear layers.
@@ -123,3 +124,16 @@ class LoraFolder(Checkpoint):
             key, scale = self._biases[name]
             value = value.to(torch.promote_types(value.dtype, torch.float32)) + scale * self._adapter.read(key)
         return value.to(self.dtypes[name])
+
+    def is_updated(self, name: str) -> bool:
+        return name in self._updates or name in self._biases
+
+    def update(self, name: str) -> Update | None:
+        if name in self._replaced:
+            return None
+        shape = self.shapes[name]
+        if name in self._biases:
+            key, scale = self._biases[name]
+            bias = self._adapter.read(key)
+            return Update(scale * wide(bias)[:, None], torch.ones(1, 1), shape, bias.dtype)
+        return self._updates[name].factors(shape) if name in self._updates else Update.none(shape, self.dtypes[name])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
+from lit_merge.checkpoints.updates import Update
 from lit_merge.errors import MergeError
 
 # What changes a layer in ways that are not W + scale · B A.
@@ -60,8 +61,7 @@ class LowRankUpdate:
         a, b = (self.adapter.read(self.parts[part]) for part in self._pair)
         dtype = torch.promote_types(torch.promote_types(weight.dtype, a.dtype), torch.float32)
         product = (b.flatten(1).to(dtype) @ a.flatten(1).to(dtype)).reshape(b.shape[0], *a.shape[1:])
-        square = product.ndim == 2 and product.shape[0] == product.shape[1]
-        transposed = self._embedding or (self.transposed if square else product.shape != weight.shape)
+        transposed = self._turns(tuple(product.shape), tuple(weight.shape))
         delta = (product.T if transposed else product) * self.scale
         merged = weight.to(dtype) + delta
         magnitude = self.parts.get(MAGNITUDE)
@@ -72,6 +72,22 @@ class LowRankUpdate:
         lengths = torch.linalg.norm(merged, dim=rows, keepdim=True)
         return merged * (self.adapter.read(magnitude).to(dtype).reshape(lengths.shape) / lengths)
 
+    def factors(self, shape: tuple[int, ...]) -> Update | None:
+        """What is added to a weight of this shape; None of DoRA, which changes the weight itself."""
+        if MAGNITUDE in self.parts:
+            return None
+        a, b = (self.adapter.read(self.parts[part]) for part in self._pair)
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        left, right = self.scale * wide(b.flatten(1)), wide(a.flatten(1))
+        if self._turns((b.shape[0], *a.shape[1:]), shape):
+            left, right = right.T, left.T
+        return Update(left, right, shape, dtype)
+
+    def _turns(self, product: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether the weight is stored the other way round than B A."""
+        square = len(product) == 2 and product[0] == product[1]
+        return self._embedding or (self.transposed if square else product != shape)
+
     @property
     def _embedding(self) -> bool:
         return "lora_embedding_A" in self.parts
@@ -79,6 +95,11 @@ class LowRankUpdate:
     @property
     def _pair(self) -> tuple[str, str]:
         return ("lora_embedding_A", "lora_embedding_B") if self._embedding else ("lora_A", "lora_B")
+
+
+def wide(value: Tensor) -> Tensor:
+    """In float32 or more."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def read_config(path: Path) -> dict[str, Any]:

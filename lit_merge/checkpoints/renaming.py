@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.naming import Naming, detect
+from lit_merge.checkpoints.updates import Update, stacked
 from lit_merge.errors import MergeError
 
 
@@ -47,6 +48,17 @@ class Renamed(Checkpoint):
             self.source.read_into(self.places[name].names[0], out, row)
         else:
             super().read_into(name, out, row)
+
+    def is_updated(self, name: str) -> bool:
+        return any(self.source.is_updated(part) for part in self.places[name].names)
+
+    def update(self, name: str) -> Update | None:
+        place = self.places[name]
+        parts = [self.source.update(part) for part in place.names]
+        if any(part is None for part in parts):
+            return None
+        whole = stacked([part for part in parts if part is not None])
+        return whole.turned() if place.transposed else whole
 
     def name_of(self, weight: str) -> str:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
+from lit_merge.checkpoints.updates import Update
 
 # What layer normalisation was called in the first BERT, whose files still are.
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -34,6 +35,12 @@ class Selection(Checkpoint):
 
     def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
         self.source.read_into(self.names[name], out, row)
+
+    def is_updated(self, name: str) -> bool:
+        return self.source.is_updated(self.names[name])
+
+    def update(self, name: str) -> Update | None:
+        return self.source.update(self.names[name])
 
     def name_of(self, weight: str) -> str:
         return self.source.name_of(self.names.get(weight, weight))

@@ -59,4 +59,4 @@ class TaskArithmetic(MergeMethod):
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
-        return weight.base, weight.task_vectors
+        return weight.base, weight.low_rank or weight.task_vectors

@@ -70,10 +70,12 @@ class CART(MergeMethod):
             )
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        return cart(weight.experts, rank_of(self.rank_ratio, *weight.experts.shape[1:]), weight.svd("centred"))
+        rank = rank_of(self.rank_ratio, *weight.experts.shape[1:])
+        return weight.experts.mean(0), weight.svd("centred")(weight.centred, rank)
 
     def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
-        if not selected or weight.decompositions is not None or not takes_shortcuts(weight.experts):
+        kept = weight.decompositions is not None or weight.vectors is not None
+        if not selected or kept or not takes_shortcuts(weight.experts):
             return super().product(weight, selected)
         rank = rank_of(self.rank_ratio, *weight.experts.shape[1:])
         origin = weight.experts.mean(0)

@@ -113,7 +113,7 @@ class IsoC(MergeMethod):
         return weight.base, iso_c(weight.task_vectors, weight.svd("sum"), weight.rounding)
 
     def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
-        if not selected or weight.decompositions is not None:
+        if not selected or weight.decompositions is not None or weight.vectors is not None:
             return super().product(weight, selected)
         assert weight.base is not None
         total, vector = torch.zeros_like(weight.base), torch.empty_like(weight.base)

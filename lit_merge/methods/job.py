@@ -173,9 +173,11 @@ class Job:
         factors: bool,
     ) -> Part:
         name, experts = weight.name, weight.experts
+        distinct = weight.distinct
         # Counters come without the base's.
-        all_of_them = [*experts, weight.base if weight.base is not None else experts[0]]
-        alike &= {(i, j) for i, j in alike if torch.equal(all_of_them[i], all_of_them[j])}
+        distinct += distinct[:1] if len(distinct) == len(experts) else []
+        alike &= {(i, j) for i, j in alike if torch.equal(distinct[i], distinct[j])}
+        del distinct
         stored = dtype if dtype and experts.is_floating_point() else self.experts.dtypes[name]
         row, last = (None, True) if rows is None else (rows.start, rows.stop == self.experts.shapes[name][0])
         if agree if rows is not None else weight.agrees:
@@ -189,8 +191,13 @@ class Job:
                 origin, delta = (self.run.matrix if selected else self.run.rest)(weight)
             else:
                 origin, delta = self.run.product(weight, selected)
-        delta = None if delta is None else delta.cpu().to(stored)
-        return Part(name, origin.cpu().to(stored), delta, row, last)
+        origin, delta = origin.cpu(), None if delta is None else delta.cpu()
+        kept = stored
+        if dtype is None and weight.vectors is not None:
+            # Adapters hold more digits than the base that they are for, and their mean more than they.
+            kept = self.experts.precision(name)
+            stored = stored if torch.equal(origin.to(stored).to(origin.dtype), origin) else origin.dtype
+        return Part(name, origin.to(stored), None if delta is None else delta.to(kept), row, last)
 
     def _equal(self, i: int, j: int, names: Collection[str]) -> bool:
         one, other = ([*self.experts.checkpoints.values(), self.experts.base][k] for k in (i, j))

@@ -159,6 +159,9 @@ def _task_vectors(weights: WeightStream, length: int) -> Iterator[Float[Tensor, 
 def _parts(weight: Weight, length: int) -> Iterator[Float[Tensor, "T _"]]:
     if weight.base is None:
         raise MergeError(f"task vectors of {weight.name} need the pretrained checkpoint: pass base=…")
+    if weight.vectors is not None:
+        yield from weight.vectors.reshape(len(weight.vectors), -1).split(length, 1)
+        return
     experts = weight.experts.reshape(len(weight.experts), -1).split(length, 1)
     for part, base in zip(experts, weight.base.flatten().split(length), strict=True):
         yield part - base

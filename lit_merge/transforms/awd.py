@@ -120,9 +120,13 @@ class Disentangled:
     def __call__(self, weight: Weight) -> Weight:
         vectors = weight.task_vectors
         delta = torch.tensordot(self.coefficients[weight.name].to(vectors), vectors, 1)
-        experts = weight.experts.clone()
-        experts[self.subtract[weight.name]] -= delta
-        return replace(weight, experts=experts)
+        experts, there = weight.experts.clone(), self.subtract[weight.name]
+        experts[there] -= delta
+        if weight.vectors is None:
+            return replace(weight, experts=experts)
+        vectors = vectors.clone()
+        vectors[there] -= delta
+        return replace(weight, experts=experts, vectors=vectors, updates=None)
 
 
 @dataclass(frozen=True)
