@@ -209,7 +209,10 @@ def readable(task: str, pictures: Pictures) -> list[int]:
 def class_names(root: Path) -> list[str]:
     """Sorted names of the subfolders. Those without images count too: a class keeps its row of the head. A link to a
     folder above it is none."""
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    try:
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError as error:
+        raise MergeError(f"{root} (folders of classes) cannot be read: {error.strerror}") from error
     return sorted(path.name for path in folders if not root.resolve().is_relative_to(path.resolve()))
 
 
@@ -241,8 +244,8 @@ def find_images(task: str, folder: str) -> list[Path]:
         )
     if found.again:
         warnings.warn(
-            f"{root} (images of task {task}): {found.again} links lead to images or folders that are there already: each "
-            "counts once",
+            f"{root} (images of task {task}): {found.again} links lead to images or folders that are there "
+            "already: each counts once",
             MergeWarning,
             stacklevel=1,
         )
