@@ -78,13 +78,15 @@ def search(root: Path) -> Found:
 def _files(root: Path, found: Found) -> Iterator[tuple[Path, str | None]]:
     """Files with the places where they lie, None for links to files; folders first that are there without a link."""
     real = os.path.realpath(root)
-    seen = {real, *map(str, Path(real).parents)}
+    above = {real, *map(str, Path(real).parents)}
+    seen = set(above)
     linked = deque([(root, real)])
     while linked:
         first = linked.popleft()
         if first[1] in seen and first[0] != root:
-            # A link to a folder above it leaves nothing out.
-            found.again += not _holds(first[1], os.path.realpath(first[0].parent))
+            # A link to a folder above it leads to nothing new.
+            around = first[1] in above or Path(os.path.realpath(first[0].parent)).is_relative_to(first[1])
+            found.again += not around
             continue
         folders = deque([first])
         while folders:
@@ -103,10 +105,6 @@ def _files(root: Path, found: Found) -> Iterator[tuple[Path, str | None]]:
                     found.left_out["no regular file"] += path.suffix.lower() in suffixes()
                 else:
                     yield path, None if link else lies
-
-
-def _holds(folder: str, path: str) -> bool:
-    return Path(path).is_relative_to(folder)
 
 
 def _may_be_image(path: Path) -> bool:
