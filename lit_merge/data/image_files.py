@@ -231,22 +231,19 @@ def find_images(task: str, folder: str) -> list[Path]:
         place = error.filename or root
         raise MergeError(f"{place} (images of task {task}) cannot be read: {error.strerror}", task=task) from error
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.left_out.most_common())
+    where = f"{root} (images of task {task})"
     if not found.images:
         told = f" that Pillow reads, only others ({kinds})" if kinds else ""
         advice = "save them as PNG or JPEG" if kinds else "expected files as .png, .jpg, .webp, .tif or .ppm"
-        raise MergeError(f"{root} (images of task {task}) holds no image{told}: {advice}", task=task)
+        raise MergeError(f"{where} holds no image{told}: {advice}", task=task)
     if kinds:
+        told = (
+            f"{found.left_out.total()} files beside {len(found.images)} images are left out, though they may be images"
+        )
         warnings.warn(
-            f"{root} (images of task {task}): {found.left_out.total()} files beside {len(found.images)} images are "
-            f"left out, though they may be images too: {kinds}: save them as PNG or JPEG, or remove them",
-            MergeWarning,
-            stacklevel=1,
+            f"{where}: {told} too: {kinds}: save them as PNG or JPEG, or remove them", MergeWarning, stacklevel=1
         )
     if found.again:
-        warnings.warn(
-            f"{root} (images of task {task}): {found.again} links lead to images or folders that are there "
-            "already: each counts once",
-            MergeWarning,
-            stacklevel=1,
-        )
+        told = f"{found.again} links lead to images or folders that are there already: each counts once"
+        warnings.warn(f"{where}: {told}", MergeWarning, stacklevel=1)
     return found.images

@@ -443,6 +443,8 @@ def test_links_neither_loop_nor_multiply(tmp_path: Path) -> None:
     with pytest.warns(MergeWarning, match="2 links lead to images or folders that are there already: each counts once"):
         found = find_images("alpha", str(root))
     assert [path.relative_to(root).as_posix() for path in found] == names
+    (root / "0.png").unlink()
+    (root / "z").unlink()
     os.mkfifo(root / "pipe.png")
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
     with pytest.warns(MergeWarning, match="1 no regular file"):
