@@ -16,6 +16,7 @@ from lit_merge.data import TaskData
 from lit_merge.data.streams import Answers
 from lit_merge.errors import MergeError
 from lit_merge.networks import Heads, Network
+from lit_merge.networks.base import NO_NAMES
 from lit_merge.objectives import entropy
 
 
@@ -100,30 +101,42 @@ class Evaluator(LightningModule):
         self.metrics = TaskMetrics(tasks)
         self.weights = weights
         self.scores: dict[str, TaskScore] = {}
+        self.label_rows: dict[str, Tensor] = {}
         self._loaded: tuple[str, dict[str, Tensor]] | None = None
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         task = batch["task"]
         if self._loaded is None or self._loaded[0] != task:
             self._loaded = task, {name: w.to(self.device) for name, w in self.weights(task).items()}
-        self.metrics.update(task, self.network.evaluate(self._loaded[1], batch), self.network.rows(batch))
+        logits = self.network.evaluate(self._loaded[1], batch)
+        self.metrics.update(task, logits, self.network.rows(batch, self.label_rows))
 
     def on_test_start(self) -> None:
-        check_classes(self, self.network, "test")
+        self.label_rows = check_classes(self, self.network, "test")
 
     def on_test_epoch_end(self) -> None:
         self.scores = self.metrics.scores()
 
 
-def check_classes(module: LightningModule, network: Network, split: str) -> None:
-    """Raises MergeError where the trainer's data has another number of classes than a head has rows."""
+def check_classes(module: LightningModule, network: Network, split: str) -> dict[str, Tensor]:
+    """Task → the head's row of every label of the trainer's data, where both know what classes are called.
+
+    Raises:
+        MergeError: another number of classes than a head has rows, or other classes.
+    """
     data = getattr(module.trainer, "datamodule", None)
-    if isinstance(data, TaskData):
+    if not isinstance(data, TaskData):
+        return {}
+    if split != "adaptation":
         data.check_classes(split, network.heads.classes)
+    return data.label_rows(split, network.heads.rows_of)
 
 
 def online_scores(
-    predictions: Mapping[str, Int[Tensor, " n"]], answers: Mapping[str, Answers], heads: Heads
+    predictions: Mapping[str, Int[Tensor, " n"]],
+    answers: Mapping[str, Answers],
+    heads: Heads,
+    label_rows: Mapping[str, Int[Tensor, " C"]] = NO_NAMES,
 ) -> dict[str, TaskScore]:
     """Accuracy per task of what was predicted of streams while they passed, from their beginning.
 
@@ -131,13 +144,17 @@ def online_scores(
         predictions: stream → predicted classes of its first n images, in order.
         answers: stream → what is known of its images; streams without any are left out.
         heads: those that predicted, a stream being called as its head.
+        label_rows: task → the head's row of every label; labels are rows themselves by default.
     """
     hits: dict[str, list[bool]] = {}
+    rows = {task: found.tolist() for task, found in label_rows.items()}
     for stream, known in answers.items():
         first = {task: heads.first_row(stream, task) for task in dict.fromkeys(known.tasks)}
         found = predictions[stream].tolist() if stream in predictions else []
         for task, label, predicted in zip(known.tasks, known.classes.tolist(), found, strict=False):
-            hits.setdefault(task, []).append(predicted == first[task] + label)
+            order = rows.get(task, ())
+            row = order[label] if label < len(order) else label
+            hits.setdefault(task, []).append(predicted == first[task] + row)
     # No entropy: it is the predictions that were kept.
     return {task: TaskScore(sum(right) / len(right), math.nan, len(right)) for task, right in hits.items()}
 

@@ -91,6 +91,7 @@ class MergedModel(LightningModule):
         self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
         self.experts = experts
         self.metrics = TaskMetrics(bank.tasks)
+        self.label_rows: dict[str, Tensor] = {}
         self.rank_ratio = self.energy = 1.0
         self._ranks: dict[str, int] = {}
         self.stage_index = -1
@@ -135,6 +136,7 @@ class MergedModel(LightningModule):
 
     def on_fit_start(self) -> None:
         self.check_learnable()
+        check_classes(self, self.network, "adaptation")
         if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
             raise MergeError(
                 f"{type(self.objective).__name__} asks every expert about inputs of its own task, and the data mixes "
@@ -232,16 +234,19 @@ class MergedModel(LightningModule):
         return self.network.evaluate(self._weights, batch)
 
     def on_validation_start(self) -> None:
-        check_classes(self, self.network, "validation")
+        self.label_rows = check_classes(self, self.network, "validation")
 
     def on_test_start(self) -> None:
-        check_classes(self, self.network, "test")
+        self.label_rows = check_classes(self, self.network, "test")
+
+    def on_predict_start(self) -> None:
+        check_classes(self, self.network, "adaptation")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.metrics.update(batch["task"], self._logits(batch), self.network.rows(batch))
+        self.metrics.update(batch["task"], self._logits(batch), self.network.rows(batch, self.label_rows))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.metrics.update(batch["task"], self._logits(batch), self.network.rows(batch))
+        self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The five most probable classes of every input, fewer where there are fewer."""

@@ -71,10 +71,11 @@ class Probe:
         """Draws inputs from the unlabelled ones of every task, by the data's seed; all of a task that has fewer.
 
         Raises:
-            MergeError: `images` below 1.
+            MergeError: `images` below 1; data of other classes than those of the heads.
         """
         if images < 1:
             raise MergeError(f"images={images}: expected at least 1 of every task")
+        data.label_rows("adaptation", network.heads.rows_of)
         inputs = {}
         for task, source in data.unlabelled().items():
             generator = torch.Generator().manual_seed(data.seed)
@@ -84,11 +85,18 @@ class Probe:
 
     @classmethod
     def labelled(cls, network: Network, data: TaskData, split: str) -> "Probe":
-        """All labelled inputs of `validation` or `test`."""
+        """All labelled inputs of `validation` or `test`.
+
+        Raises:
+            MergeError: other classes than those of the heads.
+        """
         inputs, labels = {}, {}
+        data.check_classes(split, network.heads.classes)
+        rows = data.label_rows(split, network.heads.rows_of)
         for task, (source, targets) in data.labelled(split).items():
             assert targets is not None
-            inputs[task], labels[task] = source.read(range(len(source))), targets.long()
+            inputs[task] = source.read(range(len(source)))
+            labels[task] = network.rows({"task": task, "labels": targets.long()}, rows)
         return cls(network, inputs, labels)
 
     def ask_experts(self, weights: Callable[[str], Weights]) -> None:

@@ -86,7 +86,9 @@ def own(tiny: Any, tmp_path: Path) -> list[str]:
         for folder in ("experts", "classes"):
             (tmp_path / folder).mkdir(exist_ok=True)
         shutil.copy(tiny.experts[task], tmp_path / "experts" / f"{name}.safetensors")
-        lines = [f"{name} of kind {i}" for i, _ in enumerate((tmp_path / "test" / name).iterdir())]
+        # In another order than the sorted folders.
+        folders = sorted((path.name for path in (tmp_path / "test" / name).iterdir()), reverse=True)
+        lines = [f"{folder}\t{name} of kind {i}" for i, folder in enumerate(folders)]
         (tmp_path / "classes" / f"{name}.txt").write_text("\n".join(lines))
     shutil.copy(tiny.base, tmp_path / "pretrained.safetensors")
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

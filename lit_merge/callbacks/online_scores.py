@@ -55,8 +55,10 @@ class OnlineScores(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MergedModel)
-        answers = _data(trainer).answers()
-        self.scores = online_scores(self.predictions, answers, pl_module.network.heads)
+        data, heads = _data(trainer), pl_module.network.heads
+        answers = data.answers()
+        rows = data.label_rows("answers", heads.rows_of) if answers else {}
+        self.scores = online_scores(self.predictions, answers, heads, rows)
         seen, whole = sum(s.images for s in self.scores.values()), sum(len(known.tasks) for known in answers.values())
         if seen < whole:
             warnings.warn(

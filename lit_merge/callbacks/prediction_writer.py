@@ -7,16 +7,19 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_merge.checkpoints import check_output
+from lit_merge.class_names import numbered
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.merged_model import MergedModel
 from lit_merge.mixed import MIXED
+from lit_merge.networks import Heads
 from lit_merge.prediction_files import TOP, PredictionFile, Row, prediction_format, writing
 
 
 class PredictionWriter(Callback):
     """Writes a row per image in `predict`: task, position, file where the data are files, and the most probable classes
-    with their probabilities. Classes are named where the data names them; else they are the numbers of the head's rows.
+    with their probabilities. Classes are named where data or heads name them; else they are the numbers of the head's
+    rows.
 
     The file appears when the run is whole. With `return_predictions=False` nothing is kept in memory.
 
@@ -89,26 +92,36 @@ def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Seque
 
 
 def class_names(data: TaskData, model: MergedModel) -> dict[str, Sequence[str]]:
-    """task → names of the rows of its head, where the data knows them; where tasks are mixed, those of all tasks.
+    """task → names of the rows of its head, where data or head know them; where tasks are mixed, those of all tasks.
 
     Raises:
-        MergeError: more or fewer names than rows.
+        MergeError: more or fewer names than rows, or others than the head's.
     """
-    found: dict[str, Sequence[str]] = {}
-    for task in data.tasks:
-        names, classes = data.class_names(task), model.network.heads.classes(task)
-        if names is None:
-            continue
-        if len(names) != classes:
-            raise MergeError(
-                f"the data names {len(names)} classes of task {task} ({', '.join(names[:5])}, …), its head has "
-                f"{classes}: names are the head's rows, so there must be as many",
-                task=task,
-            )
-        found[task] = names
+    heads = model.network.heads
+    tasks = heads.mixed if data.mixed else data.tasks
+    found = {task: names for task in tasks if (names := row_names(data, heads, task)) is not None}
     if data.mixed:
-        tasks = model.network.heads.mixed
         # Several tasks may have a class of one name.
         names = [f"{task}/{name}" for task in tasks for name in found.get(task, ())]
         return dict.fromkeys((*data.tasks, MIXED), names) if all(task in found for task in tasks) else {}
     return found
+
+
+def row_names(data: TaskData, heads: Heads, task: str) -> Sequence[str] | None:
+    """What the rows of a task's head are called: as the data writes it, or else as the head does."""
+    known = heads.names.get(task)
+    split = "test" if data.has_test else "adaptation"
+    names = (data.label_names(task, split) or data.class_names(task)) if task in data.tasks else None
+    if names is None:
+        return known
+    if len(names) != (classes := heads.classes(task)):
+        raise MergeError(
+            f"the data names {len(names)} classes of task {task} ({', '.join(names[:5])}, …), its head has "
+            f"{classes}: names are the head's rows, so there must be as many",
+            task=task,
+        )
+    rows = heads.rows_of(task, names, data.names_itself(task))
+    if rows is None:
+        return names if known is None or numbered(known) else known
+    called = dict(zip(rows, names, strict=True))
+    return [called[row] for row in range(classes)]

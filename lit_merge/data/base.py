@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Integer
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,6 +28,8 @@ from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.mixed import MIXED
 
 Labelled = tuple[ImageSource, Tensor | None]
+PairClasses = Callable[[str, Sequence[str] | None, bool], Sequence[int] | None]
+"""See `Heads.rows_of`."""
 
 
 class TaskData(LightningDataModule, ClassNames):
@@ -153,6 +156,29 @@ class TaskData(LightningDataModule, ClassNames):
 
     def class_names(self, task: str) -> Sequence[str] | None:
         return None
+
+    def label_names(self, task: str, split: str) -> Sequence[str] | None:
+        """Names of the classes in the order of the labels of a split; None where they are not known.
+
+        Args:
+            task: one of `tasks`.
+            split: `test` or `validation`; `answers` to an online stream; or `adaptation`, for which no label is read.
+        """
+        return self.class_names(task)
+
+    def names_itself(self, task: str) -> bool:
+        """Whether these names are the data's own, rather than what the literature calls classes that it numbers."""
+        return True
+
+    def label_rows(self, split: str, heads: PairClasses) -> dict[str, Integer[Tensor, " C"]]:
+        """Task → which row of its head each class of a split is, where data and head both know what they are called.
+
+        Raises:
+            MergeError: a class that only one of them has.
+        """
+        known = [task for task in self.tasks if task != MIXED]
+        found = {task: heads(task, self.label_names(task, split), self.names_itself(task)) for task in known}
+        return {task: torch.tensor(rows) for task, rows in found.items() if rows is not None}
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The test images; where there are none, those to adapt on."""

@@ -172,6 +172,10 @@ class ImageFolders(TaskData):
         found = next((labelled[task] for labelled in folders if task in labelled), None)
         return None if found is None else class_names(resolve(found))
 
+    def label_names(self, task: str, split: str) -> list[str] | None:
+        folder = (self._labelled.get(split) or {}).get(task)
+        return self.class_names(task) if folder is None else class_names(resolve(folder))
+
     def _images(self, task: str, folder: str) -> list[Path]:
         """All images of a folder, sorted, or those that can be read."""
         if folder not in self._listed:

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,16 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lit_merge.data.image_search import search
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.locations import resolve
 from lit_merge.progress import track
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Sides: what is longer is cropped to this before it is resized.
 STRIP = 16
+# Tags of TIFF, and a value of the second.
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 class Pictures(ImageSource):
@@ -128,7 +130,9 @@ def decode(source: Path | bytes, label: str | None = None) -> Image.Image:
             # Only a warning up to twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return to_rgb(ImageOps.exif_transpose(image))
+                # Before it is turned: what turns it forgets the file.
+                levels = _levels(image) if image.mode.startswith("I") else None
+                return to_rgb(ImageOps.exif_transpose(image), levels)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnreadableImage(
             f"{label} cannot be read as an image: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels, as "
@@ -139,23 +143,41 @@ def decode(source: Path | bytes, label: str | None = None) -> Image.Image:
         raise UnreadableImage(f"{label} cannot be read as an image: {reason}: mend or remove it") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, levels: tuple[int, int] | None = (0, 0xFFFF)) -> Image.Image:
     """Eight bits of red, green and blue from any mode; transparency is left out.
+
+    Args:
+        image: of any mode.
+        levels: what black and white are in an image of more than eight bits; None where nobody knows.
 
     Raises:
         ValueError: values whose range nobody knows: floating point, or integers above 16 bits.
     """
     if image.mode.startswith("I"):
-        # 16 bits: `convert` would clip them at 255 rather than scale them.
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its values are outside 0 to 65535, so black and white are not known")
-        return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
+        # `convert` would clip them at 255 rather than scale them.
+        values = np.asarray(image).astype(np.int64)
+        if levels is None or values.min() < min(levels) or values.max() > max(levels):
+            told = "integers of a range that it does not say" if levels is None else f"outside 0 to {max(levels)}"
+            raise ValueError(f"its values are {told}, so black and white are not known")
+        scaled = values * 256 // (max(levels) + 1)
+        return Image.fromarray((scaled if levels[0] < levels[1] else 255 - scaled).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers, so black and white are not known")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
+    if "transparency" in image.info or image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
     return image.convert("RGB")
+
+
+def _levels(file: Image.Image) -> tuple[int, int] | None:
+    """Black and white of a file with more than eight bits of grey."""
+    if file.format != "TIFF":
+        # What these hold Pillow brings to 16 bits.
+        return (0, 0xFFFF) if file.format in ("PNG", "PPM", "JPEG2000") else None
+    tags: Any = file.tag_v2  # type: ignore[attr-defined]
+    if not file.mode.startswith("I;"):
+        return None
+    white = (1 << tags[BITS_PER_SAMPLE][0]) - 1
+    return (white, 0) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0, white)
 
 
 def readable(task: str, pictures: Pictures) -> list[int]:
@@ -185,33 +207,43 @@ def readable(task: str, pictures: Pictures) -> list[int]:
 
 
 def class_names(root: Path) -> list[str]:
-    """Sorted names of the subfolders. Those without images count too: a class keeps its row of the head."""
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Sorted names of the subfolders. Those without images count too: a class keeps its row of the head. A link to a
+    folder above it is none."""
+    try:
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError as error:
+        raise MergeError(f"{root} (folders of classes) cannot be read: {error.strerror}") from error
+    return sorted(path.name for path in folders if not root.resolve().is_relative_to(path.resolve()))
 
 
 def find_images(task: str, folder: str) -> list[Path]:
-    """All image files below a folder, sorted."""
+    """All image files below a folder, sorted, each of them once; a warning counts what may be an image and is left out.
+
+    Raises:
+        MergeError: no such folder, one that cannot be read, or that holds no image.
+    """
     root = resolve(folder)
     try:
         if not root.is_dir():
             raise MergeError(f"{root} (images of task {task}): no such folder", task=task)
-        # Not rglob: it passes over subfolders that cannot be read, or that are links, without a word.
-        found = (
-            Path(place, name) for place, _, names in os.walk(root, onerror=_stop, followlinks=True) for name in names
-        )
-        paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+        found = search(root)
     except OSError as error:
         place = error.filename or root
         raise MergeError(f"{place} (images of task {task}) cannot be read: {error.strerror}", task=task) from error
-    if not paths:
-        raise MergeError(f"{root} (images of task {task}) holds no image ({', '.join(sorted(SUFFIXES))})", task=task)
-    return paths
-
-
-def _stop(error: OSError) -> NoReturn:
-    raise error
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    """Thumbnails and other systems' notes about files, `._photo.png`, are no images of the task."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.left_out.most_common())
+    where = f"{root} (images of task {task})"
+    if not found.images:
+        told = f" that Pillow reads, only others ({kinds})" if kinds else ""
+        advice = "save them as PNG or JPEG" if kinds else "expected files as .png, .jpg, .webp, .tif or .ppm"
+        raise MergeError(f"{where} holds no image{told}: {advice}", task=task)
+    if kinds:
+        told = (
+            f"{found.left_out.total()} files beside {len(found.images)} images are left out, though they may be images"
+        )
+        warnings.warn(
+            f"{where}: {told} too: {kinds}: save them as PNG or JPEG, or remove them", MergeWarning, stacklevel=1
+        )
+    if found.again:
+        told = f"{found.again} links lead to images or folders that are there already: each counts once"
+        warnings.warn(f"{where}: {told}", MergeWarning, stacklevel=1)
+    return found.images

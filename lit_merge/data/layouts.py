@@ -90,7 +90,7 @@ class Listed(Layout):
         except (OSError, UnicodeDecodeError) as error:
             raise MergeError(f"task {task}: {error}", task=task) from error
         if self.by_name:
-            lines = [f"{re.sub(r'_[0-9]+[.][a-z]+$', '', line)}/{line}" for line in lines]
+            lines = [f"{re.sub(r'_[0-9]+[.][A-Za-z0-9]+$', '', line)}/{line}" for line in lines]
         rows = {name.strip("/"): row for row, name in enumerate(names)}
         within = [line.strip("/") for line in lines]
         classes = [line.rpartition("/")[0] for line in within]

@@ -146,6 +146,10 @@ class SplitTasks(TaskData):
         names = None if split is None else self._source(task, split)[2]
         return None if names is None else [readable_name(name) for name in names]
 
+    def label_names(self, task: str, split: str) -> list[str] | None:
+        names = self._source(task, self.adapt if split in ("adaptation", "answers") else split)[2]
+        return None if names is None else [readable_name(name) for name in names]
+
     def _source(self, task: str, split: str) -> tuple[ImageSource, Tensor, tuple[str, ...] | None]:
         if (task, split) not in self._opened:
             self._opened[task, split] = self._open(task, split)

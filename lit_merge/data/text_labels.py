@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from lit_merge.class_names import id2label, match, pair
 from lit_merge.data.tables import read_text
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
 SAVE = "save it in UTF-8"
-UNNAMED = {0: "LABEL_0", 1: "LABEL_1"}
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,17 @@ class RawLabels:
         # Classes may be called by digits, in an order of their own.
         named = names is not None and all(isinstance(value, str) and value in names for value in values)
         if all(map(_is_number, values)) and not named:
-            return torch.tensor([self._number(row, task) for row in rows])
-        places = {name: i for i, name in enumerate(names or ())}
+            numbers = torch.tensor([self._number(row, task) for row in rows])
+            # Numbers count the table's own classes, which may stand in another order than the head's.
+            order = None if names is None or self.names is None else pair(task, self.names, names)
+            return numbers if order is None or numbers.max() >= len(order) else torch.tensor(order)[numbers]
+        there = list(dict.fromkeys(map(str, values)))
+        places = {there[i]: row for i, row in match(there, names or ()).items()}
         for row, value in zip(rows, values, strict=True):
             if str(value) not in places:
                 raise MergeError(
                     f"{self.location}: row {row} has the label {value!r}, which is no class of task {task}: "
-                    f"{', '.join(places)}",
+                    f"{', '.join(names or ())}",
                     task=task,
                 )
         return torch.tensor([places[str(value)] for value in values])
@@ -110,12 +114,8 @@ def _of_model(folder: Path) -> list[str]:
     path = folder / "config.json"
     try:
         about: Mapping[str, Any] = json.loads(read_text(path, "utf-8", SAVE))
-        # transformers leaves out what it takes by default: two classes without names.
-        classifies = "ForSequenceClassification" in str(about.get("architectures"))
-        told = about["id2label"] if "id2label" in about or not classifies else UNNAMED
-        names = {int(row): str(name) for row, name in told.items()}
+        return id2label(about)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, MergeError):
             raise
         raise MergeError(f"{path} names no classes (id2label): give a text file with one name on every line") from error
-    return [names[row] for row in sorted(names)]

@@ -149,6 +149,10 @@ class TextFiles(TaskData):
         tables = dict.fromkeys(tables[task] for tables in self._labelled.values() if task in tables)
         return names_in([self._labels(task, location) for location in tables]) if tables else None
 
+    def label_names(self, task: str, split: str) -> list[str] | None:
+        # Without `classes` names are those that the labels have.
+        return None if split == "adaptation" and task not in self._classes else self.class_names(task)
+
     def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
         for task, location in self._labelled[split].items():
             names, expected = self.class_names(task), classes(task)

@@ -89,6 +89,7 @@ class VisionTasks(SplitTasks):
             for name, task in known.items()
         }
         self._tables: dict[str, Mapping[str, Any]] = {}
+        self._numbered: set[str] = set()
 
     def splits(self, task: str) -> Collection[str]:
         place = self._places[task]
@@ -105,7 +106,12 @@ class VisionTasks(SplitTasks):
             where = str(place.tables)
             table = find_split(where, self._open_tables(task), self._called(task, split))
             found = read_split(where, split, table, IMAGE, LABEL, self.image_size)
+        if found.classes is None:
+            self._numbered.add(task)
         return _checked(replace(found, classes=found.classes or known.names), task, known)
+
+    def names_itself(self, task: str) -> bool:
+        return task not in self._numbered
 
     def _called(self, task: str, split: str) -> tuple[str, ...]:
         other = dict(self._known[task].splits).get(split)

@@ -14,6 +14,7 @@ from lit_merge.errors import MergeError
 from lit_merge.networks.heads import Heads
 
 T = TypeVar("T")
+NO_NAMES: Mapping[str, Tensor] = {}
 
 
 class Network(nn.Module, ABC):
@@ -72,8 +73,12 @@ class Network(nn.Module, ABC):
         head = batch.get("head", batch["task"])
         return self(weights, {head: batch["images"]})[head]
 
-    def rows(self, batch: Mapping[str, Any]) -> Tensor:
-        """Which rows of those logits are right, (B,): the labels, counted from the task's first row.
+    def rows(self, batch: Mapping[str, Any], label_rows: Mapping[str, Tensor] = NO_NAMES) -> Tensor:
+        """Which rows of those logits are right, (B,): those of the labels, counted from the task's first row.
+
+        Args:
+            batch: of one task, with labels.
+            label_rows: task → the head's row of every label, (C,); labels are rows themselves by default.
 
         Raises:
             MergeError: a label that the task's head has no row for, which could only be missed.
@@ -81,6 +86,8 @@ class Network(nn.Module, ABC):
         task, labels = batch["task"], batch["labels"]
         if (highest := int(labels.max())) >= (classes := self.heads.classes(task)):
             raise MergeError(f"task {task} has a label {highest}, its head {classes} classes", task=task)
+        if task in label_rows:
+            labels = label_rows[task].to(labels.device)[labels]
         return labels + self.heads.first_row(batch.get("head", task), task)
 
     def strangers(self, names: Iterable[str]) -> list[str]:

@@ -1,6 +1,9 @@
 """ClassifierHeads: the classifiers that experts were fine-tuned with, from the experts' own files."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_merge.checkpoints import Checkpoint
+from lit_merge.class_names import id2label
 from lit_merge.errors import MergeError
 from lit_merge.networks.heads import Heads
 from lit_merge.networks.transformers_model import Given, split_outputs
@@ -72,6 +76,8 @@ class ClassifierHeads(Heads):
         self.weights = nn.ParameterList(
             nn.Parameter(weights[name].float(), requires_grad=False) for weights in found.values() for name in weights
         )
+        named = {task: names for task, names in _names(experts).items() if len(names) == self.count(task)}
+        self.name_rows(named, "config.json")
 
     def count(self, task: str) -> int:
         return self.taken[self.tasks.index(task)]
@@ -134,6 +140,19 @@ class ClassifierHeads(Heads):
                 task=task,
             )
         return classes
+
+
+def _names(experts: Mapping[str, Checkpoint]) -> dict[str, list[str]]:
+    """Task → the names of classes in the config.json beside an expert's weights, where that is of this expert alone."""
+    folders = {task: {path.parent for path in file.files} for task, file in experts.items()}
+    used = Counter(folder for places in folders.values() for folder in places)
+    found = {}
+    for task, places in folders.items():
+        if len(places) == 1 and used[place := places.pop()] == 1:
+            # Without a name for every row classes go by their numbers.
+            with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+                found[task] = id2label(json.loads((place / "config.json").read_text(encoding="utf-8")))
+    return found
 
 
 def take_apart(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:

@@ -1,5 +1,6 @@
 """Frozen classification heads, one per task: what all kinds share, and those of CLIP."""
 
+import json
 import math
 import os
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
+from lit_merge.class_names import pair
 from lit_merge.errors import MergeError
 from lit_merge.mixed import MIXED
 
@@ -23,6 +25,7 @@ class Heads(nn.Module, ABC):
 
     Attributes:
         where: the file that they are of, for messages; empty where they are of none.
+        names: task → names of the rows of its head, where they are known.
     """
 
     where = ""
@@ -32,6 +35,7 @@ class Heads(nn.Module, ABC):
         if MIXED in tasks:
             raise MergeError(f"a task called {MIXED!r}: that is the name of all heads together; rename it", task=MIXED)
         self.tasks = self.mixed = tuple(tasks)
+        self.names: dict[str, tuple[str, ...]] = {}
 
     @abstractmethod
     def count(self, task: str) -> int:
@@ -66,6 +70,33 @@ class Heads(nn.Module, ABC):
         if task not in self.mixed:
             raise MergeError(f"task {task} is not among those that are mixed: {', '.join(self.mixed)}", task=task)
         return sum(self.classes(before) for before in self.mixed[: self.mixed.index(task)])
+
+    def name_rows(self, names: Mapping[str, Sequence[str]], where: str) -> None:
+        """Says what the rows are called; `where` says it in messages.
+
+        Raises:
+            MergeError: more or fewer names than rows.
+        """
+        for task, given in names.items():
+            if len(given) != (classes := self.classes(task)):
+                raise MergeError(
+                    f"{where} names {len(given)} classes of task {task}, its head has {classes}", task=task
+                )
+            self.names[task] = tuple(given)
+
+    def rows_of(self, task: str, names: Sequence[str] | None, strict: bool = True) -> list[int] | None:
+        """Which row of a task's head each class of the data is, by name; None where that is not known: go by place.
+
+        Args:
+            task: whose head.
+            names: of the data's classes, where it knows them.
+            strict: whether other names are a mistake.
+
+        Raises:
+            MergeError: a class that only one of them has.
+        """
+        known = self.names.get(task)
+        return None if names is None or known is None else pair(task, names, known, strict)
 
     def classes(self, task: str) -> int:
         """Number of classes of a head."""
@@ -116,13 +147,17 @@ class CosineHeads(Heads):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CosineHeads":
-        """From a file {task: (C, d)} of any format; metadata of safetensors may give `logit_scale` (else 100, CLIP's).
+        """From a file {task: (C, d)} of any format; metadata of safetensors may give `logit_scale` (else 100, CLIP's),
+        and `class_names`: JSON, task → the names of its rows.
 
         Raises:
-            MergeError: no such file, a tensor that is no matrix or not finite, a scale that is no positive number.
+            MergeError: no such file, a tensor that is no matrix or not finite, a scale that is no positive number, more
+                or fewer names than rows.
         """
         file = open_checkpoint(path)
-        return cls({task: read_rows(file, task, task) for task in file.shapes}, _scale(file))
+        made = cls({task: read_rows(file, task, task) for task in file.shapes}, _scale(file))
+        made.name_rows(read_names(file), file.label)
+        return made
 
     def count(self, task: str) -> int:
         return len(self._row(task))
@@ -157,6 +192,22 @@ def read_rows(file: Checkpoint, name: str, task: str) -> Float[Tensor, "C d"]:
     if not rows.isfinite().all():
         raise MergeError(f"{file.label}: head {name} holds NaN or infinity", task=task)
     return rows
+
+
+def read_names(file: Checkpoint) -> dict[str, list[str]]:
+    """Task → names of the rows of its head, from the metadata of a file; nothing where there are none.
+
+    Raises:
+        MergeError: no JSON of this form.
+    """
+    try:
+        found: Any = json.loads(file.metadata.get("class_names", "{}"))
+    except ValueError:
+        found = None
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
+        raise MergeError(f"{file.label}: class_names in the metadata: expected JSON {{task: [name, …]}}")
+    return dict(found)
 
 
 def check_width(rows: Float[Tensor, "C d"], features: Float[Tensor, "B e"], task: str, where: str = "") -> None:

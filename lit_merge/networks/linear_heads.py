@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
-from lit_merge.networks.heads import CosineHeads, Heads, check_width, read_rows
+from lit_merge.networks.heads import CosineHeads, Heads, check_width, read_names, read_rows
 from lit_merge.networks.released_heads import head_files, released_heads
 
 WEIGHT, BIAS = ".weight", ".bias"
@@ -45,11 +45,12 @@ class LinearHeads(Heads):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LinearHeads":
-        """From a file {task.weight: (C, d), task.bias: (C,)} of any format; biases may be left out.
+        """From a file {task.weight: (C, d), task.bias: (C,)} of any format; biases may be left out, and metadata of
+        safetensors may give `class_names`: JSON, task → the names of its rows.
 
         Raises:
             MergeError: no such file, other names, a weight that is no matrix, a bias without one or of another number
-                of classes, NaN or infinity.
+                of classes, NaN or infinity, more or fewer names than rows.
         """
         file = open_checkpoint(path)
         tasks = [name.removesuffix(WEIGHT) for name in file.shapes if name.endswith(WEIGHT)]
@@ -63,7 +64,9 @@ class LinearHeads(Heads):
             if not bias.isfinite().all():
                 raise MergeError(f"{file.label}: head {task}{BIAS} holds NaN or infinity", task=task)
         try:
-            return cls({task: read_rows(file, task + WEIGHT, task) for task in tasks}, biases)
+            made = cls({task: read_rows(file, task + WEIGHT, task) for task in tasks}, biases)
+            made.name_rows(read_names(file), file.label)
+            return made
         except MergeError as error:
             told = str(error) if file.label in str(error) else f"{file.label}: {error}"
             raise MergeError(told, task=error.task) from error

@@ -41,8 +41,9 @@ class ZeroShotHeads:
     Rows are kept in the cache (`$LIT_MERGE_CACHE`) under a digest of all that they depend on.
 
     Args:
-        classes: task → text file with the name of a class on every line, in the order of the labels; or data, whose
-            labels have names: in a configuration `${data}` is the one that it adapts on.
+        classes: task → text file with the name of a class on every line; where the data calls it otherwise, the data's
+            name, a tab, and the words for the text. Or data, whose labels have names: in a configuration `${data}` is
+            the one that it adapts on.
         weights: file with the text tower of the pretrained model, in any format that experts may have.
             Its `logit_scale` is taken too; 100 where there is none.
         templates: texts with `{}` where the name goes, or a text file with one on every line; or task → such; CLIP's
@@ -64,7 +65,7 @@ class ZeroShotHeads:
                 not the text tower's.
         """
         options, path = read_config(config), resolve(self.weights)
-        names = self._names()
+        called, names = self._names()
         templates = self._templates(names)
         about = [options, names, templates, version("open_clip_torch")]
         about += [digest_of(file) for file in open_checkpoint(path).files]
@@ -77,12 +78,23 @@ class ZeroShotHeads:
                 write_safetensors(kept, rows, {"logit_scale": repr(tower.logit_scale)}, overwrite=True)
             except MergeError as error:
                 warnings.warn(f"heads are computed again next time: {error}", MergeWarning, stacklevel=2)
-                return CosineHeads(rows, tower.logit_scale)
-        return CosineHeads.load(kept)
+                made = CosineHeads(rows, tower.logit_scale)
+                made.name_rows(called, "classes")
+                return made
+        made = CosineHeads.load(kept)
+        # Here rather than in the file: the same words may stand for other names.
+        made.name_rows(called, "classes")
+        return made
 
-    def _names(self) -> dict[str, list[str]]:
+    def _names(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Task → what the data calls its classes, and the words for their texts."""
         if not isinstance(self.classes, ClassNames):
-            return {task: read_names(task, file) for task, file in self.classes.items()}
+            lines = {task: read_names(task, file) for task, file in self.classes.items()}
+            called = {
+                task: unique_names(task, [line.partition("\t")[0].strip() for line in found], str(self.classes[task]))
+                for task, found in lines.items()
+            }
+            return called, {task: [line.rpartition("\t")[2].strip() for line in found] for task, found in lines.items()}
         found = {}
         for task in self.classes.tasks:
             names = self.classes.class_names(task)
@@ -92,7 +104,7 @@ class ZeroShotHeads:
                     task=task,
                 )
             found[task] = unique_names(task, list(names), "the data")
-        return found
+        return found, found
 
     def _templates(self, tasks: Iterable[str]) -> dict[str, list[str]]:
         given = self.templates

@@ -16,6 +16,7 @@ from PIL import Image
 from lit_merge import HubImages, MergedModel, MergeError, MergeWarning
 from lit_merge.data.datasets_tables import open_tables
 from lit_merge.data.image_files import square
+from lit_merge.networks import CosineHeads
 
 
 def refused(action: Callable[[], Any], *parts: str) -> None:
@@ -205,3 +206,16 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, folder: Path) -> N
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused(lambda: images(folder), "pip install 'lit_merge[hf]'")
+
+
+def test_every_split_has_classes_in_an_order_of_its_own(vision_files: Any, tmp_path: Path) -> None:
+    orders = {"train": ["c", "a_b", "d"], "validation": ["d", "c", "a_b"], "test": ["a_b", "c", "d"]}
+    parts = {split: vision_files.table("birds", split, names) for split, names in orders.items()}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "birds")
+    data = images(tmp_path / "birds", online=True)
+    heads = CosineHeads({"birds": torch.eye(3, 8)})
+    heads.name_rows({"birds": ["D", "a b", "c"]}, "here")
+    for split, names in orders.items():
+        rows = data.label_rows("answers" if split == "train" else split, heads.rows_of)["birds"]
+        assert rows.tolist() == [["d", "a_b", "c"].index(name) for name in names]
+    assert torch.equal(data.label_rows("adaptation", heads.rows_of)["birds"], torch.tensor([2, 1, 0]))

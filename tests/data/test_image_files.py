@@ -1,5 +1,8 @@
 """ImageFiles: every kind of image file is read as a viewer shows it, or refused in one line."""
 
+import colorsys
+import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from lit_merge import MergeError, MergeWarning
-from lit_merge.data.image_files import ImageFiles, decode, readable, square
+from lit_merge.data.image_files import ImageFiles, class_names, decode, find_images, readable, square, to_rgb
 
 
 def read(path: Path, size: int = 16) -> torch.Tensor:
@@ -269,3 +272,180 @@ def test_what_tells_files_from_each_other(tmp_path: Path) -> None:
     assert files.content(0) != files.content(1)
     assert files.lengths() == [path.stat().st_size for path in files.paths]
     assert files.pixels(0) == files.pixels(1)
+
+
+def tiff(content: np.ndarray, bits: int, photometric: int, kind: int = 1, width: int = 16) -> bytes:
+    """A grey TIFF of one strip, with what Pillow does not write: 12 bits, white at 0, signed numbers."""
+    raw, order = content.tobytes(), ">" if content.dtype.byteorder == ">" else "<"
+    tags = {256: width, 257: len(content), 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: len(content)}
+    tags |= {279: len(raw), 339: kind}
+    head = struct.pack(f"{order}I", 8 + len(raw)) + raw + struct.pack(f"{order}H", len(tags))
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (b"II*\0" if order == "<" else b"MM\0*") + head + entries + bytes(4)
+
+
+DEEP = np.random.default_rng(0).integers(0, 1 << 16, (16, 16)).astype(np.uint16)
+
+
+def near(content: bytes, expected: np.ndarray) -> bool:
+    """Whether an image has these colours, (H, W) or (H, W, 3), but for rounding."""
+    found = np.asarray(decode(content, "here")).astype(float)
+    wanted = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
+    return bool(np.abs(found - wanted).max() <= 1)
+
+
+def written(image: Image.Image, kind: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def test_grey_of_more_bits_is_scaled_by_what_the_file_says() -> None:
+    deep, twelve = DEEP / 257, DEEP >> 4
+    pairs = twelve.reshape(16, 8, 2)
+    packed = np.stack([pairs[..., 0] >> 4, (pairs[..., 0] & 15) << 4 | pairs[..., 1] >> 8, pairs[..., 1] & 255], 2)
+    for kind in ("PNG", "TIFF", "PPM", "JPEG2000"):
+        assert near(written(Image.fromarray(DEEP), kind), deep), kind
+    assert near(tiff(DEEP, 16, 1), deep)
+    assert near(tiff(DEEP.astype(">u2"), 16, 1), deep)
+    assert near(tiff(DEEP, 16, 0), 255 - deep)
+    assert near(tiff(packed.astype(np.uint8).reshape(16, 24), 12, 1), twelve / 4095 * 255)
+    assert near(b"P5 16 16 1023\n" + (DEEP >> 6).astype(">u2").tobytes(), (DEEP >> 6) / 1023 * 255)
+    colours = np.stack([DEEP, DEEP.T, DEEP[::-1]], 2)
+    assert near(b"P6 16 16 65535\n" + colours.astype(">u2").tobytes(), colours / 257)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (DEEP.astype(np.int32) >> 8, 2),  # of 32 bits, however small
+        (DEEP.astype(np.uint32), 1),
+        ((DEEP >> 1).astype(np.int16), 2),
+        ((DEEP / 65535).astype(np.float32), 3),
+    ],
+)
+def test_numbers_without_a_white_are_refused(values: np.ndarray, kind: int) -> None:
+    content = tiff(values, 8 * values.itemsize, 1, kind)
+    refused(lambda: decode(content, "row 3"), "row 3 cannot be read", "black and white are not known")
+
+
+def test_every_kind_of_colour_against_its_own_formula() -> None:
+    draw = np.random.default_rng(1).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    share = draw / 255
+    rgb, alpha = draw[..., :3], draw[..., 3:]
+    inks = 255 * (1 - share[..., :3]) * (1 - share[..., 3:])
+    assert near(written(Image.fromarray(draw, "CMYK"), "TIFF"), inks)
+    assert near(written(Image.fromarray(draw), "PNG"), rgb)
+    grey = np.concatenate([rgb[..., :1], alpha], 2)
+    assert near(written(Image.fromarray(grey), "PNG"), rgb[..., 0])
+    palette = Image.fromarray(rgb).quantize(32)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)[np.asarray(palette)]
+    for options in ({}, {"transparency": 3}, {"transparency": bytes(range(32))}):
+        assert near(written(palette, "PNG", **options), colours)
+    assert np.array_equal(np.asarray(to_rgb(palette.convert("PA"))), colours)
+    for kind in ("PNG", "TIFF", "BMP", "PPM"):
+        assert near(written(Image.fromarray(rgb[..., 0] > 127), kind), 255 * (rgb[..., 0] > 127))
+    luma = np.asarray(Image.fromarray(rgb).convert("YCbCr")).astype(float) - [0, 128, 128]
+    matrix = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
+    assert near(written(Image.fromarray(rgb).convert("YCbCr"), "TIFF"), (luma @ matrix.T).clip(0, 255))
+    hues = [[colorsys.hsv_to_rgb(*one) for one in row] for row in share[..., :3]]
+    assert np.abs(np.asarray(to_rgb(Image.fromarray(rgb, "HSV"))) - 255 * np.array(hues)).max() <= 1
+    half = Image.fromarray(np.dstack([rgb // 2, np.full((16, 16), 128, np.uint8)]), "RGBa")
+    assert np.abs(np.asarray(to_rgb(half)) - (rgb // 2) * (255 / 128)).max() <= 1
+
+
+def test_lab_is_that_of_its_white() -> None:
+    """CIE L*a*b* under D50, as TIFF has it, to sRGB."""
+    values = np.array([[[128, 0, 0], [200, 10, 246], [50, 0, 5]]], np.uint8)
+    lightness, a, b = values[0, :, 0] / 2.55, *values[0, :, 1:].astype(np.int8).astype(float).T
+    middle = (lightness + 16) / 116
+    curve = np.stack([middle + a / 500, middle, middle - b / 200])
+    xyz = np.where(curve > 6 / 29, curve**3, 3 * (6 / 29) ** 2 * (curve - 4 / 29)) * [[0.96422], [1], [0.82521]]
+    matrix = [[3.13386, -1.61687, -0.49061], [-0.97877, 1.91614, 0.03345], [0.07195, -0.22899, 1.40524]]
+    linear = (matrix @ xyz).clip(0, 1).T
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert near(written(Image.fromarray(values, "LAB"), "TIFF"), expected[None])
+
+
+def test_every_suffix_that_pillow_reads_is_found(tmp_path: Path) -> None:
+    names = (
+        "a.png",
+        "b.JPG",
+        "c.jfif",
+        "d.avif",
+        "e.PPM",
+        "f.pgm",
+        "g.tga",
+        "h.jp2",
+        "i.webp",
+        "j.tif",
+        "k.qoi",
+        "l.ico",
+    )
+    for name in names:
+        kind = Image.registered_extensions()[Path(name).suffix.lower()]
+        gradient("RGB").save(tmp_path / name, kind)
+    assert [path.name for path in find_images("alpha", str(tmp_path))] == list(names)
+    assert torch.equal(read(tmp_path / "e.PPM"), read(tmp_path / "a.png"))
+
+
+def test_what_may_be_an_image_and_is_left_out_is_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "no_suffix", "b.bak", ".hidden.png"):
+        gradient("RGB").save(tmp_path / name, "PNG")
+    for name in (
+        "x.heic",
+        "y.HEIC",
+        "z.svg",
+        "Thumbs.db",
+        "desktop.ini",
+        ".DS_Store",
+        "._a.png",
+        "labels",
+        "n.txt",
+        "v.mpg",
+    ):
+        (tmp_path / name).write_text("P3 is no image")
+    with pytest.warns(MergeWarning) as told:
+        assert find_images("alpha", str(tmp_path)) == [tmp_path / "a.png"]
+    (message,) = (str(one.message) for one in told)
+    assert "task alpha" in message
+    assert "6 files beside 1 images" in message
+    for part in ("2 .heic", "1 .svg", "1 .bak", "1 without a suffix", "1 hidden"):
+        assert part in message
+    (tmp_path / "a.png").unlink()
+    refused(
+        lambda: find_images("alpha", str(tmp_path)), "holds no image that Pillow reads", "2 .heic", "as PNG or JPEG"
+    )
+
+
+def test_links_neither_loop_nor_multiply(tmp_path: Path) -> None:
+    root, outside = tmp_path / "images", tmp_path / "outside"
+    (root / "deep").mkdir(parents=True)
+    (outside / "deeper").mkdir(parents=True)
+    for path in (root / "a.png", root / "deep" / "b.png", outside / "c.png", outside / "deeper" / "d.png"):
+        gradient().save(path)
+    for link, target in (
+        (root / "deep" / "back", root),
+        (root / "again", root),
+        (root / "above", tmp_path),
+        (root / "itself", root / "itself"),
+        (root / "out", outside),
+        (outside / "deeper" / "up", outside),
+        (outside / "home", root),
+    ):
+        link.symlink_to(target)
+    names = ["a.png", "deep/b.png", "out/c.png", "out/deeper/d.png"]
+    assert [path.relative_to(root).as_posix() for path in find_images("alpha", str(root))] == names
+    assert class_names(root) == ["deep", "out"]
+    # The same file, and the same folder, by another name.
+    (root / "0.png").symlink_to(root / "a.png")
+    (root / "z").symlink_to(outside)
+    with pytest.warns(MergeWarning, match="2 links lead to images or folders that are there already: each counts once"):
+        found = find_images("alpha", str(root))
+    assert [path.relative_to(root).as_posix() for path in found] == names
+    (root / "0.png").unlink()
+    (root / "z").unlink()
+    os.mkfifo(root / "pipe.png")
+    (root / "gone.png").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(MergeWarning, match="1 no regular file"):
+        assert root / "gone.png" in find_images("alpha", str(root))

@@ -151,3 +151,24 @@ def test_bad_tables_and_tokenizers(texts: Any, table: Any, tmp_path: Path) -> No
     data = TextFiles({"x": table("text\na\n")}, texts.folder("bert"), classes={"x": str(tmp_path)})
     with pytest.raises(MergeError, match="names no classes"):
         data.class_names("x")
+
+
+def test_numbers_of_a_table_that_knows_its_classes(texts: Any, table: Any, tmp_path: Path) -> None:
+    """They count its own classes, whatever the order of the head's, or of those of another table."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    places = {}
+    for split, names in (("test", ["news", "Sea_Lake", "spam"]), ("validation", ["spam", "news", "sea lake"])):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        places[split] = str(tmp_path / split)
+        Dataset.from_dict({"text": ["w1", "w2", "w3"], "label": [0, 1, 2]}, features).save_to_disk(places[split])
+    test, validation = {"x": places["test"]}, {"x": places["validation"]}
+    data = TextFiles(test, texts.folder("bert"), test=test, validation=validation)
+    assert data.labelled("test")["x"][1].tolist() == [0, 1, 2]
+    assert data.labelled("validation")["x"][1].tolist() == [2, 0, 1]
+    head = {"x": table("sea lake\nspam\nnews\n", "names.txt")}
+    data = TextFiles(test, texts.folder("bert"), test=test, classes=head)
+    assert data.labelled("test")["x"][1].tolist() == [2, 0, 1]
+    data = TextFiles(test, texts.folder("bert"), test=test, classes={"x": table("a\nb\nnews\n", "names.txt")})
+    with pytest.raises(MergeError, match=r"task x: .*'Sea_Lake', 'spam', only the head 'a', 'b'"):
+        data.labelled("test")

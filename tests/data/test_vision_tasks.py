@@ -16,6 +16,7 @@ from lit_merge import MergeError, MergeWarning, VisionTasks
 from lit_merge.data.image_files import square
 from lit_merge.data.splits import share
 from lit_merge.data.vision_task_list import SIGNS, SUITES, TASKS, find_task
+from lit_merge.networks import CosineHeads
 
 DOCS = Path(__file__).parents[2] / "docs" / "vision_tasks.md"
 NAMES = [task.name for task in TASKS]
@@ -255,3 +256,15 @@ def test_other_images_are_other_data(vision_root: Path, tmp_path: Path) -> None:
     )
     next((tmp_path / "dtd").rglob("*_test_0001.png")).write_bytes(b"another file")
     assert print_of(tmp_path) != print_of(vision_root)
+
+
+def test_classes_that_the_data_only_numbers_may_be_called_otherwise(vision_root: Path) -> None:
+    """GTSRB's images have numbers: names of the literature count where the heads' are the same, and are no must."""
+    data = VisionTasks(str(vision_root), ["GTSRB"], image_size=16)
+    names = data.class_names("GTSRB")
+    assert names is not None
+    heads = CosineHeads({"GTSRB": torch.eye(len(names), 64)})
+    heads.name_rows({"GTSRB": names[::-1]}, "here")
+    assert data.label_rows("test", heads.rows_of)["GTSRB"].tolist() == list(reversed(range(len(names))))
+    heads.name_rows({"GTSRB": ["a red and white sign", *names[1:]]}, "here")
+    assert data.label_rows("test", heads.rows_of) == {}

@@ -10,7 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_merge import CART, Experts, HuggingFaceTextEncoder, MergedModel, MergeError, build_bank, collect_moments
+from lit_merge import (
+    CART,
+    Experts,
+    HuggingFaceTextEncoder,
+    MergedModel,
+    MergeError,
+    TaskArithmetic,
+    TextFiles,
+    build_bank,
+    collect_moments,
+    evaluate,
+)
 from lit_merge.activations import input_moments
 from lit_merge.data.tokens import Tokens
 from lit_merge.sources import open_experts
@@ -235,3 +246,40 @@ def test_a_bank_alone_has_no_heads(texts: Any) -> None:
     bank = build_bank(Experts(texts.experts("bert"), exclude=["classifier.*"]), method=CART(0.5, 1.0))
     with pytest.raises(MergeError, match="no head for task ham: classifiers lie in the experts' files"):
         MergedModel(bank, network)
+
+
+def test_labels_go_to_the_rows_that_are_called_so(texts: Any, tmp_path: Path) -> None:
+    """The expert's config.json names its rows, in another order than the sorted labels."""
+    experts = {}
+    for task, names in (("ham", ["spam", "ham"]), ("topic", ["Sea_Lake", "Forest", "Crop", "ANIMAL"])):
+        shutil.copytree(texts.folder("bert", task), tmp_path / task)
+        about = json.loads((tmp_path / task / "config.json").read_text())
+        about |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        (tmp_path / task / "config.json").write_text(json.dumps(about))
+        experts[task] = str(tmp_path / task)
+        for split in ("test", "adapt"):
+            lines = Path(texts.tables("test")[task]).read_text().splitlines()
+            rows = [line.rpartition(",") for line in lines[1:]]
+            called = [f"{text},{names[int(label)].lower().replace('_', ' ')}" for text, _, label in rows]
+            (tmp_path / f"{task}-{split}.csv").write_text("\n".join(["text,label", *called]) + "\n")
+    network = HuggingFaceTextEncoder(texts.folder("bert"), heads=experts)
+    assert network.heads.names["topic"] == ("Sea_Lake", "Forest", "Crop", "ANIMAL")
+    bank = build_bank(experts, method=TaskArithmetic(0.5), base=texts.folder("bert"), exclude=["classifier.*"])
+    numbered = {task: texts.tables("test")[task] for task in experts}
+    expected = evaluate(bank, network, TextFiles(numbered, texts.folder("bert"), test=numbered), accelerator="cpu")
+    named = {task: str(tmp_path / f"{task}-test.csv") for task in experts}
+    data = TextFiles({task: str(tmp_path / f"{task}-adapt.csv") for task in experts}, texts.folder("bert"), test=named)
+    assert evaluate(bank, network, data, accelerator="cpu") == expected
+    # Names that are none, and others.
+    about["id2label"] = {"0": "a", "1": "b", "2": "c", "3": "d"}
+    (tmp_path / "topic" / "config.json").write_text(json.dumps(about))
+    other = HuggingFaceTextEncoder(texts.folder("bert"), heads=experts)
+    with pytest.raises(
+        MergeError, match=r"task topic: .*only the data has 'animal', 'crop', 'forest', …, only the head"
+    ):
+        evaluate(bank, other, data, accelerator="cpu")
+    del about["id2label"], about["label2id"]
+    (tmp_path / "topic" / "config.json").write_text(json.dumps(about))
+    unnamed = HuggingFaceTextEncoder(texts.folder("bert"), heads=experts)
+    assert "topic" not in unnamed.heads.names
+    assert evaluate(bank, unnamed, data, accelerator="cpu").keys() == set(experts)

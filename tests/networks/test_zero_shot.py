@@ -281,3 +281,18 @@ def test_templates_of_each_task(model: Model, tmp_path: Path) -> None:
     rest = model.heads(templates={"alpha": ["a sketch of a {}."]}).build(model.config)
     assert torch.equal(rest._row("beta"), model.heads().build(model.config)._row("beta"))
     refused(lambda: model.heads(templates={"gamma": ["{}"]}).build(model.config), "no task 'gamma'", "alpha, beta")
+
+
+def test_heads_know_what_the_data_calls_their_rows(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("n01\tcat\nn02\tguinea pig\n Pokémon\n", encoding="utf-8")
+    classes = model.classes | {"alpha": str(tmp_path / "names.txt")}
+    plain = model.heads().build(model.config)
+    for _ in range(2):  # computed, and from the cache
+        found = model.heads(classes=classes).build(model.config)
+        assert torch.equal(found._row("alpha"), plain._row("alpha"))
+        assert found.names["alpha"] == ("n01", "n02", "Pokémon")
+        assert found.rows_of("alpha", ["n02", "pokémon", "n01"]) == [1, 2, 0]
+    assert plain.names == {task: tuple(names) for task, names in NAMES.items()}
+    assert model.heads(classes=Named(dict(NAMES))).build(model.config).names == plain.names
+    (tmp_path / "names.txt").write_text("n01\tcat\nn01\tdog\n")
+    refused(lambda: model.heads(classes=classes).build(model.config), "names.txt", "'n01' more than once")
