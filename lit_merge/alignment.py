@@ -106,7 +106,9 @@ def _compare(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> I
                 task=task,
                 weight=there,
             )
-        if dtypes and first.dtypes[name] != other.dtypes[name]:
+        kinds = first.dtypes[name], other.dtypes[name]
+        # Numbers of other precisions are numbers.
+        if dtypes and kinds[0] != kinds[1] and not all(kind.is_floating_point for kind in kinds):
             yield MergeError(
                 f"{called} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {where}: "
                 "save all experts in one dtype",

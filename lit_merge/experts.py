@@ -51,7 +51,8 @@ class Experts:
         MergeError: no experts; a file that is missing or broken; a pattern that matches no weight, or patterns that
             leave none.
 
-    `whole` and `whole_base` hold them with what is excluded.
+    `whole` and `whole_base` hold them with what is excluded; `dtypes` are the first expert's, in which merges are
+    written, `widest` those that hold the values of all.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Experts:
         self.dtypes = first.dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
         self._told: set[str] = set()
+        self.widest = {name: self._widest(name) for name in self.dtypes}
 
     @property
     def cropped(self) -> dict[str, int]:
@@ -89,6 +91,16 @@ class Experts:
         names = dict.fromkeys(name for file in self._files for name in (*file.shapes, *file.unfit))
         found = matching(self.exclude, names)
         return [name for name in names if name in found]
+
+    def _widest(self, name: str) -> torch.dtype:
+        """In which a weight of all experts can be held; says once that they are stored in several dtypes."""
+        found = self.dtypes[name]
+        for task, checkpoint in self.checkpoints.items():
+            if (other := checkpoint.dtypes[name]) != self.dtypes[name]:
+                told = f"{name} is {self.dtypes[name]} in {self.tasks[0]} and {other} in {task}: merged in float32"
+                self._say("dtypes", f"{told} or wider and written in the first one's, or in --dtype")
+                found = torch.promote_types(found, other)
+        return found
 
     def precision(self, name: str) -> torch.dtype:
         """The widest dtype of a weight and of its updates."""
@@ -183,9 +195,12 @@ class Experts:
         if any(checkpoint.is_updated(name) for checkpoint in self.checkpoints.values()):
             return self._read_updated(name, base is not None)
         row, shape = 0 if rows is None else rows.start, self.shape(piece)
-        experts = torch.empty(len(self.tasks), *shape, dtype=self.dtypes[name])
-        for t, checkpoint in enumerate(self.checkpoints.values()):
-            checkpoint.read_into(name, experts[t], row)
+        experts = torch.empty(len(self.tasks), *shape, dtype=self.widest[name])
+        for value, checkpoint in zip(experts, self.checkpoints.values(), strict=True):
+            stored = checkpoint.dtypes[name]
+            found = value if stored == value.dtype else torch.empty(shape, dtype=stored)
+            checkpoint.read_into(name, found, row)
+            value.copy_(found)
         if base is None:
             return Weight(name, experts, None)
         own = torch.empty(shape, dtype=base.dtypes[name])

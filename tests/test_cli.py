@@ -206,7 +206,7 @@ def damage(kind: str, path: Path, good: str) -> None:
     elif kind == "shape":
         save_file(weights | {name: torch.zeros(3, 2)}, path)
     elif kind == "dtype":
-        save_file(weights | {name: weights[name].half()}, path)
+        save_file(weights | {name: weights[name].int()}, path)
     elif kind in ("nan", "inf"):
         weights[name][0, 0] = float(kind)
         save_file(weights, path)
@@ -222,7 +222,7 @@ def damage(kind: str, path: Path, good: str) -> None:
         ("lfs", ["Git LFS", "git lfs pull"]),
         ("key", ["extra.weight", "alpha.safetensors"]),
         ("shape", ["c_fc.weight", "[3, 2]", "[64, 32]", "alpha.safetensors"]),
-        ("dtype", ["c_fc.weight", "float16", "float32", "alpha.safetensors"]),
+        ("dtype", ["c_fc.weight", "int32", "float32", "alpha.safetensors"]),
         ("nan", ["c_fc.weight", "NaN or infinity"]),
         ("inf", ["c_fc.weight", "NaN or infinity"]),
     ],

@@ -4,10 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_merge import CART, TIES, Experts, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
+from lit_merge import (
+    CART,
+    TIES,
+    Experts,
+    MergeError,
+    MergeMethod,
+    MergeWarning,
+    TaskArithmetic,
+    WeightAveraging,
+    build_bank,
+    merge_files,
+)
 from lit_merge.expert_files import expert_files
 
 GOOD = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(3)}
@@ -36,8 +47,25 @@ def test_names() -> None:
 @pytest.mark.filterwarnings("ignore:the expert.* (are identical|is the base)")
 def test_dtypes_of_experts_but_not_of_the_base() -> None:
     half = {name: value.half() for name, value in GOOD.items()}
-    assert "float16" in str(refused({"one": GOOD, "two": half}))
+    assert "int32" in str(refused({"one": GOOD, "two": {name: value.int() for name, value in GOOD.items()}}))
     assert build_bank({"one": GOOD, "two": GOOD}, half, method=TaskArithmetic()).tasks == ("one", "two")
+
+
+@pytest.mark.parametrize("method", [WeightAveraging(), TaskArithmetic(scaling=0.7), TIES(), CART(matrices=["w"])])
+def test_experts_of_several_precisions(method: MergeMethod, tmp_path: Path) -> None:
+    """What one dtype holds and the other does not is merged all the same; the first one's is written."""
+    torch.manual_seed(0)
+    kinds = {"one": torch.bfloat16, "two": torch.float16, "three": torch.float32}
+    base, experts = {"w": torch.randn(8, 6)}, {task: {"w": torch.randn(8, 6).to(kind)} for task, kind in kinds.items()}
+    with pytest.warns(MergeWarning, match=r"w is torch\.bfloat16 in one and torch\.float16 in two: merged in float32"):
+        bank = build_bank(experts, base, method=method, dtype=torch.float32)
+    whole = {task: {"w": value["w"].float()} for task, value in experts.items()}
+    expected = build_bank(whole, base, method=method).merge()["w"]
+    assert torch.equal(bank.merge(dtype=torch.float32)["w"], expected)
+    assert bank.merge()["w"].dtype == torch.bfloat16
+    with pytest.warns(MergeWarning, match="in --dtype"):
+        merge_files(experts, tmp_path / "m.safetensors", base, method=method, dtype=torch.float32)
+    torch.testing.assert_close(load_file(tmp_path / "m.safetensors")["w"], expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -204,7 +204,7 @@ class Job:
         assert one is not None
         assert other is not None
         pairs = ((one.read(name), other.read(name)) for name in names)
-        return all(torch.equal(a, b.to(a.dtype)) for a, b in pairs)
+        return all(torch.equal(a.to(wide := torch.promote_types(a.dtype, b.dtype)), b.to(wide)) for a, b in pairs)
 
     def merged(self, part: Part, dtype: torch.dtype | None = None) -> Tensor:
         """The rows of a merged weight, at the coefficients at which a merge starts; None for the experts' dtype."""

@@ -130,7 +130,7 @@ class TIES(MergeMethod):
         """Every task's threshold over its whole vector, then the majority of the elected signs."""
         experts = weights.experts
         learnt = experts.dtypes.keys() - experts.statistics
-        floating = {name: dtype for name, dtype in experts.dtypes.items() if dtype.is_floating_point and name in learnt}
+        floating = {name: dtype for name, dtype in experts.widest.items() if dtype.is_floating_point and name in learnt}
         size = sum(prod(experts.shapes[name]) for name in floating)
         # Not the binary number: 0.29 of 100 entries are 29, though 0.29·100 is 28.999….
         k = int(Fraction(str(self.keep)) * size)
