@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.adapter_config import AdapterConfig
-from lit_merge.checkpoints.adapter_parts import refuse_incomplete
+from lit_merge.checkpoints.adapter_parts import refuse_incomplete, refuse_other_orientation, refuse_tied
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.folders import weight_file
 from lit_merge.checkpoints.low_rank_update import MAGNITUDE, LowRankUpdate, scale_of
@@ -60,6 +60,7 @@ class LoraFolder(Checkpoint):
             self._update(module, parts)
         self._shapes_of_replaced()
         refuse_incomplete(self._config, modules, self._replaced, base)
+        refuse_tied(self._config, self._updates, self._replaced, base)
 
     def _sort(self) -> dict[str, dict[str, str]]:
         """Modules → the names of what the adapter has for them; `_replaced` of all else."""
@@ -74,7 +75,8 @@ class LoraFolder(Checkpoint):
                 others.append(name)
             elif modules[match["module"]].setdefault(part := match["layer"] or match["parameter"], key) != key:
                 raise self._unknown(key, f"{match['module']} has two of {part}")
-        for name in others:
+        # The longest first: of two names of one weight the plain one is what peft reads.
+        for name in sorted(others, key=len, reverse=True):
             self._replaced[self._place(name, modules)] = PREFIX + name
         return modules
 
@@ -82,6 +84,10 @@ class LoraFolder(Checkpoint):
         """Which weight a tensor, that is none of LoRA's, takes the place of, or is new."""
         key = PREFIX + name
         if match := _OWN.search(f".{name}"):
+            copy = name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+            if copy.endswith(".bias") and self._config.get("bias") == "all" and PREFIX + copy in self._adapter.shapes:
+                # With all biases peft writes those of whole modules more than once, and reads them by this name.
+                return copy
             raise self._unknown(key, f"a name with {match[1]} in this place is not what peft's save_pretrained() gives")
         if (saved := self._config.saved_module(name)) is not None:
             if name in self._base.shapes or not any(one.startswith(f"{saved}.") for one in self._base.shapes):
@@ -117,10 +123,13 @@ class LoraFolder(Checkpoint):
         low_rank = {part: key for part, key in parts.items() if part != BIAS}
         update = LowRankUpdate(self._adapter, low_rank, scale, bool(self._config.get("fan_in_fan_out")))
         target = self._target(module, "weight")
+        shape = self._base.shapes[target]
         try:
-            update.check(self._base.shapes[target])
+            update.check(shape)
         except ValueError as error:
-            raise self._misfit(f"{target} is {list(self._base.shapes[target])} there, and {error}", target) from error
+            raise self._misfit(f"{target} is {list(shape)} there, and {error}", target) from error
+        if len(shape) == 2 and shape[0] == shape[1] and first == "lora_A":
+            refuse_other_orientation(self._config, module, self._base)
         self._updates[target] = update
         if BIAS in parts:
             bias, shape = self._target(module, "bias"), self._adapter.shapes[parts[BIAS]]
@@ -142,9 +151,7 @@ class LoraFolder(Checkpoint):
                     weight=module,
                 )
         if self._config.targets(module) is False:
-            raise self._unknown(
-                next(iter(parts.values())), f"target_modules of {self._config_file} do not name {module}"
-            )
+            raise self._unknown(next(iter(parts.values())), f"{self._config_file} does not target {module}")
         for key in parts.values():
             if not self._adapter.dtypes[key].is_floating_point:
                 raise self._unknown(key, f"it is of {self._adapter.dtypes[key]}, and LoRA's parts have a point")
