@@ -15,7 +15,7 @@ _ANY = {
     *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type"),
     *("inference_mode", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
     *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # of the start: see init_lora_weights
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern"),
+    *("r", "lora_alpha"),
 }
 _SWITCHES = {"fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"}
 _NAMES = {"target_modules", "exclude_modules", "layers_pattern", "modules_to_save"}
@@ -64,6 +64,9 @@ class AdapterConfig(dict[str, Any]):
             names = value if isinstance(value, list) else [value or ""]
             if not all(isinstance(one, str) for one in names) or (name == "modules_to_save" and isinstance(value, str)):
                 raise MergeError(f"{self.path}: {name} is {value!r}, expected a list of names")
+        elif name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(value, dict | None):
+                raise MergeError(f"{self.path}: {name} is {value!r}, expected names and their numbers")
         elif name == "layers_to_transform":
             numbers = value if isinstance(value, list) else [value or 0]
             if not all(type(one) is int for one in numbers):

@@ -155,6 +155,10 @@ class LoraFolder(Checkpoint):
         for key in parts.values():
             if not self._adapter.dtypes[key].is_floating_point:
                 raise self._unknown(key, f"it is of {self._adapter.dtypes[key]}, and LoRA's parts have a point")
+        for key in (parts[part] for part in pair):
+            if len(shape := self._adapter.shapes[key]) < 2 or 0 in shape:
+                # What is left of weights that were spread over processes and not gathered.
+                raise self._unknown(key, f"it is {list(shape)}, and A and B are matrices")
 
     def _target(self, module: str, part: str) -> str:
         name = f"{module}.{part}"
