@@ -2,25 +2,29 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lit_merge.checkpoints.adapter_config import AdapterConfig
+from lit_merge.checkpoints.adapter_parts import refuse_incomplete, refuse_other_orientation, refuse_tied
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.folders import weight_file
-from lit_merge.checkpoints.low_rank_update import LowRankUpdate, read_config, scale_of, wide
+from lit_merge.checkpoints.low_rank_update import MAGNITUDE, LowRankUpdate, scale_of, wide
 from lit_merge.checkpoints.one_file import open_one_file
 from lit_merge.checkpoints.updates import Update
 from lit_merge.errors import MergeError
 from lit_merge.weight_names import ADAPTER_CONFIG
 
-PREFIX = "base_model.model."
-# What peft puts around a module, in its name.
-_WRAPPER = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
-_PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_(A|B|embedding_A|embedding_B|magnitude_vector))(\.weight)?")
-_BIAS = re.compile(r"(?P<module>.+)\.lora_B\.bias")
+PREFIX, BIAS = "base_model.model.", "lora_B.bias"
+_PART = re.compile(
+    r"(?P<module>.+)\.((?P<layer>lora_[AB]|lora_magnitude_vector)\.weight"
+    r"|(?P<parameter>lora_embedding_[AB]|lora_magnitude_vector|lora_B\.bias))"
+)
+# Modules of peft's own, none of which is in a weight's name where peft saved it.
+_OWN = re.compile(r"\.(lora_[^.]*|modules_to_save|original_module|token_adapter|trainable_tokens_[^.]*)(\.|$)")
 
 
 class LoraFolder(Checkpoint):
@@ -39,7 +43,7 @@ class LoraFolder(Checkpoint):
 
     def __init__(self, folder: Path, base: Checkpoint | None) -> None:
         self.label, self._config_file = str(folder), folder / ADAPTER_CONFIG
-        self._config = read_config(self._config_file)
+        self._config = AdapterConfig(self._config_file)
         self._adapter = open_one_file(weight_file(folder))
         if base is None:
             known = self._config.get("base_model_name_or_path")
@@ -52,53 +56,121 @@ class LoraFolder(Checkpoint):
         self._replaced: dict[str, str] = {}
         self._updates: dict[str, LowRankUpdate] = {}
         self._biases: dict[str, tuple[str, float]] = {}
-        self._sort()
+        modules = self._sort()
+        for module, parts in modules.items():
+            self._update(module, parts)
         self._shapes_of_replaced()
+        refuse_incomplete(self._config, modules, self._replaced, base)
+        refuse_tied(self._config, self._updates, self._replaced, base)
 
-    def _sort(self) -> None:
-        """What every tensor of the adapter does to the base."""
-        parts: dict[str, dict[str, str]] = defaultdict(dict)
-        biases = {}
+    def _sort(self) -> dict[str, dict[str, str]]:
+        """Modules → the names of what the adapter has for them; `_replaced` of all else."""
+        modules: dict[str, dict[str, str]] = defaultdict(dict)
+        others = []
         for key in self._adapter.shapes:
-            if not key.startswith(PREFIX):
+            name = key.removeprefix(PREFIX)
+            if name == key:
                 raise MergeError(f"{self._adapter.label}: {key} is no weight of peft's: expected {PREFIX}…", weight=key)
-            name = _WRAPPER.sub("", key.removeprefix(PREFIX))
-            if match := _PART.fullmatch(name):
-                parts[match["module"]][match["part"]] = key
-            elif match := _BIAS.fullmatch(name):
-                biases[match["module"]] = key
-            else:
-                self._replaced[name] = key
-        for module, found in parts.items():
-            scale = self._update(module, found)
-            if module in biases:
-                self._biases[self._target(module, "bias")] = biases[module], scale
+            match = _PART.fullmatch(name)
+            if match is None:
+                others.append(name)
+            elif modules[match["module"]].setdefault(part := match["layer"] or match["parameter"], key) != key:
+                raise self._unknown(key, f"{match['module']} has two of {part}")
+        # The longest first: of two names of one weight the plain one is what peft reads.
+        for name in sorted(others, key=len, reverse=True):
+            self._replaced[self._place(name, modules)] = PREFIX + name
+        return modules
 
-    def _update(self, module: str, parts: Mapping[str, str]) -> float:
-        first = parts.get("lora_A", parts.get("lora_embedding_A"))
-        if first is None or first.replace("_A", "_B") not in parts.values():
-            raise MergeError(f"{self._adapter.label} has not both parts, A and B, for {module}", weight=module)
-        scale = scale_of(module, self._adapter.shapes[first][0], self._config, self._config_file)
-        update = LowRankUpdate(self._adapter, parts, scale, bool(self._config.get("fan_in_fan_out")))
-        if f"{module}.in_proj_weight" in self._base.shapes:
+    def _place(self, name: str, modules: Collection[str]) -> str:
+        """Which weight a tensor, that is none of LoRA's, takes the place of, or is new."""
+        key = PREFIX + name
+        if match := _OWN.search(f".{name}"):
+            copy = name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+            if copy.endswith(".bias") and self._config.get("bias") == "all" and PREFIX + copy in self._adapter.shapes:
+                # With all biases peft writes those of whole modules more than once, and reads them by this name.
+                return copy
+            raise self._unknown(key, f"a name with {match[1]} in this place is not what peft's save_pretrained() gives")
+        if (saved := self._config.saved_module(name)) is not None:
+            if name in self._base.shapes or not any(one.startswith(f"{saved}.") for one in self._base.shapes):
+                return name
+            raise self._unknown(key, f"the base's {saved} has no such weight")
+        module, wrapped, part = name.rpartition(".base_layer.")
+        module, target = (module, f"{module}.{part}") if wrapped else (name.rpartition(".")[0], name)
+        if bool(wrapped) != (module in modules):
+            raise self._unknown(key, f"{module} has {'no' if wrapped else 'a'} LoRA, so that peft passes it over")
+        if target not in self._base.shapes:
+            raise self._unknown(key, "the base has no such weight and modules_to_save does not name it")
+        return target
+
+    def _unknown(self, key: str, why: str) -> MergeError:
+        return MergeError(
+            f"{self._adapter.label}: it is not known what {key} does to the model: {why}. Save the model after peft's "
+            "merge_and_unload(), and give that",
+            weight=key,
+        )
+
+    def _update(self, module: str, parts: Mapping[str, str]) -> None:
+        fused = f"{module.removesuffix('.base_layer.out_proj')}.in_proj_weight"
+        if fused in self._base.shapes:
             # peft adds the update of the output projection twice there, in training and merging alike.
             raise MergeError(
-                f"{self.label}: {module} is an nn.MultiheadAttention, whose LoRA is peft's own affair: save the model "
-                "after peft's merge_and_unload(), and give that",
-                weight=f"{module}.in_proj_weight",
+                f"{self.label}: {fused.removesuffix('.in_proj_weight')} is an nn.MultiheadAttention, whose LoRA is "
+                "peft's own affair: save the model after peft's merge_and_unload(), and give that",
+                weight=fused,
             )
+        self._check_parts(module, parts)
+        first = "lora_embedding_A" if "lora_embedding_A" in parts else "lora_A"
+        scale = scale_of(module, self._adapter.shapes[parts[first]][0], self._config, self._config_file)
+        low_rank = {part: key for part, key in parts.items() if part != BIAS}
+        update = LowRankUpdate(self._adapter, low_rank, scale, bool(self._config.get("fan_in_fan_out")))
         target = self._target(module, "weight")
+        shape = self._base.shapes[target]
         try:
-            update.check(self._base.shapes[target])
+            update.check(shape)
         except ValueError as error:
-            raise self._misfit(f"{target} is {list(self._base.shapes[target])} there, and {error}", target) from error
+            raise self._misfit(f"{target} is {list(shape)} there, and {error}", target) from error
+        if len(shape) == 2 and shape[0] == shape[1] and first == "lora_A":
+            refuse_other_orientation(self._config, module, self._base)
         self._updates[target] = update
-        return scale
+        if BIAS in parts:
+            bias, shape = self._target(module, "bias"), self._adapter.shapes[parts[BIAS]]
+            if self._base.shapes[bias] != shape:
+                raise self._misfit(f"{bias} is {list(self._base.shapes[bias])} there and {list(shape)} here", bias)
+            self._biases[bias] = parts[BIAS], scale
+
+    def _check_parts(self, module: str, parts: Mapping[str, str]) -> None:
+        """That a module has the parts which the configuration says, of numbers with a point, and no others."""
+        pair = {part for part in parts if part not in (BIAS, MAGNITUDE)}
+        if pair not in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}):
+            raise MergeError(f"{self._adapter.label} has not both parts, A and B, for {module}", weight=module)
+        for part, name in ((BIAS, "lora_bias"), (MAGNITUDE, "use_dora")):
+            if (part in parts) != bool(self._config.get(name)):
+                there = "has" if part in parts else "has no"
+                raise MergeError(
+                    f"{self._adapter.label} {there} {part} for {module}, but {name} is {self._config.get(name)!r} in "
+                    f"{self._config_file}: copy both files again",
+                    weight=module,
+                )
+        if self._config.targets(module) is False:
+            raise self._unknown(next(iter(parts.values())), f"{self._config_file} does not target {module}")
+        for key in parts.values():
+            if not self._adapter.dtypes[key].is_floating_point:
+                raise self._unknown(key, f"it is of {self._adapter.dtypes[key]}, and LoRA's parts have a point")
+        for key in (parts[part] for part in pair):
+            if len(shape := self._adapter.shapes[key]) < 2 or 0 in shape:
+                # What is left of weights that were spread over processes and not gathered.
+                raise self._unknown(key, f"it is {list(shape)}, and A and B are matrices")
 
     def _target(self, module: str, part: str) -> str:
         name = f"{module}.{part}"
         if name not in self._base.shapes:
             raise self._misfit(f"that has no {name}", name)
+        if not self._base.dtypes[name].is_floating_point:
+            raise MergeError(
+                f"{self.label} adds to {name}, which is {self._base.dtypes[name]} in {self._base.label}: give the base "
+                "before it was quantised, in float32, bfloat16 or float16 (--model.base)",
+                weight=name,
+            )
         return name
 
     def _misfit(self, why: str, weight: str) -> MergeError:
@@ -112,7 +184,9 @@ class LoraFolder(Checkpoint):
             shape = self._adapter.shapes[key]
             if self.shapes.setdefault(name, shape) != shape:
                 raise self._misfit(f"{name} is {list(self.shapes[name])} there and {list(shape)} in the adapter", name)
-            self.dtypes.setdefault(name, self._adapter.dtypes[key])
+            dtype, there = self._adapter.dtypes[key], self.dtypes.setdefault(name, self._adapter.dtypes[key])
+            if dtype.is_floating_point != there.is_floating_point:
+                raise self._unknown(key, f"it is {dtype}, and {name} of {self._base.label} is {there}")
         self.nbytes = self._adapter.nbytes
 
     def read(self, name: str) -> Tensor:

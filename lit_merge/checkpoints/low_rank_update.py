@@ -1,6 +1,5 @@
 """scale · B A of one module of a LoRA adapter."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,15 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
+from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.updates import Update
 from lit_merge.errors import MergeError
 
-# What changes a layer in ways that are not W + scale · B A.
-UNSUPPORTED = (
-    *("target_parameters", "trainable_token_indices", "layer_replication", "use_qalora", "use_bdlora"),
-    *("arrow_config", "kasa_config", "monteclora_config", "velora_config", "alora_invocation_tokens"),
-)
 MAGNITUDE = "lora_magnitude_vector"
 
 
@@ -100,28 +94,6 @@ class LowRankUpdate:
 def wide(value: Tensor) -> Tensor:
     """In float32 or more."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """An adapter's configuration.
-
-    Raises:
-        MergeError: missing, unreadable, no JSON, another kind of adapter, or with parts that cannot be merged.
-    """
-    first_bytes(path, "an adapter's configuration")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MergeError(f"{path} is no configuration of an adapter: {error}") from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise MergeError(f"{path}: peft_type is {kind!r}; only LORA adapters can be merged")
-    for name in UNSUPPORTED:
-        if config.get(name):
-            raise MergeError(
-                f"{path}: {name} is not supported: save the model after peft's merge_and_unload(), and give that"
-            )
-    return config
 
 
 def scale_of(module: str, rank: int, config: Mapping[str, Any], path: Path) -> float:
