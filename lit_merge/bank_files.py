@@ -8,10 +8,13 @@ from typing import Any, get_args
 from torch import Tensor
 
 from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
+from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.checkpoints.tensor_files import is_finite
 from lit_merge.errors import MergeError
 
 FORMAT_VERSION = 1
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
+DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 def write_bank_folder(
@@ -32,7 +35,7 @@ def write_bank_folder(
 
 
 def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]:
-    """The description, and the file with the tensors. See `TaskBank.load`."""
+    """The description, and the file with the tensors, which fit together. See `TaskBank.load`."""
     folder = Path(path)
     about = _read_about(folder / "bank.json")
     file = SafetensorsFile(folder / "bank.safetensors")
@@ -42,11 +45,41 @@ def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]
     if expected != set(file.shapes):
         weight = min(expected ^ set(file.shapes))
         raise MergeError(f"{file.path} and bank.json are of different banks: {weight} is in one of them only")
-    rows, columns = file.shapes["coefficients"]
-    sizes = {file.shapes[name][0] for name in expected if not name.startswith("origin/")}
-    if rows not in (1, len(about["tasks"])) or columns != len(about["layers"]) or sizes != {rows}:
-        raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
+    rows = _rows(about, file)
+    for name in about["layers"]:
+        _check_delta(file, name, rows)
+    for name, dtype in about["dtypes"].items():
+        kind = file.dtypes[f"origin/{name}"]
+        if DTYPES_BY_NAME[dtype].is_floating_point != kind.is_floating_point:
+            raise MergeError(f"{file.path}: origin/{name} is {kind}, which bank.json calls {dtype}", weight=name)
     return about, file
+
+
+def _rows(about: Mapping[str, Any], file: SafetensorsFile) -> int:
+    """Number of deltas of every weight, from the coefficients."""
+    shape, dtype = file.shapes["coefficients"], file.dtypes["coefficients"]
+    if len(shape) != 2 or not dtype.is_floating_point:
+        raise MergeError(f"{file.path}: coefficients are {dtype} of shape {list(shape)}, expected tasks × weights")
+    if shape[0] not in (1, len(about["tasks"])) or shape[1] != len(about["layers"]):
+        raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
+    if not is_finite(file.read("coefficients")):
+        raise MergeError(f"{file.path}: the coefficients hold NaN or infinity")
+    return shape[0]
+
+
+def _check_delta(file: SafetensorsFile, name: str, rows: int) -> None:
+    """Raises MergeError where the delta of a weight is not one of its origin."""
+    shape = file.shapes[f"origin/{name}"]
+    wanted: dict[str, tuple[int, ...]] = {f"delta/{name}": (rows, *shape)}
+    if f"U/{name}" in file.shapes:
+        rank = file.shapes[f"S/{name}"][-1] if file.shapes[f"S/{name}"] else 0
+        if len(shape) != 2 or not rank:
+            raise MergeError(f"{file.path}: origin/{name} has shape {list(shape)}, expected a matrix", weight=name)
+        wanted = {f"U/{name}": (rows, shape[0], rank), f"S/{name}": (rows, rank), f"V/{name}": (rows, shape[1], rank)}
+    for key, one in wanted.items():
+        if file.shapes[key] != one or not file.dtypes[key].is_floating_point:
+            found = f"{file.dtypes[key]} of shape {list(file.shapes[key])}"
+            raise MergeError(f"{file.path}: {key} is {found}, expected floating point of {list(one)}", weight=name)
 
 
 def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
@@ -85,4 +118,23 @@ def _read_about(path: Path) -> dict[str, Any]:
     for field, kind in FIELDS.items():
         if not isinstance(about.get(field), kind):
             raise MergeError(f"{path} is damaged: it has no {field}")
+    for field in ("tasks", "layers"):
+        names = about[field]
+        if not all(isinstance(name, str) and _is_text(name) for name in names) or len(set(names)) < len(names):
+            raise MergeError(f"{path} is damaged: {field} are no list of different names")
+    for name, dtype in about["dtypes"].items():
+        if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
+            raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
+    for field, kind in {"ranks": dict, "nbytes": int}.items():
+        # Banks of the first days have not all of them.
+        if not isinstance(about.setdefault(field, kind()), kind):
+            raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
     return about
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

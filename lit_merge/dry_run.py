@@ -48,7 +48,7 @@ def plan_of(sources: Sources, naming: str | None = None) -> RenderableType:
     with_base = check_merge(experts, method, sources.transform)
     layout = layout_of(sources, naming)
     trials = {}
-    for name in sorted(method.selected(experts.shapes)):
+    for name in sorted(method.selected(experts.shapes, len(experts.tasks))):
         if (shape := experts.shapes[name]) not in trials:
             trials[shape] = try_out(experts, method, name)
     whole = needs_all(method)
@@ -81,7 +81,7 @@ def mismatches(differences: Sequence[MergeError]) -> RenderableType:
 
 def selection(experts: Experts, method: MergeMethod) -> str:
     """Which weights go through the method as matrices, in one line."""
-    selected = method.selected(experts.shapes)
+    selected = method.selected(experts.shapes, len(experts.tasks))
     count = sum(len(shape) == 2 for shape in experts.shapes.values())
     if not selected:
         return f"{type(method).__name__} decomposes nothing: it takes every weight as it is."
@@ -122,7 +122,7 @@ def told(names: list[str]) -> str:
 
 def weights_table(experts: Experts, method: MergeMethod, trials: Mapping[tuple[int, ...], "Trial"]) -> Table:
     """A row per kind of weight: which are decomposed, and at which rank; weights of one kind in several blocks once."""
-    selected = method.selected(experts.shapes)
+    selected = method.selected(experts.shapes, len(experts.tasks))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("weight", "number", "shape", "treated as"):
         table.add_column(heading, justify="right" if heading == "number" else "left")
@@ -150,7 +150,7 @@ def memory_of(experts: Experts, with_base: bool, trials: Mapping[tuple[int, ...]
 
 def time_of(experts: Experts, method: MergeMethod, trials: Mapping[tuple[int, ...], "Trial"]) -> str:
     """From the trials, and from the bytes to read."""
-    shapes = Counter(experts.shapes[name] for name in method.selected(experts.shapes))
+    shapes = Counter(experts.shapes[name] for name in method.selected(experts.shapes, len(experts.tasks)))
     seconds = sum(count * trials[shape].seconds for shape, count in shapes.items())
     seconds += sum(file.nbytes for file in experts.whole.values()) / READ
     return f"about {max(1, round(seconds))} seconds on {os.cpu_count()} cores"

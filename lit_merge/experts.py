@@ -115,6 +115,12 @@ class Experts:
         """Weights that are no learnt ones, but what layers saw of their inputs: they are averaged."""
         return [name for name in self.shapes if name.rpartition(".")[2] in STATISTICS]
 
+    def of_base_file(self) -> list[str]:
+        """Tasks whose expert is the file of the base."""
+        base = set() if self.whole_base is None else {path.resolve() for path in self.whole_base.files}
+        found = {task: {path.resolve() for path in file.files} for task, file in self.whole.items()}
+        return [task for task, files in found.items() if files and files == base]
+
     def left_to_base(self) -> Checkpoint | None:
         """What is excluded from the merge, as the base has it; None where it has nothing of that, or goes by other
         names than the experts'."""

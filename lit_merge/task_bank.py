@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_merge.bank_files import open_bank_folder, read_naming, write_bank_folder
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
+from lit_merge.checkpoints.tensor_files import is_finite
 from lit_merge.deltas import Delta, combine, kinds, tensors_of
 from lit_merge.errors import MergeError
 from lit_merge.low_rank import LowRank
@@ -225,7 +226,7 @@ class TaskBank:
         frame = replace(
             self, origin={name: self.origin[name]}, deltas={self.layers[i]: self.deltas[name] for i in there}
         )
-        values = {key: read(key) for key in frame.tensors() if key != "coefficients"}
+        values = {key: _finite(key, read(key)) for key in frame.tensors() if key != "coefficients"}
         return frame.with_tensors(values | {"coefficients": self.coefficients[:, there]})
 
     def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
@@ -304,3 +305,9 @@ class TaskBank:
             return sum_up()
         with asked_again(lambda i: tensors_of(self.deltas[name])[i], tensors_of(delta)):
             return sum_up()
+
+
+def _finite(key: str, value: Tensor) -> Tensor:
+    if not is_finite(value):
+        raise MergeError(f"the bank's {key} holds NaN or infinity", weight=key.partition("/")[2])
+    return value

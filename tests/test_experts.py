@@ -106,10 +106,16 @@ def test_running_statistics_are_averaged() -> None:
         assert "bn.running_var" not in bank.layers
 
 
-def test_a_base_among_the_experts() -> None:
+def test_a_base_among_the_experts(tmp_path: Path) -> None:
     tuned = {name: value + 1 for name, value in GOOD.items()}
     with pytest.warns(MergeWarning, match="the expert one is the base: is a path wrong"):
         build_bank({"one": GOOD, "two": tuned}, GOOD, method=TaskArithmetic())
+    # Where the base's values are not read, its file tells.
+    paths = {"one": tmp_path / "base.safetensors", "two": tmp_path / "two.safetensors"}
+    for path, weights in zip(paths.values(), (GOOD, tuned), strict=True):
+        save_file(weights, path)
+    with pytest.warns(MergeWarning, match="the expert one is the base: is a path wrong"):
+        build_bank(paths, paths["one"], method=WeightAveraging())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A checkpoint of whatever format, from a path or a state dict."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict, first_bytes
 from lit_merge.checkpoints.folders import weight_file
@@ -32,10 +34,10 @@ def open_checkpoint(
         return source
     if isinstance(source, Mapping):
         return StateDict(source, label, lenient)
-    path, inside = resolve(source), None
-    if "#" in path.name and not path.exists():
-        name, _, inside = path.name.rpartition("#")
-        path = path.with_name(name) if name else path
+    location, mark, inside = os.fspath(source).rpartition("#")
+    if not mark or Path(source).expanduser().exists():
+        location, inside = os.fspath(source), None
+    path = resolve(location)
     if path.is_dir() and inside is None:
         if (path / ADAPTER_CONFIG).exists():
             return LoraFolder(path, base)

@@ -130,7 +130,7 @@ def _load(folder: Path) -> Any:
         raise MergeError(f"{folder} holds no tokenizer (tokenizer.json or vocab.txt): give the data's tokenizer")
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers fails in as many ways as tokenizers are broken
         told = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
         raise MergeError(f"{folder}: its tokenizer cannot be read: {told[:200]}") from error

@@ -48,8 +48,8 @@ class TaskArithmetic(MergeMethod):
         if self.rank_ratio is not None:
             check_rank_ratio(self.rank_ratio)
 
-    def selected(self, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-        return frozenset() if self.rank_ratio is None else super().selected(shapes)
+    def selected(self, shapes: Mapping[str, tuple[int, ...]], tasks: int = 1) -> frozenset[str]:
+        return frozenset() if self.rank_ratio is None else super().selected(shapes, tasks)
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

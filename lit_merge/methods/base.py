@@ -51,10 +51,20 @@ class MergeMethod(ABC):
         scale = self.scale
         return 1.0 if scale is None or isinstance(scale, str) else float(scale)
 
-    def selected(self, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-        """Names of the weights that go to `matrix`; methods that decompose nothing select none."""
+    def selected(self, shapes: Mapping[str, tuple[int, ...]], tasks: int = 1) -> frozenset[str]:
+        """Names of the weights that go to `matrix`; methods that decompose nothing select none.
+
+        Args:
+            shapes: of all weights.
+            tasks: T; matrices that are too small to have directions for each of them are left to `rest`.
+        """
         matrices: Matrices | None = getattr(self, "matrices", None)
-        return frozenset() if matrices is None else select_matrices(shapes, matrices)
+        chosen = frozenset() if matrices is None else select_matrices(shapes, matrices)
+        return frozenset(name for name in chosen if self.has_room(shapes[name], tasks))
+
+    def has_room(self, shape: tuple[int, ...], tasks: int) -> bool:
+        """Whether a matrix of this shape has directions for so many tasks."""
+        return True
 
     def check(self, experts: Experts) -> None:  # noqa: B027  most methods take any experts
         """Warns of, or refuses, experts that the method cannot do much with."""

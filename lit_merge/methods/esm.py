@@ -168,7 +168,9 @@ class ESM(MomentsMethod):
         samples, moments: see `MomentsMethod`. Matrices without moments are taken with C = I, and a warning says so.
 
     Raises:
-        MergeError: more tasks than a matrix has outputs, a ratio outside (0, 1/T], moments that do not fit.
+        MergeError: a ratio outside (0, 1/T], moments that do not fit.
+
+    A matrix with fewer outputs, or directions, than there are tasks goes with the rest.
     """
 
     preset: Preset = "paper"
@@ -196,11 +198,15 @@ class ESM(MomentsMethod):
         return super().start(name) if self.preset == "paper" or ESSENTIAL.search(name) else 1.0
 
     def check(self, experts: Experts) -> None:
-        if not any(self.wants_moments(name) for name in self.selected(experts.shapes)):
+        if not any(self.wants_moments(name) for name in self.selected(experts.shapes, len(experts.tasks))):
             raise MergeError(
                 "preset=official is for weights named in_proj, c_fc and c_proj, of which there are none: "
                 "take preset=paper"
             )
+
+    def has_room(self, shape: tuple[int, ...], tasks: int) -> bool:
+        # In the official preset either side of a matrix may count, as of TSV-M.
+        return tasks <= (shape[0] if self.preset == "paper" else min(shape))
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
@@ -219,18 +225,12 @@ class ESM(MomentsMethod):
 
 
 def outputs_per_task(weight: Weight, rank_ratio: float | None) -> int:
-    """k = ⌊m/T⌋, or ⌊rank_ratio·m⌋, of which T must fit into the m outputs.
+    """k = ⌊m/T⌋ of m ≥ T outputs, or ⌊rank_ratio·m⌋, of which T must fit into m.
 
     Raises:
-        MergeError: more tasks than outputs, or directions of all tasks that do not fit side by side.
+        MergeError: directions of all tasks that do not fit side by side.
     """
     tasks, m, _ = weight.experts.shape
-    if tasks > m:
-        raise MergeError(
-            f"{weight.name} has {m} outputs for {tasks} tasks, so no direction would be kept: "
-            "leave it out with matrices=[patterns]",
-            weight=weight.name,
-        )
     if rank_ratio is None:
         return m // tasks
     if (rank := max(1, int(rank_ratio * m + 1e-9))) * tasks > m:

@@ -112,13 +112,21 @@ class Job:
         with_base = check_merge(experts, method, transform)
         change = None if transform is None else transform.fit(experts)
         weights = WeightStream(experts, with_base, change, decompositions)
+        tasks = len(experts.tasks)
+        if small := sorted(method.selected(experts.shapes) - method.selected(experts.shapes, tasks)):
+            told = f"{type(method).__name__}: {small[0]}{f' and {len(small) - 1} others' if small[1:] else ''}"
+            told += f": fewer directions than the {tasks} tasks, so merged as what is no matrix"
+            warnings.warn(told, MergeWarning, stacklevel=4)
+        for task in () if with_base else experts.of_base_file():
+            # Where the base is read, values tell; see `parts`.
+            warnings.warn(f"the expert {task} is the base: is a path wrong?", MergeWarning, stacklevel=4)
         run, report = method.prepare(weights), getattr(change, "report", {})
         return cls(experts, weights, method, run, transform, svd, report, device)
 
     @functools.cached_property
     def selected(self) -> frozenset[str]:
         """Names of the weights that are decomposed."""
-        return self.method.selected(self.experts.shapes)
+        return self.method.selected(self.experts.shapes, len(self.experts.tasks))
 
     def costs(self) -> dict[str, float]:
         """What the work on every weight is in proportion to: m·n·min(m, n) for a decomposition, and the bytes."""

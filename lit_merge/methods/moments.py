@@ -50,7 +50,7 @@ class MomentsMethod(MergeMethod):
         """This method with its moments opened, in the order of the tasks; says which matrices have none."""
         experts = weights.experts
         run = replace(self, moments=open_moments(self.moments, experts))
-        selected = self.selected(experts.shapes)
+        selected = self.selected(experts.shapes, len(experts.tasks))
         wanted = [name for name in experts.shapes if name in selected and self.wants_moments(name)]
         lacking = [name for name in wanted if not run.knows(name)]
         if lacking:

@@ -44,8 +44,8 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
     Raises:
         MergeError: experts that all equal the base, or a merge that contains none of their task vectors.
     """
-    matrices = method.selected(bank_shapes(bank)) or select_matrices(bank_shapes(bank), "all")
     tasks = len(bank.tasks)
+    matrices = method.selected(bank_shapes(bank), tasks) or select_matrices(bank_shapes(bank), "all")
     fixed, moving, norms = (torch.zeros(tasks, dtype=torch.float64) for _ in range(3))
     # Coefficients are a + b·λ: what scales with λ, and what a method keeps at 1 whatever it is.
     zero, one = (start_coefficients(method.at(value), bank.layers, len(bank.coefficients)) for value in (0.0, 1.0))

@@ -46,19 +46,13 @@ def tsv_merge(
 
 
 def directions_per_task(weight: Weight, rank_ratio: float | None) -> int:
-    """k = ⌊r/T⌋ with r = min(m, n), or ⌊rank_ratio·r⌋, of which T must fit into r.
+    """k = ⌊r/T⌋ with r = min(m, n) ≥ T, or ⌊rank_ratio·r⌋, of which T must fit into r.
 
     Raises:
-        MergeError: more tasks than directions, or directions of all tasks that do not fit side by side.
+        MergeError: directions of all tasks that do not fit side by side.
     """
     tasks, *shape = weight.experts.shape
     r = min(shape)
-    if tasks > r:
-        raise MergeError(
-            f"{weight.name} has {r} directions for {tasks} tasks, so none would be kept: "
-            "leave it out with matrices=[patterns]",
-            weight=weight.name,
-        )
     if rank_ratio is None:
         return r // tasks
     if (rank := rank_of(rank_ratio, *shape)) * tasks > r:
@@ -82,7 +76,9 @@ class TSVM(MergeMethod):
         matrices: see `select_matrices`; the authors decompose every 2-D weight but the text projection.
 
     Raises:
-        MergeError: more tasks than a matrix has directions, a ratio outside (0, 1/T].
+        MergeError: a ratio outside (0, 1/T].
+
+    A matrix with fewer directions than there are tasks, as a short positional embedding, goes with the rest.
     """
 
     rank_ratio: float | None = None
@@ -94,6 +90,9 @@ class TSVM(MergeMethod):
     def __post_init__(self) -> None:
         if self.rank_ratio is not None:
             check_rank_ratio(self.rank_ratio)
+
+    def has_room(self, shape: tuple[int, ...], tasks: int) -> bool:
+        return tasks <= min(shape)
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None
@@ -115,7 +114,9 @@ class TSVCompress(MergeMethod):
         matrices: see `select_matrices`; the authors take every 2-D weight, the text projection too.
 
     Raises:
-        MergeError: a ratio outside (0, 1]; more tasks than a matrix has directions, where no ratio is given.
+        MergeError: a ratio outside (0, 1].
+
+    Where no ratio is given, a matrix with fewer directions than there are tasks goes with the rest.
     """
 
     rank_ratio: float | None = None
@@ -126,6 +127,9 @@ class TSVCompress(MergeMethod):
     def __post_init__(self) -> None:
         if self.rank_ratio is not None:
             check_rank_ratio(self.rank_ratio)
+
+    def has_room(self, shape: tuple[int, ...], tasks: int) -> bool:
+        return self.rank_ratio is not None or tasks <= min(shape)
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         assert weight.base is not None

@@ -24,7 +24,7 @@ def read_config(folder: str) -> Any:
         there = "no such folder" if not path.is_dir() else "no config.json in it"
         raise MergeError(f"{path}: {there}: expected the folder of a transformers model")
     try:
-        return transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers fails in as many ways as configurations are broken
         raise MergeError(f"{path / 'config.json'} cannot be read: {first_line(error)}") from error
 
@@ -44,7 +44,9 @@ def build_classifier(config: Any, classes: int, path: str | Path) -> nn.Module:
     config.dtype = torch.float32
     try:
         with no_init_weights():
-            model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config)
+            model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
     except Exception as error:
         raise MergeError(
             f"{path}: transformers builds no text classifier of model type {config.model_type!r}: {first_line(error)}"

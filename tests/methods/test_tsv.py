@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_merge import TSVM, LowRank, MergeError, MergeMethod, TSVCompress, build_bank
+from lit_merge import TSVM, LowRank, MergeError, MergeMethod, MergeWarning, TSVCompress, build_bank
 from lit_merge.methods.tsv import tsv_merge
 
 State = dict[str, Tensor]
@@ -73,11 +73,13 @@ def test_text_projection_is_compressed_but_not_merged_by_directions(method: Merg
 
 @pytest.mark.parametrize("method", [TSVM(), TSVCompress()])
 def test_more_tasks_than_directions(method: MergeMethod) -> None:
+    """A matrix without a direction for each is merged as what is no matrix, and named."""
     experts, base = make(9)
-    with pytest.raises(MergeError, match=r"proj has 8 directions for 9 tasks, so none would be kept") as error:
-        build_bank(experts, base, method=method)
-    assert error.value.weight == "proj"
-    assert "\n" not in str(error.value)
+    with pytest.warns(MergeWarning, match=r"proj.*: fewer directions than the 9 tasks, so merged as what is no matrix"):
+        bank = build_bank(experts, base, method=method)
+    tau = torch.stack([expert["proj"] - base["proj"] for expert in experts.values()])
+    share = 1 if isinstance(method, TSVCompress) else 9
+    torch.testing.assert_close(bank.deltas["proj"], tau / share)
 
 
 def test_directions_that_do_not_fit_side_by_side() -> None:

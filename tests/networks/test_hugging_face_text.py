@@ -1,5 +1,6 @@
 """Text encoders with weights handed in: transformers' own logits, whatever the architecture."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -42,6 +43,24 @@ def tokens(texts: Any, kind: str, some: list[tuple[str, ...]]) -> Tensor:
 def encoder_weights(network: HuggingFaceTextEncoder, folder: str) -> dict[str, Tensor]:
     weights = load_file(f"{folder}/model.safetensors")
     return {name: value for name, value in weights.items() if name not in network.strangers(weights)}
+
+
+@pytest.mark.parametrize("entry", ["AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer"])
+def test_code_of_a_folder_is_never_run_nor_asked_about(
+    entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where somebody answers yes."""
+    ran = tmp_path / "ran"
+    for name in ("config.json", "tokenizer_config.json"):
+        about = {"model_type": "own", "auto_map": {entry: ["own.Own", None] if "Tokenizer" in entry else "own.Own"}}
+        (tmp_path / name).write_text(json.dumps(about))
+    (tmp_path / "own.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nOwn = None\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+    for opens in (HuggingFaceTextEncoder, Tokens):
+        with pytest.raises(MergeError, match="cannot be read"):
+            opens(str(tmp_path))
+    assert not ran.exists()
+    assert "run the custom code" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS)
