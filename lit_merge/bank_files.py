@@ -125,9 +125,9 @@ def _read_about(path: Path) -> dict[str, Any]:
     for name, dtype in about["dtypes"].items():
         if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
             raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
-    for field, kind in {"ranks": dict, "nbytes": int}.items():
+    for field, empty in {"ranks": {}, "nbytes": 0}.items():
         # Banks of the first days have not all of them.
-        if not isinstance(about.setdefault(field, kind()), kind):
+        if not isinstance(about.setdefault(field, empty), type(empty)):
             raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
     return about
 

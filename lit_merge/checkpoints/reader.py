@@ -34,9 +34,9 @@ def open_checkpoint(
         return source
     if isinstance(source, Mapping):
         return StateDict(source, label, lenient)
-    location, mark, inside = os.fspath(source).rpartition("#")
-    if not mark or Path(source).expanduser().exists():
-        location, inside = os.fspath(source), None
+    location, inside = os.fspath(source), None
+    if "#" in location and not Path(location).expanduser().exists():
+        location, _, inside = location.rpartition("#")
     path = resolve(location)
     if path.is_dir() and inside is None:
         if (path / ADAPTER_CONFIG).exists():
