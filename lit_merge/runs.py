@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_merge.adaptation_step import check_precision
-from lit_merge.callbacks import CollapseGuard, OnlineScores, ResumePoint
+from lit_merge.callbacks import CollapseGuard, OnlineScores, ResumePoint, gone_back
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.data import TaskData
 from lit_merge.evaluation import Evaluator, TaskScore
@@ -66,7 +66,7 @@ def run_fit(
             beside it, or anything wrong with the data.
     """
     model.check_learnable()
-    check_precision(trainer, model.microbatch, model.sharpness)
+    check_precision(trainer, model.compute_dtype, model.microbatch, model.sharpness)
     first, start = trainer.is_global_zero, model.to_bank()
     if not data.online and not any(isinstance(one, CollapseGuard) for one in trainer.callbacks):
         # An online stream is not looked at before it comes.
@@ -98,7 +98,7 @@ def run_fit(
             scores["adapted"] = score(trainer, model, data, "adapted", lambda task: merged)
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
-        report = Report(describe(bank), data.protocol, scores, sizes)
+        report = Report(describe(bank), data.protocol, scores, sizes, kept=gone_back(trainer))
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
             if own_log:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from lit_merge.checkpoints import Checkpoint
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads import Heads
+from lit_merge.networks.heads import Heads, wide
 from lit_merge.networks.transformers_model import Given, split_outputs
 
 
@@ -79,8 +79,11 @@ class ClassifierHeads(Heads):
     def one(self, features: Encoded, task: str) -> Float[Tensor, "B C"]:
         start = self.tasks.index(task) * len(self.shapes)
         weights = dict(zip(self.shapes, self.weights[start : start + len(self.shapes)], strict=True))
-        # float32: entropies of confident predictions live in the last digits.
-        self.given.outputs = type(features.outputs)(**{name: v.float() for name, v in features.outputs.items()})
+        # All of one precision, as its outputs are.
+        found: dict[str, Tensor] = dict(features.outputs.items())
+        dtype = wide(next(iter(found.values())), *weights.values())[0].dtype
+        weights = {name: value.to(dtype) for name, value in weights.items()}
+        self.given.outputs = type(features.outputs)(**{name: value.to(dtype) for name, value in found.items()})
         try:
             kwargs = {"input_ids": features.ids, "attention_mask": features.mask.long()}
             logits: Tensor = functional_call(self.model, weights, (), kwargs).logits  # type: ignore[arg-type]
