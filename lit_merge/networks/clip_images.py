@@ -41,4 +41,4 @@ class ClipImages(Network):
                 f"{self.image_size}: set the data's image_size"
             )
         images = inputs if inputs.ndim == 4 else inputs[:, None].expand(-1, 3, -1, -1)
-        return (images.float() / 255 - self.mean) / self.std
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
