@@ -14,6 +14,7 @@ from lit_merge.compiling import check_compiler
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.experts import Experts
+from lit_merge.finite import check_finite
 from lit_merge.fit_state import fit_state, own_random_state
 from lit_merge.merging import Merging
 from lit_merge.networks import Network, compute_dtype
@@ -70,6 +71,7 @@ class MergedModel(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_finite({"sharpness": sharpness, "bounds": bounds})
         if sharpness < 0:
             raise MergeError(f"sharpness={sharpness}: expected a number from 0, off, up")
         if gradient_checkpointing:

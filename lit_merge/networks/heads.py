@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.errors import MergeError
+from lit_merge.finite import check_finite
 from lit_merge.mixed import MIXED
 
 
@@ -110,6 +111,7 @@ class CosineHeads(Heads):
 
     def __init__(self, weights: Mapping[str, Float[Tensor, "C d"]], logit_scale: float = 100.0) -> None:
         super().__init__(list(weights))
+        check_finite({"logit_scale": logit_scale}, type(self).__name__)
         self.logit_scale = logit_scale
         # Parameters rather than buffers: DDP broadcasts buffers at every forward.
         self.rows = nn.ParameterList(nn.Parameter(w.float(), requires_grad=False) for w in weights.values())
