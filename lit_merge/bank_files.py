@@ -8,6 +8,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_bytes())
     except OSError as error:
         raise MergeError(f"{path.parent} is no task bank: {path}: {error.strerror}") from error
     except ValueError as error:

@@ -15,8 +15,7 @@ from rich.console import Console
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
 from lit_merge.built_banks import write_bank
 from lit_merge.checkpoints import check_output, write_text
-from lit_merge.configuration import parsing
-from lit_merge.configuration.parsing import MODE
+from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError

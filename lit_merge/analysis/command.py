@@ -12,8 +12,7 @@ from lit_merge.analysis.curves import Normalise
 from lit_merge.analysis.files import write_analysis
 from lit_merge.analysis.table import table
 from lit_merge.checkpoints import check_output
-from lit_merge.configuration import parsing
-from lit_merge.configuration.parsing import MODE
+from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.errors import MergeError
 from lit_merge.expert_files import expert_files
 from lit_merge.experts import Experts

@@ -1,6 +1,5 @@
 """scale · B A of one module of a LoRA adapter."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 
 # What changes a layer in ways that are not W + scale · B A.
@@ -89,7 +89,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     first_bytes(path, "an adapter's configuration")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise MergeError(f"{path} is no configuration of an adapter: {error}") from error
     kind = config.get("peft_type") if isinstance(config, dict) else None

@@ -7,8 +7,7 @@ from typing import Any
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from rich.console import Console
 
-from lit_merge.configuration import parsing
-from lit_merge.configuration.parsing import MODE
+from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.data.base import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.finite import check_finite

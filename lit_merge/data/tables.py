@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.data.datasets_tables import NAME_ONE, is_hub, read_dataset
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
@@ -135,7 +135,7 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise MergeError(f"{path}: line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):

@@ -1,7 +1,6 @@
 """The verb `zoo`: what is in a built-in suite, and a copy of its files to start from."""
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_merge.checkpoints import SafetensorsFile, check_output, replacing
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -48,7 +48,7 @@ def zoo(arguments: Sequence[str]) -> None:
 def contents(folder: Path, suite: str) -> Group:
     """A table of the tasks, with numbers of classes and images."""
     try:
-        about = json.loads((folder / "zoo.json").read_text(encoding="utf-8"))
+        about = parse_json((folder / "zoo.json").read_bytes())
     except (OSError, ValueError) as error:
         raise MergeError(f"{folder} is no suite: zoo.json: {error}") from error
     images = SafetensorsFile(folder / "images.safetensors")
