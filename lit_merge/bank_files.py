@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
 from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
+from lit_merge.locations import resolve
 
 FORMAT_VERSION = 1
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
@@ -34,7 +35,7 @@ def write_bank_folder(
 
 def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]:
     """The description, and the file with the tensors. See `TaskBank.load`."""
-    folder = Path(path)
+    folder = resolve(path)
     about = _read_about(folder / "bank.json")
     file = SafetensorsFile(folder / "bank.safetensors")
     expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients"}

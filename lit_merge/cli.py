@@ -10,7 +10,6 @@ from jsonargparse import ActionYesNo
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
 from lit_merge.built_banks import write_bank
@@ -21,9 +20,11 @@ from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.export import check_export, export_bank
 from lit_merge.finite import check_finite
+from lit_merge.locations import destination, resolve
 from lit_merge.merge_verb import dry_run, merge, say_copied
 from lit_merge.prediction_files import prediction_format
 from lit_merge.processes import Accelerator, Processes
+from lit_merge.progress import terminal
 from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
 from lit_merge.report import Report, describe
@@ -83,8 +84,13 @@ class MergeCLI(LightningCLI):
         with parsing(args, lambda: [action.dest for action in self._subcommand_parsers[args[0]]._actions]):
             super().parse_arguments(parser, args)
         check_finite(self.config[args[0]].as_dict())
-        if path := self.config[args[0]].get("ckpt_path"):
-            _check_checkpoint(Path(path))
+        options = self.config[args[0]]
+        for name in ("run", "output"):
+            if options.get(name) is not None:
+                options[name] = str(destination(options[name]))
+        if options.get("ckpt_path"):
+            options["ckpt_path"] = str(resolve(options["ckpt_path"]))
+            _check_checkpoint(Path(options["ckpt_path"]))
 
     def _prepare_subcommand_parser(self, klass: Any, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -164,9 +170,9 @@ class MergeCLI(LightningCLI):
             self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite, ckpt_path
         )
         if self.trainer.is_global_zero:
-            Console().print(report)
+            terminal().print(report)
             names = ", ".join(sorted(path.name for path in Path(run).iterdir()))
-            Console().print(f"Written to {run}: {names}", soft_wrap=True)
+            terminal().print(f"Written to {run}: {names}", soft_wrap=True)
 
     def validate(self, **kwargs: Any) -> None:
         self._evaluate(self.trainer.validate, kwargs)
@@ -226,14 +232,14 @@ class MergeCLI(LightningCLI):
     def sweep(self, **kwargs: Any) -> None:
         output, overwrite = self.option("output"), self.option("overwrite")
         self.trainer.sweep(output=output, overwrite=overwrite, **kwargs)
-        Console().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
+        terminal().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
         names = ", ".join(sorted(path.name for path in Path(output).iterdir()))
-        Console().print(f"Written to {output}: {names}", soft_wrap=True)
+        terminal().print(f"Written to {output}: {names}", soft_wrap=True)
 
     def _say(self) -> None:
         path = Path(self.option("output"))
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-        Console().print(f"Written to {path}: {size / 1e6:.1f} MB", soft_wrap=True)
+        terminal().print(f"Written to {path}: {size / 1e6:.1f} MB", soft_wrap=True)
 
     def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         verb(**kwargs | {"verbose": False})
@@ -244,7 +250,7 @@ class MergeCLI(LightningCLI):
         bank = self.model.to_bank()
         report = Report(describe(bank), self.datamodule.protocol, {state: self.model.scores}, split=split)
         if self.trainer.is_global_zero:
-            Console().print(report)
+            terminal().print(report)
             if self.option("output"):
                 write_text(self.option("output"), report.to_json(), self.option("overwrite"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Colormap, Normalize
 from matplotlib.figure import Figure
@@ -27,6 +27,8 @@ LONGEST = 30
 BAD = "black"
 
 
+# A name may have dollars in it.
+@rc_context({"text.parse_math": False})
 def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = None, note: str = "") -> Figure:
     """λ[task, weight] of a bank: tasks down, weights across, grouped by block.
 

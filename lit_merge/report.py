@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from lit_merge.evaluation import TaskScore, mean_accuracy
+from lit_merge.progress import terminal
 from lit_merge.task_bank import TaskBank
 
 # What a row of the table may be about, in the order of columns and bars.
@@ -113,7 +114,7 @@ class Report:
         return text.getvalue()
 
     def to_text(self, width: int = 110) -> str:
-        console = Console(file=io.StringIO(), width=width)
+        console = terminal(file=io.StringIO(), width=width)
         console.print(self)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -130,7 +131,7 @@ class Report:
         for key in keys:
             table.add_column(headings[key], justify="right", no_wrap=True)
         for task in self.tasks:
-            table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
+            table.add_row(Text(task), *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()
         table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
         units = f"Accuracies on {self.split} data in %, entropies in nats. Protocol: {self.protocol}."

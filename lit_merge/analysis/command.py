@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
-from rich.console import Console
 
 from lit_merge.analysis.build import analyze
 from lit_merge.analysis.curves import Normalise
@@ -17,6 +16,7 @@ from lit_merge.errors import MergeError
 from lit_merge.expert_files import expert_files
 from lit_merge.experts import Experts
 from lit_merge.finite import check_finite
+from lit_merge.progress import terminal
 
 ABOUT = (
     "Interference, reconstruction error, spectra and cosines of the experts of a configuration (arXiv 2412.12153), "
@@ -90,7 +90,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
     matrices = options.matrices or method_matrices(options.model.method) or "block"
     analysis = analyze(experts, options.ratios, matrices, options.normalise)
     write_analysis(analysis, options.output, options.overwrite)
-    console = Console()
+    console = terminal()
     console.print(table(analysis))
     written = "figures, curves.csv, spectra.csv, cosines.csv, summary.json"
     console.print(f"Written to {options.output}: {written}", soft_wrap=True)

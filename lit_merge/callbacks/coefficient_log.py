@@ -14,6 +14,7 @@ from lit_merge.coefficients import by_row
 from lit_merge.errors import MergeError
 from lit_merge.figures import save_figure
 from lit_merge.heat_map import coefficient_figure
+from lit_merge.locations import destination
 from lit_merge.merged_model import MergedModel
 from lit_merge.task_bank import TaskBank
 
@@ -50,7 +51,7 @@ class CoefficientLog(Callback):
             raise MergeError(f"CoefficientLog works on a MergedModel, not on {type(pl_module).__name__}")
         # In all processes: asking the trainer for a logger's folder is an exchange between them.
         place = self.run_folder or trainer.log_dir or trainer.default_root_dir
-        self._folder = Path(self.folder or Path(place) / "coefficients")
+        self._folder = Path(place) / "coefficients" if self.folder is None else destination(self.folder)
         self._logged = -1
         if trainer.is_global_zero:
             if trainer.global_step == 0:

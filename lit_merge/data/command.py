@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
-from rich.console import Console
 
 from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.data.base import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.finite import check_finite
+from lit_merge.progress import terminal
 from lit_merge.quiet import quiet
 
 ABOUT = (
@@ -61,4 +61,4 @@ def leaks_command(arguments: Sequence[str]) -> None:
     if found:
         raise MergeError("; ".join(map(str, found)))
     compared = "decoded images" if options.pixels else "contents of files"
-    Console().print(f"No test image of {', '.join(data.tasks)} is adapted on ({compared}).", soft_wrap=True)
+    terminal().print(f"No test image of {', '.join(data.tasks)} is adapted on ({compared}).", soft_wrap=True)

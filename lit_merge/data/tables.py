@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_merge.configuration.json_text import parse_json
-from lit_merge.data.datasets_tables import NAME_ONE, is_hub, read_dataset
+from lit_merge.data.datasets_tables import NAME_ONE, is_hub, place_and_split, read_dataset
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -45,7 +45,7 @@ def read_table(location: str, columns: Sequence[str], encoding: str = "utf-8") -
         MergeError: nothing there, an unknown suffix, no such column, text in another encoding, a row with too many or
             too few values, a line that is no JSON, no row at all.
     """
-    if is_hub(location) or resolve(location.partition("#")[0]).is_dir():
+    if is_hub(location) or resolve(place_and_split(location)[0]).is_dir():
         found, names = read_dataset(location, columns)
         table = Table(location, found, names)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +15,7 @@ from lit_merge.checkpoints import SafetensorsFile, check_output, replacing
 from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
+from lit_merge.progress import terminal
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +38,7 @@ def zoo(arguments: Sequence[str]) -> None:
     folder = resolve(f"zoo:{suite}")
     if options.output is not None:
         check_output(options.output, options.overwrite)
-    console = Console()
+    console = terminal()
     console.print(contents(folder, suite))
     if options.output is not None:
         with replacing(options.output, options.overwrite) as beside:
