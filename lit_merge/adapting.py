@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from lit_merge.errors import MergeError
 from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
 from lit_merge.merged_model import MergedModel
-from lit_merge.networks import Network
+from lit_merge.networks import Network, compute_dtype
 from lit_merge.objectives import Objective
 from lit_merge.quiet import quiet
 from lit_merge.rank_masks import AdaRank
@@ -126,9 +125,11 @@ def evaluate(
     if not data.has_test:
         raise MergeError("the data has no labelled test inputs to evaluate on")
     if isinstance(weights, TaskBank):
-        merged = weights.merge(dtype=torch.float32, naming="canonical")
+        merged = weights.merge(dtype=compute_dtype(weights.dtypes.values()), naming="canonical")
     else:
-        merged = canonical_weights(weights)
+        found = canonical_weights(weights)
+        wide = compute_dtype(value.dtype for value in found.values())
+        merged = {name: value.to(wide if value.is_floating_point() else None) for name, value in found.items()}
     network.check({name: tuple(value.shape) for name, value in merged.items()})
     evaluator = Evaluator(network, data.tasks, lambda task: merged, "evaluating")
     callbacks: list[Callback] = [MergeProgress()] if progress else []

@@ -10,7 +10,9 @@ from torch import Tensor
 from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
 from lit_merge.checkpoints.checkpoint import DTYPES
 from lit_merge.checkpoints.tensor_files import is_finite
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
+from lit_merge.locations import resolve
 
 FORMAT_VERSION = 1
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
@@ -36,7 +38,7 @@ def write_bank_folder(
 
 def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]:
     """The description, and the file with the tensors, which fit together. See `TaskBank.load`."""
-    folder = Path(path)
+    folder = resolve(path)
     about = _read_about(folder / "bank.json")
     file = SafetensorsFile(folder / "bank.safetensors")
     expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients"}
@@ -105,7 +107,7 @@ def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_bytes())
     except OSError as error:
         raise MergeError(f"{path.parent} is no task bank: {path}: {error.strerror}") from error
     except ValueError as error:

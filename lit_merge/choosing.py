@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lit_merge.errors import MergeError, MergeWarning
+from lit_merge.finite import check_finite
 from lit_merge.methods import MergeMethod, at_scaling
 from lit_merge.mixed import MIXED
 from lit_merge.probe import Probe, Reading
@@ -84,6 +85,7 @@ def choose_scaling(bank: TaskBank, method: MergeMethod, probe: Probe, start: flo
     """
     if method.scale is None or not bank.layers:
         raise MergeError(f"{type(method).__name__} has no scale to choose")
+    check_finite({"start": start})
     if start is None:
         start = method.usual_scale
     readings: dict[float, Reading] = {}

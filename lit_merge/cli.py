@@ -1,30 +1,30 @@
 """The verbs that need a model: LightningCLI over MergeRecipe, TaskData and our Trainer."""
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ActionYesNo
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from lit_merge import callbacks, data, networks, objectives, transforms  # noqa: F401  short class names are found once imported
 from lit_merge.built_banks import write_bank
 from lit_merge.checkpoints import check_output, write_text
+from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.conversion import parse_size
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.export import check_export, export_bank
+from lit_merge.finite import check_finite
+from lit_merge.locations import destination, resolve
 from lit_merge.merge_verb import dry_run, merge, say_copied
-from lit_merge.parse_errors import explain
 from lit_merge.prediction_files import prediction_format
 from lit_merge.processes import Accelerator, Processes
+from lit_merge.progress import terminal
 from lit_merge.quiet import quiet
 from lit_merge.recipe import MergeRecipe
 from lit_merge.report import Report, describe
@@ -42,8 +42,7 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
 }
-# omegaconf+ resolves interpolations after command-line options have gone over the file; plain omegaconf before.
-PARSER = {"exit_on_error": False, "parser_mode": "omegaconf+", "allow_abbrev": False}
+PARSER = {"exit_on_error": False, "parser_mode": MODE, "allow_abbrev": False}
 OWN_VERBS = {
     "merge": {"model", "output", "overwrite"},
     "export": {"model", "output", "overwrite"},
@@ -70,7 +69,7 @@ class MergeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="fit: the folder that it leaves")
         parser.add_argument("--output", type=str | None, default=None, help="the other verbs: what they write")
-        parser.add_argument("--overwrite", action="store_true", help="replace what stands there")
+        parser.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
         # Methods may look at unlabelled inputs before there is a trainer.
         parser.link_arguments("data", "model.data", apply_on="instantiate")
         parser.link_arguments("trainer.accelerator", "model.accelerator")
@@ -81,21 +80,23 @@ class MergeCLI(LightningCLI):
         super().add_core_arguments_to_parser(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        try:
-            self.arguments = list(args)
+        self.arguments = list(args)
+        with parsing(args, lambda: [action.dest for action in self._subcommand_parsers[args[0]]._actions]):
             super().parse_arguments(parser, args)
-        except (ArgumentError, OmegaConfBaseException) as error:
-            known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
-            files = [after for before, after in pairwise(args) if before in ("--config", "-c")]
-            raise MergeError(explain(str(error), known, files)) from error
-        if path := self.config[args[0]].get("ckpt_path"):
-            _check_checkpoint(Path(path))
+        check_finite(self.config[args[0]].as_dict())
+        options = self.config[args[0]]
+        for name in ("run", "output"):
+            if options.get(name) is not None:
+                options[name] = str(destination(options[name]))
+        if options.get("ckpt_path"):
+            options["ckpt_path"] = str(resolve(options["ckpt_path"]))
+            _check_checkpoint(Path(options["ckpt_path"]))
 
     def _prepare_subcommand_parser(self, klass: Any, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "merge":
             parser.add_argument(
-                "--dry_run", "--dry-run", action="store_true", help="say what would be done: reads headers"
+                "--dry_run", "--dry-run", action=ActionYesNo, help="say what would be done: reads headers"
             )
         if subcommand in LIGHT:
             parser.add_argument("--devices", type=int, default=1, help="number of processes that share the work")
@@ -169,9 +170,9 @@ class MergeCLI(LightningCLI):
             self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite, ckpt_path
         )
         if self.trainer.is_global_zero:
-            Console().print(report)
+            terminal().print(report)
             names = ", ".join(sorted(path.name for path in Path(run).iterdir()))
-            Console().print(f"Written to {run}: {names}", soft_wrap=True)
+            terminal().print(f"Written to {run}: {names}", soft_wrap=True)
 
     def validate(self, **kwargs: Any) -> None:
         self._evaluate(self.trainer.validate, kwargs)
@@ -232,14 +233,14 @@ class MergeCLI(LightningCLI):
     def sweep(self, **kwargs: Any) -> None:
         output, overwrite = self.option("output"), self.option("overwrite")
         self.trainer.sweep(output=output, overwrite=overwrite, **kwargs)
-        Console().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
+        terminal().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
         names = ", ".join(sorted(path.name for path in Path(output).iterdir()))
-        Console().print(f"Written to {output}: {names}", soft_wrap=True)
+        terminal().print(f"Written to {output}: {names}", soft_wrap=True)
 
     def _say(self) -> None:
         path = Path(self.option("output"))
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-        Console().print(f"Written to {path}: {size / 1e6:.1f} MB", soft_wrap=True)
+        terminal().print(f"Written to {path}: {size / 1e6:.1f} MB", soft_wrap=True)
 
     def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         verb(**kwargs | {"verbose": False})
@@ -250,7 +251,7 @@ class MergeCLI(LightningCLI):
         bank = self.model.to_bank()
         report = Report(describe(bank), self.datamodule.protocol, {state: self.model.scores}, split=split)
         if self.trainer.is_global_zero:
-            Console().print(report)
+            terminal().print(report)
             if self.option("output"):
                 write_text(self.option("output"), report.to_json(), self.option("overwrite"))
 
@@ -269,7 +270,6 @@ def run(arguments: list[str]) -> None:
         def subcommands() -> dict[str, set[str]]:
             return {arguments[0]: MergeCLI.subcommands()[arguments[0]]}
 
-    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     quiet()
     OneVerb(
         MergeRecipe,

@@ -49,8 +49,9 @@ class Coefficients(nn.Module):
         self.layers = tuple(layers)
         self.bounds = bounds
         self.granularity = granularity
-        self.offset = nn.Parameter(torch.zeros(start.numel()))
-        self.register_buffer("anchor", start.detach().clone().float())
+        dtype = torch.promote_types(start.dtype, torch.float32)
+        self.offset = nn.Parameter(torch.zeros(start.numel(), dtype=dtype))
+        self.register_buffer("anchor", start.detach().clone().to(dtype))
         self.register_buffer("group", self._groups(granularity))
 
     def forward(self) -> Float[Tensor, "rows L"]:
@@ -85,6 +86,11 @@ class Coefficients(nn.Module):
         else:
             raise MergeError(f"granularity={granularity!r}: expected tied, task, block or layer")
         return torch.arange(rows)[:, None] * per_row + columns
+
+
+def by_row(tasks: Sequence[str], coefficients: Float[Tensor, "rows L"]) -> dict[str, Float[Tensor, " L"]]:
+    """task → its coefficients; `all` where one delta is shared."""
+    return dict(zip(tasks if len(tasks) == len(coefficients) else ("all",), coefficients, strict=True))
 
 
 def block_of(name: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints import SafetensorsFile, write_safetensors
 from lit_merge.errors import MergeError
+from lit_merge.locations import destination
 from lit_merge.low_rank import LowRank
 
 
@@ -27,7 +28,7 @@ class Decompositions:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, of: object = None) -> None:
         digest = hashlib.blake2b(json.dumps(of, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-        self.folder = None if folder is None else Path(folder) / digest
+        self.folder = None if folder is None else destination(folder) / digest
         self.computed = 0
         """Number of decompositions that had to be computed."""
         self._kept: dict[str, LowRank] = {}

@@ -30,8 +30,8 @@ def combine(
 ) -> Shaped[Tensor, "..."]:
     """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta."""
     if delta is not None and coefficients is not None and origin.is_floating_point():
-        # Sums of small differences on large weights: never in half precision.
-        origin = origin.to(torch.promote_types(origin.dtype, torch.float32))
+        # Sums of small differences on large weights: never in half precision, and as precise as the coefficients.
+        origin = origin.to(torch.promote_types(coefficients.dtype, torch.promote_types(origin.dtype, torch.float32)))
         if isinstance(delta, LowRank):
             logits = None if logits is None else logits[..., : delta.rank]
             origin = delta.weighted_sum(origin, coefficients, logits)

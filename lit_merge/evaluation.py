@@ -107,9 +107,14 @@ class Evaluator(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         task = batch["task"]
         if self._loaded is None or self._loaded[0] != task:
-            self._loaded = task, {name: w.to(self.device) for name, w in self.weights(task).items()}
+            self._loaded = task, {name: self._placed(weight) for name, weight in self.weights(task).items()}
         logits = self.network.evaluate(self._loaded[1], batch)
         self.metrics.update(task, logits, self.network.rows(batch, self.label_rows))
+
+    def _placed(self, weight: Tensor) -> Tensor:
+        """Where the network computes, at least as precise as its heads."""
+        wide = torch.promote_types(weight.dtype, next(self.network.heads.parameters()).dtype)
+        return weight.to(self.device, wide if weight.is_floating_point() else None)
 
     def on_test_start(self) -> None:
         self.label_rows = check_classes(self, self.network, "test")

@@ -11,6 +11,7 @@ from lit_merge.conversion import parse_size
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
 from lit_merge.layout import Layout, Rows, is_file
+from lit_merge.locations import destination
 from lit_merge.progress import say
 from lit_merge.task_bank import TaskBank
 
@@ -69,7 +70,7 @@ def export_bank(
     cut = bank.truncate(rank_ratio, energy)
     chosen = cut if task is None or format == "merged" else cut.only(task)
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
-    if experts is None and base is None and not is_file(Path(output)):
+    if experts is None and base is None and not is_file(destination(output)):
         say("no configuration beside the weights: --model.experts or --model.base names the models that have it")
     weights = (Rows(name, chosen.weight(name, kind)) for name in chosen.origin)
     size = None if max_shard_size is None else parse_size(max_shard_size)
@@ -87,4 +88,4 @@ def check_export(output: str | Path, format: str, task: str | None, max_shard_si
         if format == "bank":
             raise MergeError("max_shard_size is of format=merged and format=task: a bank is one file")
     if format != "bank":
-        is_file(Path(output))
+        is_file(destination(output))

@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lit_merge.checkpoints import replacing
@@ -11,6 +12,8 @@ from lit_merge.report import Report
 COLOURS = {"pretrained": "#b8bcc4", "static": "#7fa8d9", "online": "#4f9d8f", "adapted": "#1f5fa8", "expert": "#e0a03c"}
 
 
+# A name may have dollars in it.
+@rc_context({"text.parse_math": False})
 def accuracy_figure(report: Report) -> Figure:
     """Accuracy per task and their mean, one bar for every state that was measured."""
     names = [*report.tasks, "mean"]
@@ -38,5 +41,6 @@ def accuracy_figure(report: Report) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path, overwrite: bool = False) -> None:
     """Writes a figure, whole or not at all; the suffix chooses PNG, SVG or PDF."""
-    with replacing(path, overwrite) as beside:
+    # Labels of axes are made when they are drawn.
+    with replacing(path, overwrite) as beside, rc_context({"text.parse_math": False}):
         figure.savefig(beside, dpi=150)

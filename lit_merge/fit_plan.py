@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_merge.data import TaskData
 from lit_merge.experts import Experts
+from lit_merge.locations import resolve
 from lit_merge.merged_model import MergedModel
 from lit_merge.task_bank import TaskBank
 
@@ -62,7 +63,7 @@ def fit_plan(
         "number of processes": trainer.world_size,
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "callbacks": sorted(one.state_key for one in trainer.callbacks if _changes_a_fit(one)),  # type: ignore[attr-defined]
-        "checkpoint": None if ckpt_path is None else hashlib.blake2b(Path(ckpt_path).read_bytes()).hexdigest(),
+        "checkpoint": None if ckpt_path is None else hashlib.blake2b(resolve(ckpt_path).read_bytes()).hexdigest(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Colormap, Normalize
 from matplotlib.figure import Figure
@@ -27,6 +27,8 @@ LONGEST = 30
 BAD = "black"
 
 
+# A name may have dollars in it.
+@rc_context({"text.parse_math": False})
 def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = None, note: str = "") -> Figure:
     """λ[task, weight] of a bank: tasks down, weights across, grouped by block.
 
@@ -42,9 +44,10 @@ def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = N
     widest = max(map(len, lines))
     labels = max(len(_label(name)) for line in lines for name in line) * LETTER
     width = max(7.0, COLUMN * widest + LETTER * 1.3 * max(map(len, bank.tasks)) + 1.6)
-    title = textwrap.fill(describe(bank), int(13 * width))
+    told = (describe(bank), _summary(values, start, note))
+    title = "\n".join(textwrap.fill(part, int(13 * width)) for part in told)
     heights = len(lines) * (ROW * len(values) + labels + 0.45)
-    figure = Figure(figsize=(width, heights + 0.5 + 0.2 * len(title.splitlines())), layout="constrained")
+    figure = Figure(figsize=(width, heights + 0.5 + 0.2 * (len(title.splitlines()) - 1)), layout="constrained")
     panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
     norm, colours = _scale(values, start)
     done = 0
@@ -58,7 +61,7 @@ def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = N
     bar.set_label("coefficient λ\n(factor on the delta)", fontsize=8)
     bar.ax.ticklabel_format(useOffset=False)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(f"{title}\n{_summary(values, start, note)}", x=0.01, ha="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     # The layout costs more than the drawing: once for all files.
     engine = figure.get_layout_engine()
     assert engine is not None

@@ -1,6 +1,7 @@
-"""Where files lie: ordinary paths, `zoo:8/…` for the files of the built-in suites, `hf://…` for the hub's models."""
+"""Where files lie: paths with `~` and variables, `zoo:8/…` for the built-in suites, `hf://…` for the hub's models."""
 
 import os
+import re
 from pathlib import Path
 
 from lit_merge import hub
@@ -9,9 +10,41 @@ from lit_merge.errors import MergeError
 SHIPPED = Path(__file__).parent / "zoo" / "suite8"
 
 
+# As far as the part of a path that a variable is in, and the variable.
+_VARIABLE = re.compile(r"([^$]*(\$(?:[A-Za-z_]\w*|\{\w+\}))[^/]*)")
+
+
 def cache_folder() -> Path:
     """`$LIT_MERGE_CACHE`, or `~/.cache/lit_merge`."""
-    return Path(os.environ.get("LIT_MERGE_CACHE") or Path.home() / ".cache" / "lit_merge")
+    return expanded(os.environ.get("LIT_MERGE_CACHE") or "~/.cache/lit_merge")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path whose `~`, `~user` and `$VARIABLE` are what they stand for.
+
+    Raises:
+        MergeError: no such user; a variable that is not set, unless that is the name of a file or folder.
+    """
+    found = os.path.expandvars(os.fspath(path))
+    if (left := _VARIABLE.match(found)) and not os.path.lexists(left[1]):
+        raise MergeError(f"{found}: the variable {left[2]} is not set")
+    try:
+        return Path(found).expanduser()
+    except RuntimeError as error:
+        name = found.partition("/")[0]
+        raise MergeError(f"{found}: there is no home folder {name}; ./{name} is a folder of that name") from error
+
+
+def destination(location: str | os.PathLike[str]) -> Path:
+    """The path that an output is written to, by the rules of inputs.
+
+    Raises:
+        MergeError: no such user; a place that only inputs have.
+    """
+    text = os.fspath(location)
+    if text.startswith((hub.PREFIX, "zoo:")):
+        raise MergeError(f"{text} can only be read: choose a path to write to")
+    return expanded(text)
 
 
 def resolve(location: str | os.PathLike[str]) -> Path:
@@ -25,7 +58,7 @@ def resolve(location: str | os.PathLike[str]) -> Path:
     if text.startswith(hub.PREFIX):
         return hub.fetch(text)
     if not text.startswith("zoo:"):
-        return Path(text).expanduser()
+        return expanded(text)
     suite, _, inside = text.removeprefix("zoo:").partition("/")
     if suite in ("8", "8-seed0"):
         return SHIPPED / inside

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
 
 from lit_merge.conversion import DType, parse_size
 from lit_merge.dry_run import mismatches, plan_of, selection
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.merged_files import write_merge
 from lit_merge.processes import ALONE, Processes
+from lit_merge.progress import terminal
 from lit_merge.sources import Sources
 
 
@@ -26,7 +26,7 @@ def merge(
     size = None if max_shard_size is None else parse_size(max_shard_size)
     kind = None if dtype is None else getattr(torch, dtype)
     copied = write_merge(sources, output, naming, size, overwrite, processes, kind)
-    console = Console()
+    console = terminal()
     if sources.experts is not None and sources.method is not None and sources.saved is None:
         console.print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
     say_copied(copied)
@@ -35,7 +35,7 @@ def merge(
 def say_copied(names: list[str]) -> None:
     """Names the files that lie beside the weights."""
     if names:
-        Console().print(f"Copied beside the weights: {', '.join(names)}", soft_wrap=True, highlight=False)
+        terminal().print(f"Copied beside the weights: {', '.join(names)}", soft_wrap=True, highlight=False)
 
 
 def dry_run(sources: Callable[[], Sources], naming: str | None) -> None:
@@ -48,9 +48,9 @@ def dry_run(sources: Callable[[], Sources], naming: str | None) -> None:
     Raises:
         MergeError: checkpoints that do not fit together, once every way in which they do not is told.
     """
-    console = Console()
+    console = terminal()
     # Into a file or a pipe nothing is cut off.
-    console = console if console.is_terminal else Console(width=1000)
+    console = console if console.is_terminal else terminal(width=1000)
     try:
         plan = plan_of(sources(), naming)
     except MisfitError as error:

@@ -14,9 +14,10 @@ from lit_merge.compiling import check_compiler
 from lit_merge.errors import MergeError
 from lit_merge.evaluation import TaskMetrics, TaskScore, check_classes, mean_accuracy
 from lit_merge.experts import Experts
+from lit_merge.finite import check_finite
 from lit_merge.fit_state import fit_state, own_random_state
 from lit_merge.merging import Merging
-from lit_merge.networks import Network
+from lit_merge.networks import Network, compute_dtype
 from lit_merge.objectives import Entropy, Objective
 from lit_merge.on_demand import made
 from lit_merge.random_state import set_random_state
@@ -70,6 +71,7 @@ class MergedModel(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_finite({"sharpness": sharpness, "bounds": bounds})
         if sharpness < 0:
             raise MergeError(f"sharpness={sharpness}: expected a number from 0, off, up")
         if gradient_checkpointing:
@@ -125,7 +127,7 @@ class MergedModel(LightningModule):
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
     def setup(self, stage: str) -> None:
-        check_precision(self.trainer, self.microbatch, self.sharpness)
+        check_precision(self.trainer, self.compute_dtype, self.microbatch, self.sharpness)
         device = self.trainer.strategy.root_device
         self.stored.settle(device)
         if self.compiled:
@@ -157,7 +159,7 @@ class MergedModel(LightningModule):
         return sum(ranks) / max(1, len(ranks))
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """Canonical name → merged weight, float32 (float64 for float64 banks), differentiable in the coefficients."""
+        """Canonical name → merged weight, in `compute_dtype`, differentiable in the coefficients."""
         # Small differences on large weights: not in the precision of the forward.
         with torch.autocast(self.device.type, enabled=False):
             logits = None if self.masks is None else self.masks()
@@ -165,8 +167,8 @@ class MergedModel(LightningModule):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        widest = max((dtype for dtype in set(self._frame.dtypes.values()) if dtype.is_floating_point), key=_bits)
-        return torch.promote_types(widest, torch.float32)
+        """Of merged weights and of the network: float32, or float64 for float64 banks and with precision 64-true."""
+        return compute_dtype([*self._frame.dtypes.values(), self.coefficients.offset.dtype])
 
     @torch.no_grad()
     def to_bank(self) -> TaskBank:
@@ -174,7 +176,8 @@ class MergedModel(LightningModule):
         bank = self.bank if self.masks is None else self.masks.select(self.bank)
         found = bank.tensors()
         tensors = made(found, lambda name: found[name].detach().cpu(), found)
-        return replace(self._frame.with_tensors(tensors), coefficients=self.coefficients().detach().cpu().clone())
+        reached = self.coefficients().detach().to("cpu", self._frame.coefficients.dtype, copy=True)
+        return replace(self._frame.with_tensors(tensors), coefficients=reached)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task's inputs."""
@@ -304,7 +307,3 @@ class MergedModel(LightningModule):
         if self._random is not None:
             set_random_state(self._random, self.device)
             self._random = None
-
-
-def _bits(dtype: torch.dtype) -> int:
-    return torch.finfo(dtype).bits

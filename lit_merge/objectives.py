@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_merge.errors import MergeError
+from lit_merge.finite import Finite
 
 
 def entropy(logits: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
@@ -42,7 +43,7 @@ def divergence(logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"]) -> Fl
     return F.kl_div(logits.log_softmax(-1), expert.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
-class Objective(ABC):
+class Objective(Finite, ABC):
     """A loss of one task's logits; the loss of a step is the mean over tasks."""
 
     asks_experts: ClassVar[bool] = False
@@ -102,6 +103,7 @@ class ConfidentEntropy(Objective):
     threshold: float = 0.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.threshold <= 1:
             raise MergeError(f"ConfidentEntropy: threshold={self.threshold} is outside (0, 1]: a share of log C")
 

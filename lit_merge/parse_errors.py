@@ -24,6 +24,7 @@ _FIELD = re.compile(
 _INTERPOLATION = re.compile(r"^.*? full_key: \w+\.([\w.\[\]]+)")
 _PLACE = re.compile(r'^Parser key "([\w.]+)": ')
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
+_SWITCH = re.compile(r"Value not boolean: (.*)\.$")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
 
@@ -41,6 +42,10 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     files = ", ".join(configs) or "the configuration"
     if place == "config":
         return f"{files}: no such configuration file"
+    if "codec can't decode" in message:
+        return f"{place or files}: the file that it names is no text in UTF-8: save it in UTF-8"
+    if match := _SWITCH.search(message):
+        return f"a switch, as overwrite: expected true or false, got {match[1]}"
     if match := _INTERPOLATION.search(message):
         told = re.sub(r"'\.+", "'", match[0].partition(" full_key")[0])
         return f"{files}: {match[1]}: {told}"

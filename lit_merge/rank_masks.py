@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_merge.errors import MergeError
+from lit_merge.finite import Finite
 from lit_merge.low_rank import LowRank
 from lit_merge.ranks import check_rank_ratio, rank_of
 from lit_merge.task_bank import TaskBank
@@ -16,7 +17,7 @@ START = 0.1
 
 
 @dataclass(frozen=True)
-class AdaRank:
+class AdaRank(Finite):
     """Learn which singular directions are used, together with the coefficients (AdaRank, 2026).
 
     Args:
@@ -30,6 +31,7 @@ class AdaRank:
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rank_ratio(self.rank_ratio)
         if self.lr <= 0:
             raise MergeError(f"AdaRank: lr={self.lr}: expected a number above 0")

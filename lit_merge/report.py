@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from lit_merge.evaluation import TaskScore, mean_accuracy
+from lit_merge.progress import terminal
 from lit_merge.task_bank import TaskBank
 
 # What a row of the table may be about, in the order of columns and bars.
@@ -42,6 +43,7 @@ class Report:
             left out. `online` is what was predicted of a stream while it passed, of tasks whose labels are known.
         sizes: `experts` and `bank`, in bytes.
         split: the images that the scores are of.
+        kept: of a fit whose guard went back: the `step` whose coefficients were kept, the one `at` which, and `why`.
     """
 
     method: str
@@ -49,6 +51,7 @@ class Report:
     scores: dict[str, Mapping[str, TaskScore]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     split: str = "test"
+    kept: Mapping[str, Any] | None = None
 
     @property
     def states(self) -> list[str]:
@@ -98,7 +101,7 @@ class Report:
             "mean": {state: mean_accuracy(self.scores[state]) for state in self.states},
             "tasks": {task: self.row(task) for task in self.tasks},
             "bytes": self.sizes,
-        }
+        } | ({"kept": dict(self.kept)} if self.kept else {})
         return json.dumps(content, indent=1) + "\n"
 
     def to_csv(self) -> str:
@@ -111,13 +114,14 @@ class Report:
         return text.getvalue()
 
     def to_text(self, width: int = 110) -> str:
-        console = Console(file=io.StringIO(), width=width)
+        console = terminal(file=io.StringIO(), width=width)
         console.print(self)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     def __rich__(self) -> Group:
         if not self.tasks:
             notes = [f"No accuracies: there are no labelled {self.split} inputs. Protocol: {self.protocol}."]
+            notes.append(self.kept_line())
             return Group(Text(self.method, style="bold"), Text("\n".join(filter(None, [*notes, self.size_line()]))))
         keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -127,12 +131,16 @@ class Report:
         for key in keys:
             table.add_column(headings[key], justify="right", no_wrap=True)
         for task in self.tasks:
-            table.add_row(task, *(_cell(key, self.row(task)[key]) for key in keys))
+            table.add_row(Text(task), *(_cell(key, self.row(task)[key]) for key in keys))
         table.add_section()
         table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
         units = f"Accuracies on {self.split} data in %, entropies in nats. Protocol: {self.protocol}."
-        notes = [units, self.size_line()]
+        notes = [units, self.kept_line(), self.size_line()]
         return Group(Text(self.method, style="bold"), table, Text("\n".join(filter(None, notes))))
+
+    def kept_line(self) -> str:
+        """What the guard kept, in words."""
+        return f"Kept: the coefficients of step {self.kept['step']}. {self.kept['why']}." if self.kept else ""
 
     def size_line(self) -> str:
         """The sizes in words."""

@@ -6,6 +6,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_merge.callbacks import CoefficientLog
 from lit_merge.errors import MergeError
+from lit_merge.locations import destination
 from lit_merge.trainer import Trainer
 
 
@@ -22,7 +23,7 @@ def log_into(trainer: Trainer, output: str | Path, folder: Path, kept: Path) -> 
         MergeError: another kind of logger with a place in `output`.
     """
     for logger in trainer.loggers:
-        _move(logger, Path(output).absolute(), folder)
+        _move(logger, destination(output).absolute(), folder)
     logs = [callback for callback in trainer.callbacks if isinstance(callback, CoefficientLog)]
     if not logs:
         logs = [CoefficientLog()]
@@ -33,6 +34,9 @@ def log_into(trainer: Trainer, output: str | Path, folder: Path, kept: Path) -> 
 
 
 def _move(logger: Logger, output: Path, folder: Path) -> None:
+    if isinstance(logger, CSVLogger):
+        # Of Lightning's loggers this one makes a folder called ~.
+        logger._root_dir = logger._save_dir = str(destination(logger._save_dir))
     if logger.save_dir is None or not (place := Path(logger.save_dir).absolute()).is_relative_to(output):
         return
     if not isinstance(logger, CSVLogger | TensorBoardLogger):

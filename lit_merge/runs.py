@@ -13,18 +13,19 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
 from torch import Tensor
 
 from lit_merge.adaptation_step import check_precision
-from lit_merge.callbacks import CollapseGuard, OnlineScores, ResumePoint
+from lit_merge.callbacks import CollapseGuard, OnlineScores, ResumePoint, gone_back
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.data import TaskData
 from lit_merge.evaluation import Evaluator, TaskScore
 from lit_merge.experts import Experts
 from lit_merge.figures import accuracy_figure, save_figure
 from lit_merge.fit_plan import fit_plan
+from lit_merge.locations import destination, resolve
 from lit_merge.merged_model import MergedModel
+from lit_merge.progress import terminal
 from lit_merge.random_state import random_state_kept
 from lit_merge.report import Report, describe
 from lit_merge.run_logs import log_into
@@ -66,7 +67,7 @@ def run_fit(
             beside it, or anything wrong with the data.
     """
     model.check_learnable()
-    check_precision(trainer, model.microbatch, model.sharpness)
+    check_precision(trainer, model.compute_dtype, model.microbatch, model.sharpness)
     first, start = trainer.is_global_zero, model.to_bank()
     if not data.online and not any(isinstance(one, CollapseGuard) for one in trainer.callbacks):
         # An online stream is not looked at before it comes.
@@ -74,8 +75,8 @@ def run_fit(
     plan = fit_plan(trainer, model, start, data, experts, ckpt_path)
     if first:
         check_output(output, overwrite)
-    place = replacing(output, overwrite) if first else nullcontext(Path(output))
-    with Unfinished(Path(output), plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
+    place = replacing(output, overwrite) if first else nullcontext(destination(output))
+    with Unfinished(destination(output), plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
         keep_resume_points(trainer, unfinished)
         own_log = not trainer.loggers
         if own_log:
@@ -87,7 +88,8 @@ def run_fit(
             with random_state_kept():
                 scores = reference_scores(trainer, model, data, experts)
             unfinished.keep_scores(scores)
-        goes_on = ckpt_path if unfinished.step is None else unfinished.checkpoint
+        given = None if ckpt_path is None else resolve(ckpt_path)
+        goes_on = given if unfinished.step is None else unfinished.checkpoint
         online = watch(trainer) if data.online else None
         trainer.fit(model, datamodule=data, ckpt_path=goes_on, weights_only=True)
         if online is not None and online.scores:
@@ -98,7 +100,7 @@ def run_fit(
             scores["adapted"] = score(trainer, model, data, "adapted", lambda task: merged)
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
-        report = Report(describe(bank), data.protocol, scores, sizes)
+        report = Report(describe(bank), data.protocol, scores, sizes, kept=gone_back(trainer))
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
             if own_log:
@@ -117,7 +119,7 @@ def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
     trainer.callbacks = [one for one in callbacks if one is not point] + [point]
     if unfinished.step is not None and trainer.is_global_zero:
         whole = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
-        Console(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)
+        terminal(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)
 
 
 def watch(trainer: Trainer) -> OnlineScores:

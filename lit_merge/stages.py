@@ -6,10 +6,11 @@ from itertools import accumulate
 
 from lit_merge.coefficients import Granularity
 from lit_merge.errors import MergeError
+from lit_merge.finite import Finite
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Finite):
     """A part of the fit: what is learnt, for how many steps, at which rate of Adam.
 
     Args:

@@ -1,6 +1,6 @@
 """Where a module keeps the tensors of its task bank: on its device, in their file, or on the CPU for another device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -40,6 +40,10 @@ class StoredBank(nn.Module):
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         # Frozen parameters rather than buffers: DDP broadcasts buffers at every forward.
         self.factors = nn.ParameterList(nn.Parameter(value, requires_grad=False) for value in tensors.values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StoredBank":
+        # Moves with the module, but stays as it was saved where that computes in another precision.
+        return super()._apply(lambda value: fn(value).to(value.dtype), recurse)
 
     def settle(self, device: torch.device) -> None:
         """Before the module moves to a device: whether the bank goes along."""

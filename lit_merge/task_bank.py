@@ -15,6 +15,7 @@ from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
 from lit_merge.checkpoints.tensor_files import is_finite
 from lit_merge.deltas import Delta, combine, kinds, tensors_of
 from lit_merge.errors import MergeError
+from lit_merge.finite import check_finite
 from lit_merge.low_rank import LowRank
 from lit_merge.on_demand import OnDemand, asked_again, made
 from lit_merge.ranks import check_energy, check_rank_ratio, rank_of
@@ -287,6 +288,7 @@ class TaskBank:
         return frame.with_tensors(empty | {"coefficients": frame.coefficients}), file
 
     def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
+        check_finite({"coefficients": values})
         tensor = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else self.coefficients.dtype)
         try:
             return tensor.expand(self.coefficients.shape)

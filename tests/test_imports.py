@@ -14,8 +14,8 @@ MODULES = {
 # From the ground up: a module imports only from its own row, where that is a folder, and from rows before it.
 LAYERS = [
     ["errors", "gram", "progress", "parse_errors", "sharpness", "random_state", "mixed", "weight_names", "on_demand"],
-    ["weighted_sums", "compiling"],
-    ["hub", "class_names", "processes"],
+    ["weighted_sums", "compiling", "finite"],
+    ["hub", "class_names", "processes", "configuration"],
     ["locations", "quiet", "linalg", "supervision"],
     ["checkpoints"],
     ["optional_weights"],

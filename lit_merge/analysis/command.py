@@ -2,22 +2,21 @@
 
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from lit_merge.analysis.build import analyze
 from lit_merge.analysis.curves import Normalise
 from lit_merge.analysis.files import write_analysis
 from lit_merge.analysis.table import table
 from lit_merge.checkpoints import check_output
+from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.errors import MergeError
 from lit_merge.expert_files import expert_files
 from lit_merge.experts import Experts
-from lit_merge.parse_errors import explain
+from lit_merge.finite import check_finite
+from lit_merge.progress import terminal
 
 ABOUT = (
     "Interference, reconstruction error, spectra and cosines of the experts of a configuration (arXiv 2412.12153), "
@@ -38,7 +37,7 @@ def parser() -> ArgumentParser:
         prog="python -m lit_merge analyze",
         description=ABOUT,
         exit_on_error=False,
-        parser_mode="omegaconf+",
+        parser_mode=MODE,
         allow_abbrev=False,
     )
     made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
@@ -51,7 +50,7 @@ def parser() -> ArgumentParser:
     )
     made.add_argument("--model.crop", type=bool, default=False, help="of vocabularies that differ, the rows all have")
     made.add_argument("--output", type=str | None, help="the folder to write")
-    made.add_argument("--overwrite", action="store_true", help="replace what stands there")
+    made.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
     made.add_argument(
         "--matrices",
         type=str | list[str] | None,
@@ -76,13 +75,10 @@ def analyze_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
-    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     made = parser()
-    try:
+    with parsing(arguments, lambda: [action.dest for action in made._actions]):
         options = made.parse_args(list(arguments))
-    except (ArgumentError, OmegaConfBaseException) as error:
-        files = [after for before, after in pairwise(arguments) if before == "--config"]
-        raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
+    check_finite({"ratios": options.ratios})
     if options.output is None:
         raise MergeError("analyze needs --output, the folder to write")
     if not options.model.experts:
@@ -94,7 +90,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
     matrices = options.matrices or method_matrices(options.model.method) or "block"
     analysis = analyze(experts, options.ratios, matrices, options.normalise)
     write_analysis(analysis, options.output, options.overwrite)
-    console = Console()
+    console = terminal()
     console.print(table(analysis))
     written = "figures, curves.csv, spectra.csv, cosines.csv, summary.json"
     console.print(f"Written to {options.output}: {written}", soft_wrap=True)

@@ -35,8 +35,8 @@ def write_analysis(analysis: Analysis, path: str | Path, overwrite: bool = False
         _write_csv(folder / "cosines.csv", ("anchor", "task_i", "task_j", "cosine"), cosine_rows(analysis))
         text = json.dumps(summary(analysis), indent=1, ensure_ascii=False)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-        # Without date and random names the same experts give the same files.
-        with mpl.rc_context({"svg.hashsalt": "lit_merge"}):
+        # Without date and random names the same experts give the same files. A name may have dollars in it.
+        with mpl.rc_context({"svg.hashsalt": "lit_merge", "text.parse_math": False}):
             for name, draw in FIGURES.items():
                 figure = draw(analysis)
                 for kind in FORMATS:

@@ -1,7 +1,7 @@
 """Callbacks: hooks only; the operations are functions elsewhere."""
 
 from lit_merge.callbacks.coefficient_log import CoefficientLog
-from lit_merge.callbacks.collapse_guard import CollapseGuard
+from lit_merge.callbacks.collapse_guard import CollapseGuard, gone_back
 from lit_merge.callbacks.compression_export import CompressionExport
 from lit_merge.callbacks.online_scores import OnlineScores
 from lit_merge.callbacks.prediction_writer import PredictionWriter
@@ -18,4 +18,5 @@ __all__ = [
     "PredictionWriter",
     "RankSchedule",
     "ResumePoint",
+    "gone_back",
 ]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
+from lit_merge.callbacks.collapse_guard import gone_back
 from lit_merge.checkpoints import check_output
+from lit_merge.coefficients import by_row
 from lit_merge.errors import MergeError
 from lit_merge.figures import save_figure
 from lit_merge.heat_map import coefficient_figure
+from lit_merge.locations import destination
 from lit_merge.merged_model import MergedModel
 from lit_merge.task_bank import TaskBank
 
@@ -49,7 +51,7 @@ class CoefficientLog(Callback):
             raise MergeError(f"CoefficientLog works on a MergedModel, not on {type(pl_module).__name__}")
         # In all processes: asking the trainer for a logger's folder is an exchange between them.
         place = self.run_folder or trainer.log_dir or trainer.default_root_dir
-        self._folder = Path(self.folder or Path(place) / "coefficients")
+        self._folder = Path(place) / "coefficients" if self.folder is None else destination(self.folder)
         self._logged = -1
         if trainer.is_global_zero:
             if trainer.global_step == 0:
@@ -59,7 +61,7 @@ class CoefficientLog(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: object) -> None:
         assert isinstance(pl_module, MergedModel)
-        means = _by_row(pl_module.tasks, pl_module.coefficients().detach())
+        means = by_row(pl_module.tasks, pl_module.coefficients().detach())
         pl_module.log_dict({f"coefficient/{row}": values.mean() for row, values in means.items()})
         step = trainer.global_step
         due = self.every_n_steps and step % self.every_n_steps == 0 and step not in (self._logged, trainer.max_steps)
@@ -69,6 +71,10 @@ class CoefficientLog(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MergedModel)
         if trainer.is_global_zero and not trainer.interrupted:
+            if gone_back(trainer):
+                # The line of this step, if there is one, is of what was thrown away.
+                _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
+                self._logged = -1
             self._look(trainer, pl_module, "end")
 
     def _look(self, trainer: Trainer, model: MergedModel, name: str) -> None:
@@ -80,19 +86,16 @@ class CoefficientLog(Callback):
         self._logged = step
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         for board in boards:
-            for row, values in _by_row(bank.tasks, bank.coefficients).items():
+            for row, values in by_row(bank.tasks, bank.coefficients).items():
                 board.add_histogram(f"coefficients/{row}", values, step)
         if self.figures:
-            figure = coefficient_figure(bank, start, f"step {step}")
+            back = gone_back(trainer)
+            told = f"step {step}" if back is None else f"those of step {back['step']} were kept, {back['why']}"
+            figure = coefficient_figure(bank, start, told)
             for suffix in ("png", "svg"):
                 save_figure(figure, self._folder / f"coefficients_{name}.{suffix}", overwrite=True)
             for board in boards:
                 board.add_figure("coefficients", figure, step, close=False)
-
-
-def _by_row(tasks: Sequence[str], coefficients: Tensor) -> dict[str, Tensor]:
-    """task → its coefficients (L,); `all` where one delta is shared."""
-    return dict(zip(tasks if len(tasks) == len(coefficients) else ("all",), coefficients, strict=True))
 
 
 def _start_log(path: Path, layers: Sequence[str], step: int) -> None:
@@ -105,7 +108,7 @@ def _start_log(path: Path, layers: Sequence[str], step: int) -> None:
 
 
 def _append(path: Path, bank: TaskBank, step: int) -> None:
-    rows = _by_row(bank.tasks, bank.coefficients).items()
+    rows = by_row(bank.tasks, bank.coefficients).items()
     _write(path, "a", [[str(step), row, *(f"{value:.9g}" for value in values.tolist())] for row, values in rows])
 
 

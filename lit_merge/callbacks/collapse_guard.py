@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_merge.callbacks.contradictions import refuse_second
+from lit_merge.coefficients import by_row
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.merged_model import MergedModel
@@ -28,6 +29,8 @@ class CollapseGuard(Callback):
     A fit in which the balance of a task falls below `balance` of what it was, or the churn goes above `churn` in
     mid-fit, is told as collapsing. At its end, a fit whose agreement has fallen by more than `margin` from its best
     look has gone on for too long. `docs/adaptation.md` has the measurements behind the thresholds.
+
+    It acts before the trainer's other callbacks, in whichever order they are listed: they see what it keeps.
 
     Args:
         every_n_steps: optimiser steps between two looks; 0 switches the guard off, which `fit` has on.
@@ -62,6 +65,8 @@ class CollapseGuard(Callback):
         """What was seen: step, and entropy, balance, agreement per task, churn."""
         self.told: list[str] = []
         self.stopped = False
+        self.back: dict[str, Any] | None = None
+        """Where it has gone back to: `step`, the one `at` which it did, and `why`."""
         self._kept: dict[str, Learnt] = {}
         self._last: dict[str, Tensor] = {}
 
@@ -71,14 +76,25 @@ class CollapseGuard(Callback):
         return self._generate_state_key(**{name: getattr(self, name) for name in options})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"looks": self.looks, "told": self.told, "stopped": self.stopped, "kept": self._kept, "last": self._last}
+        return {
+            "looks": self.looks,
+            "told": self.told,
+            "stopped": self.stopped,
+            "back": self.back,
+            "kept": self._kept,
+            "last": self._last,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.looks, self.told, self.stopped = state_dict["looks"], state_dict["told"], state_dict["stopped"]
+        # Checkpoints from before it was noted have none.
+        self.back = state_dict.get("back")
         self._kept, self._last = state_dict["kept"], state_dict["last"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_second(self, trainer)
+        # A list of its own: this one is walked through now.
+        trainer.callbacks = [self, *(one for one in trainer.callbacks if one is not self)]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, MergedModel):
@@ -98,7 +114,7 @@ class CollapseGuard(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         assert isinstance(pl_module, MergedModel)
-        if not self.every_n_steps:
+        if not self.every_n_steps or self.stopped:
             return
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.looks[-1]["step"]:
             self._look(trainer, pl_module)
@@ -109,16 +125,39 @@ class CollapseGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MergedModel)
-        if trainer.interrupted or self.stopped or not self.looks:
+        if trainer.interrupted or not self.looks:
             return
+        if self.stopped:
+            # Whatever came after the stop, as a trainer's min_steps.
+            recall(pl_module, self._kept["healthy"])
+        else:
+            self._end(trainer, pl_module)
+        if self.back is not None:
+            self._log(trainer, pl_module)
+
+    def _end(self, trainer: Trainer, model: MergedModel) -> None:
+        """Whether the fit has gone on for too long."""
         if trainer.global_step != self.looks[-1]["step"]:
-            self._look(trainer, pl_module)
+            self._look(trainer, model)
         best = self._best()
         now = self.looks[-1]["mean_agreement"]
-        if best is not None and now < best["mean_agreement"] - self.margin:
+        if not self.stopped and best is not None and now < best["mean_agreement"] - self.margin:
             agreed = f"{100 * best['mean_agreement']:.1f} % after step {best['step']}, {100 * now:.1f} % at the end"
-            self._tell(f"the fit went on for too long: the merge agreed with the experts on {agreed}")
-            self._back(pl_module, "best", best["step"])
+            why = f"the fit went on for too long: the merge agreed with the experts on {agreed}"
+            self._tell(why)
+            self._back(trainer, model, "best", why)
+
+    def _log(self, trainer: Trainer, model: MergedModel) -> None:
+        """A last line in the log: what was kept."""
+        assert self.back is not None
+        coefficients, step = model.coefficients().detach(), self.back["step"]
+        means = {f"coefficient/{row}": value.mean().item() for row, value in by_row(model.tasks, coefficients).items()}
+        seen = next(look for look in self.looks if look["step"] == step)
+        told = {"kept_step": step, "coefficient": coefficients.mean().item(), "balance": min(seen["balance"].values())}
+        if seen["mean_agreement"] is not None:
+            told["agreement"] = seen["mean_agreement"]
+        for logger in trainer.loggers:
+            logger.log_metrics(told | means, trainer.global_step)
 
     def _best(self) -> dict[str, Any] | None:
         known = [look for look in self.looks if look["healthy"] and look["mean_agreement"] is not None]
@@ -135,8 +174,9 @@ class CollapseGuard(Callback):
         look |= {"healthy": not signs, "mean_agreement": reading.mean_agreement}
         self.looks.append(look | asdict(reading))
         if signs:
-            self._tell(f"step {trainer.global_step}: {'; '.join(signs)}: the fit collapses")
-            if self._back(model, "healthy", self._kept["healthy"]["step"]):
+            why = f"step {trainer.global_step}: {'; '.join(signs)}: the fit collapses"
+            self._tell(why)
+            if self._back(trainer, model, "healthy", why):
                 trainer.should_stop = self.stopped = True
             return
         self._kept["healthy"] = learnt(model, trainer.global_step)
@@ -164,13 +204,20 @@ class CollapseGuard(Callback):
         self.told.append(message)
         warnings.warn(message, MergeWarning, stacklevel=2)
 
-    def _back(self, model: MergedModel, which: str, step: int) -> bool:
-        """Goes back to the coefficients of that step, where that is wanted."""
+    def _back(self, trainer: Trainer, model: MergedModel, which: str, why: str) -> bool:
+        """Goes back to the coefficients that were kept, where that is wanted."""
         if not self.restore:
             return False
-        recall(model, self._kept[which])
-        self._tell(f"back to the coefficients of step {step}")
+        recall(model, kept := self._kept[which])
+        self.back = {"step": kept["step"], "at": trainer.global_step, "why": why}
+        self._tell(f"back to the coefficients of step {kept['step']}")
         return True
+
+
+def gone_back(trainer: Trainer) -> dict[str, Any] | None:
+    """What a trainer's guard has gone back to, see `CollapseGuard.back`; None where it has not."""
+    guards = (one for one in trainer.callbacks if isinstance(one, CollapseGuard))  # type: ignore[attr-defined]
+    return next((guard.back for guard in guards if guard.back is not None), None)
 
 
 def learnt(model: MergedModel, step: int) -> Learnt:

@@ -1,5 +1,6 @@
 """ResumePoint: the checkpoint from which the same `fit` command goes on."""
 
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +28,7 @@ class ResumePoint(Callback):
     """
 
     def __init__(self, every_seconds: float = 30.0, every_steps: int | None = None) -> None:
-        if every_seconds <= 0 or (every_steps is not None and every_steps < 1):
+        if not 0 < every_seconds < math.inf or (every_steps is not None and every_steps < 1):
             raise MergeError(f"ResumePoint: every_seconds={every_seconds}, every_steps={every_steps}: expected above 0")
         self.every_seconds, self.every_steps = every_seconds, every_steps
         self.path: Path | None = None

@@ -1,12 +1,12 @@
 """What the configuration of a LoRA adapter says; what is not understood is refused."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.checkpoint import first_bytes
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 
 ALL_LINEAR = "all-linear"
@@ -41,7 +41,7 @@ class AdapterConfig(dict[str, Any]):
         self.path = path
         first_bytes(path, "an adapter's configuration")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise MergeError(f"{path} is no configuration of an adapter: {error}") from error
         kind = content.get("peft_type") if isinstance(content, dict) else None

@@ -1,6 +1,5 @@
 """Whether a LoRA adapter has all that its configuration names, and its base no more than is known of it."""
 
-import json
 import re
 from collections.abc import Collection
 from itertools import takewhile
@@ -11,6 +10,7 @@ from lit_merge.checkpoints.adapter_config import AdapterConfig
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.companions import CONFIG, ties_head
 from lit_merge.checkpoints.cropping import is_vocabulary
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 
 
@@ -90,7 +90,7 @@ def _same(name: str, base: Checkpoint) -> str | None:
 
 def _says_untied(base: Checkpoint) -> bool:
     try:
-        about = json.loads((base.files[0].parent / CONFIG).read_text(encoding="utf-8"))
+        about = parse_json((base.files[0].parent / CONFIG).read_bytes())
         return about.get("tie_word_embeddings") is False
     except (OSError, IndexError, ValueError, AttributeError):
         return False

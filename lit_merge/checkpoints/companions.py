@@ -11,6 +11,7 @@ from typing import Any
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.cropping import is_vocabulary
 from lit_merge.checkpoints.vocabularies import token_count
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.progress import say
 from lit_merge.weight_names import ADAPTER_CONFIG
@@ -85,7 +86,7 @@ def ties_head(folder: Path, names: Collection[str]) -> str | None:
     """The matrix of embeddings that is a language model's output layer too, by the configuration in its folder; None
     where the weights have an output layer of their own, or there is none."""
     try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = parse_json((folder / CONFIG).read_bytes())
         kinds = " ".join(about.get("architectures") or [])
         # transformers leaves out of the file what is so by default.
         tied = bool(about.get("tie_word_embeddings", True)) and ("LMHead" in kinds or "CausalLM" in kinds)
@@ -124,7 +125,7 @@ def copy_companions(companions: Companions, target: Path, changes: Mapping[str, 
 
 def _change(path: Path, changes: Mapping[str, Any]) -> None:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_bytes())
     except ValueError as error:
         raise MergeError(f"{path.name} beside the weights is no JSON: {error}") from error
     # Language models with several towers keep the vocabulary of each in a part of its own.

@@ -13,6 +13,7 @@ from lit_merge.checkpoints.journal import FINISHED, Journal
 from lit_merge.checkpoints.leftovers import lock, unlock
 from lit_merge.checkpoints.writer import check_output, replacing
 from lit_merge.errors import MergeError
+from lit_merge.locations import destination
 from lit_merge.processes import ALONE, Processes
 from lit_merge.progress import say
 
@@ -43,7 +44,7 @@ class Unfinished:
 
 def unfinished_folder(output: str | os.PathLike[str]) -> Path:
     """Where an output is until it is whole."""
-    target = Path(output)
+    target = destination(output)
     return target.parent / f".{target.name}.unfinished"
 
 

@@ -1,7 +1,6 @@
 """Safetensors files: names, shapes and dtypes from the header, one tensor at a time from the file."""
 
 import functools
-import json
 import math
 import os
 import weakref
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes, unfit_dtypes
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 
 # Bytes; what safetensors allows. Other files name lengths beyond it in their first eight bytes.
@@ -116,7 +116,7 @@ def read_header(path: Path) -> dict[str, dict]:
     if text[:1] == b"{" and len(text) < length:
         raise cut_short(path, 8 + length, size)
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(f"{path} is not a safetensors file, or its header is damaged") from error

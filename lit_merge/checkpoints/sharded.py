@@ -1,6 +1,5 @@
 """Weights in several files with an index that says which weight is in which."""
 
-import json
 import math
 import os
 import warnings
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
 from lit_merge.checkpoints.one_file import open_one_file
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError, MergeWarning
 
 
@@ -83,13 +83,13 @@ def read_index(path: Path) -> tuple[dict[str, str], object]:
     """
     first_bytes(path, "an index of shards")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_bytes())
         weight_map, metadata = index["weight_map"], index.get("metadata")
         wellformed = bool(weight_map) and all(isinstance(shard, str) for shard in weight_map.values())
     except OSError as error:
         raise MergeError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise MergeError(f"{path} is no index of shards: it has no weight_map") from error
+        raise MergeError(f"{path} is no index of shards: it has no weight_map: {error}") from error
     if not wellformed:
         raise MergeError(f"{path} is no index of shards: its weight_map does not map weights to files")
     for shard in weight_map.values():

@@ -1,10 +1,10 @@
 """How many tokens the tokenizer in a folder has, by its files alone."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 
 
@@ -34,7 +34,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise MergeError(f"{file} cannot be read as a tokenizer's JSON: {error}") from error
     if not isinstance(about, dict):

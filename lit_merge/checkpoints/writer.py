@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_merge.checkpoints.leftovers import clear_leftovers, make_workplace, unlock
 from lit_merge.checkpoints.tensor_files import check_written
 from lit_merge.errors import MergeError
+from lit_merge.locations import destination
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -24,7 +25,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     Raises:
         MergeError: the path exists and `overwrite` is off, or no file can be made beside it.
     """
-    target = Path(path)
+    target = destination(path)
     try:
         if (target.exists() or target.is_symlink()) and not overwrite:
             raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")

@@ -2,16 +2,15 @@
 
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
+from lit_merge.configuration.parsing import MODE, parsing
 from lit_merge.data.base import TaskData
 from lit_merge.errors import MergeError
-from lit_merge.parse_errors import explain
+from lit_merge.finite import check_finite
+from lit_merge.progress import terminal
 from lit_merge.quiet import quiet
 
 ABOUT = (
@@ -27,13 +26,13 @@ def parser() -> ArgumentParser:
         prog="python -m lit_merge leaks",
         description=ABOUT,
         exit_on_error=False,
-        parser_mode="omegaconf+",
+        parser_mode=MODE,
         allow_abbrev=False,
     )
     made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
     made.add_subclass_arguments(TaskData, "data", required=True)
     made.add_argument(
-        "--pixels", action="store_true", help="compare decoded images, not files: finds converted copies, and is slow"
+        "--pixels", action=ActionYesNo, help="compare decoded images, not files: finds converted copies, and is slow"
     )
     for name in UNUSED:
         made.add_argument(f"--{name}", type=Any, help=SUPPRESS)
@@ -46,17 +45,14 @@ def leaks_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: a leak; data whose test images are adapted on by intent; anything else that the user can mend.
     """
-    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     quiet()
     made, only = parser(), ArgumentParser(exit_on_error=False)
     # Apart from the rest, of which nothing is to be built.
     only.add_subclass_arguments(TaskData, "data")
-    try:
+    with parsing(arguments, lambda: [action.dest for action in made._actions]):
         options = made.parse_args(list(arguments))
+        check_finite({"data": options.data.as_dict()})
         data: TaskData = only.instantiate_classes(Namespace(data=options.data)).data
-    except (ArgumentError, OmegaConfBaseException) as error:
-        files = [after for before, after in pairwise(arguments) if before == "--config"]
-        raise MergeError(explain(str(error), [action.dest for action in made._actions], files)) from error
     if not data.has_test:
         raise MergeError("the data has no test images to look for")
     if not data.inductive:
@@ -65,4 +61,4 @@ def leaks_command(arguments: Sequence[str]) -> None:
     if found:
         raise MergeError("; ".join(map(str, found)))
     compared = "decoded images" if options.pixels else "contents of files"
-    Console().print(f"No test image of {', '.join(data.tasks)} is adapted on ({compared}).", soft_wrap=True)
+    terminal().print(f"No test image of {', '.join(data.tasks)} is adapted on ({compared}).", soft_wrap=True)

@@ -28,6 +28,14 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def place_and_split(location: str) -> tuple[str, str]:
+    """What stands before and behind the `#` that names a split; a file or folder may have one in its own name."""
+    place, mark, split = location.rpartition("#")
+    if not mark or (not is_hub(location) and resolve(location).exists()):
+        return location, ""
+    return place, split
+
+
 def read_dataset(location: str, columns: Sequence[str]) -> tuple[dict[str, list[Any]], dict[str, list[str]]]:
     """Some columns of a split, and the names of classes where a column is of classes.
 
@@ -38,7 +46,7 @@ def read_dataset(location: str, columns: Sequence[str]) -> tuple[dict[str, list[
     Raises:
         MergeError: as `open_tables`; no such split or none named of several; no such column.
     """
-    place, _, split = location.partition("#")
+    place, split = place_and_split(location)
     data = _split(location, open_tables(place, any_files=True), split)
     for name in columns:
         if name not in data.column_names:
@@ -54,7 +62,7 @@ def _split(location: str, tables: Mapping[str, Any], split: str) -> Any:
         return next(iter(tables.values()))
     if split not in tables:
         wrong = f"no split {split!r}" if split else "several splits"
-        place = location.partition("#")[0]
+        place, _ = place_and_split(location)
         raise MergeError(f"{place} has {wrong}, it has {', '.join(tables)}: write {place}#{next(iter(tables))}")
     return tables[split]
 

@@ -1,7 +1,6 @@
 """Suite: the images of a built-in zoo."""
 
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from lit_merge.checkpoints import SafetensorsFile
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.data.base import Labelled, TaskData
 from lit_merge.data.corruptions import CorruptedImages, Corruption, Kind
 from lit_merge.data.streams import Answers, ImageSource, ImageTensor, JoinedImages, OrderedImages
@@ -121,8 +121,11 @@ class Suite(TaskData):
         path = self.path / "zoo.json"
         if not path.is_file():
             return None
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return next((one["classes"] for one in about["tasks"] if one["name"] == task), None)
+        try:
+            about = parse_json(path.read_bytes())
+            return next((one["classes"] for one in about["tasks"] if one["name"] == task), None)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise MergeError(f"{path} names no classes: {error}") from error
 
     def identity(self, split: str) -> list[Any]:
         # Contents, which are small and read anyway: suites of other seeds have equal names and sizes.

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_merge.data.datasets_tables import NAME_ONE, is_hub, read_dataset
+from lit_merge.configuration.json_text import parse_json
+from lit_merge.data.datasets_tables import NAME_ONE, is_hub, place_and_split, read_dataset
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -45,7 +45,7 @@ def read_table(location: str, columns: Sequence[str], encoding: str = "utf-8") -
         MergeError: nothing there, an unknown suffix, no such column, text in another encoding, a row with too many or
             too few values, a line that is no JSON, no row at all.
     """
-    if is_hub(location) or resolve(location.partition("#")[0]).is_dir():
+    if is_hub(location) or resolve(place_and_split(location)[0]).is_dir():
         found, names = read_dataset(location, columns)
         table = Table(location, found, names)
     else:
@@ -135,7 +135,7 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise MergeError(f"{path}: line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):

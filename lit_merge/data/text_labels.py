@@ -1,6 +1,5 @@
 """Labels of texts: rows of a head by number, or by the names of its classes."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from lit_merge.class_names import id2label, match, pair
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.data.tables import read_text
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
@@ -113,7 +113,7 @@ def read_class_names(task: str, location: str) -> list[str]:
 def _of_model(folder: Path) -> list[str]:
     path = folder / "config.json"
     try:
-        about: Mapping[str, Any] = json.loads(read_text(path, "utf-8", SAVE))
+        about: Mapping[str, Any] = parse_json(read_text(path, "utf-8", SAVE))
         return id2label(about)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, MergeError):

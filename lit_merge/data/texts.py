@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_merge.data.base import Labelled, TaskData
-from lit_merge.data.datasets_tables import files_of, is_hub
+from lit_merge.data.datasets_tables import files_of, is_hub, place_and_split
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.data.tables import read_table
 from lit_merge.data.text_labels import RawLabels, names_in, read_class_names
@@ -87,7 +87,7 @@ class TextFiles(TaskData):
         self._read: dict[tuple[str, ...], TokenisedTexts] = {}
         self._raw: dict[tuple[str, str], RawLabels] = {}
         for location in [*adapt.values(), *(test or {}).values(), *(validation or {}).values()]:
-            if not is_hub(location) and not resolve(location.partition("#")[0]).exists():
+            if not is_hub(location) and not resolve(place_and_split(location)[0]).exists():
                 raise MergeError(f"{location}: no such file or folder")
 
     @property
@@ -238,6 +238,6 @@ def _sizes(location: str) -> list[Any]:
     """Names and sizes of the files behind a location."""
     if is_hub(location):
         return [location]
-    path = resolve(location.partition("#")[0])
+    path = resolve(place_and_split(location)[0])
     files = files_of(path) if path.is_dir() else [path]
     return [location, *((file.name, file.stat().st_size) for file in files)]

@@ -1,6 +1,5 @@
 """Texts as token ids: tokenised once, kept flat."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
@@ -140,7 +140,7 @@ def _positions(folder: Path, tokenizer: Any) -> int | float:
     """Positions of the model whose configuration lies beside the tokenizer; infinity where none does."""
     path = folder / "config.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        about = parse_json(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:
         raise MergeError(f"{path} is no JSON file: {error}") from error
     found = about.get("max_position_embeddings")

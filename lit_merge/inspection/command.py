@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
@@ -19,6 +19,7 @@ from lit_merge.checkpoints.folders import weight_file
 from lit_merge.errors import MergeError
 from lit_merge.inspection.weights import megabytes, millions, runs_of, weight_tree
 from lit_merge.locations import resolve
+from lit_merge.progress import terminal
 from lit_merge.weight_names import ADAPTER_CONFIG
 
 ABOUT = "Shows any checkpoint, task bank, training checkpoint or run as a tree. Reads headers and small files only."
@@ -43,12 +44,12 @@ def inspect_command(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.depth is not None and options.depth < 0:
         raise MergeError(f"inspect: --depth {options.depth}: expected 0 or more")
-    console = Console()
+    console = terminal(markup=True)
     if options.json:
         console.out(json.dumps(listing(options.path), indent=1), highlight=False)
     else:
         # Into a file or a pipe nothing is cut off.
-        console = console if console.is_terminal else Console(width=200)
+        console = console if console.is_terminal else terminal(markup=True, width=200)
         console.print(look(options.path, options.depth, options.all), highlight=False)
 
 

@@ -45,6 +45,7 @@ class TaskArithmetic(MergeMethod):
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank_ratio is not None:
             check_rank_ratio(self.rank_ratio)
 

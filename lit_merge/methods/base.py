@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_merge.deltas import Delta
 from lit_merge.experts import Experts
+from lit_merge.finite import Finite
 from lit_merge.matrices import Matrices, select_matrices
 from lit_merge.weight_stream import WeightStream
 from lit_merge.weights import Weight
@@ -18,7 +19,7 @@ Scaling = float | Rule
 
 
 @dataclass(frozen=True)
-class MergeMethod(ABC):
+class MergeMethod(Finite, ABC):
     """Hyper-parameters of a method, and how it turns one weight of all experts into origin and deltas.
 
     `build_bank` calls `check`, then `prepare`, then for every weight `matrix` or `rest` of what `prepare` answered,
@@ -66,7 +67,7 @@ class MergeMethod(ABC):
         """Whether a matrix of this shape has directions for so many tasks."""
         return True
 
-    def check(self, experts: Experts) -> None:  # noqa: B027  most methods take any experts
+    def check(self, experts: Experts) -> None:
         """Warns of, or refuses, experts that the method cannot do much with."""
 
     def prepare(self, weights: WeightStream) -> "MergeMethod":

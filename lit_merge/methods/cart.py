@@ -56,6 +56,7 @@ class CART(MergeMethod):
     centred: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rank_ratio(self.rank_ratio)
 
     def check(self, experts: Experts) -> None:

@@ -52,6 +52,7 @@ class ConsensusTA(MergeMethod):
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for value in self.kappa.values() if isinstance(self.kappa, dict) else [self.kappa]:
             if not 0 <= value < float("inf"):
                 raise MergeError(f"kappa={value}: expected a number from 0 up, 0.2 to 0.6 in the paper")

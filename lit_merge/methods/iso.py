@@ -147,6 +147,7 @@ class IsoCTS(MergeMethod):
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.common_ratio <= 1:
             raise MergeError(f"common_ratio={self.common_ratio} is outside [0, 1]: 0.8 in the paper")
 

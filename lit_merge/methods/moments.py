@@ -34,6 +34,7 @@ class MomentsMethod(MergeMethod):
     moments: Mapping[str, Mapping[str, Any]] | str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1:
             raise MergeError(f"samples={self.samples}: expected at least 1")
 

@@ -121,6 +121,7 @@ class TIES(MergeMethod):
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep <= 1:
             raise MergeError(f"keep={self.keep} is outside (0, 1]: 0.2 keeps a fifth of the entries")
         if self.merge not in ("mean", "sum"):

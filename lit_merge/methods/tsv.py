@@ -88,6 +88,7 @@ class TSVM(MergeMethod):
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank_ratio is not None:
             check_rank_ratio(self.rank_ratio)
 
@@ -125,6 +126,7 @@ class TSVCompress(MergeMethod):
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank_ratio is not None:
             check_rank_ratio(self.rank_ratio)
 

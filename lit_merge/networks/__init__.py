@@ -1,6 +1,6 @@
 """Networks that run a forward with weights handed in, and their frozen heads."""
 
-from lit_merge.networks.base import Network
+from lit_merge.networks.base import Network, compute_dtype
 from lit_merge.networks.heads import CosineHeads, Heads
 from lit_merge.networks.hugging_face import HuggingFaceImageEncoder
 from lit_merge.networks.hugging_face_text import HuggingFaceTextEncoder
@@ -19,4 +19,5 @@ __all__ = [
     "OpenClipImageEncoder",
     "ReleasedHeads",
     "ZeroShotHeads",
+    "compute_dtype",
 ]

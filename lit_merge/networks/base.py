@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -44,7 +45,11 @@ class Network(nn.Module, ABC):
     def encode(self, inputs: Tensor) -> Any:
         """Features (B, d) of inputs, with the weights that the encoder holds; or whatever the heads take that can be
         `split` into the inputs of each task."""
-        return self.encoder(self.prepare(inputs))
+        return self.encoder(self.prepared(inputs))
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """As `prepare`, in the precision of the weights that the encoder holds."""
+        return self.prepare(inputs).to(next(self.encoder.parameters()).dtype)
 
     @property
     def device(self) -> torch.device:
@@ -168,6 +173,15 @@ class Network(nn.Module, ABC):
                     if buffer is not None and not buffer.is_meta:
                         module._buffers[name] = fn(buffer)
         return found
+
+
+def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """In which a network runs weights of these: the widest of them, and at least float32.
+
+    >>> compute_dtype([torch.int64, torch.bfloat16])
+    torch.float32
+    """
+    return reduce(torch.promote_types, [dtype for dtype in dtypes if dtype.is_floating_point], torch.float32)
 
 
 def without_weights(build: Callable[[], nn.Module]) -> nn.Module:

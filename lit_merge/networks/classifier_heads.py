@@ -1,6 +1,5 @@
 """ClassifierHeads: the classifiers that experts were fine-tuned with, from the experts' own files."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,8 +12,9 @@ from torch.func import functional_call
 
 from lit_merge.checkpoints import Checkpoint
 from lit_merge.class_names import id2label
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads import Heads
+from lit_merge.networks.heads import Heads, wide
 from lit_merge.networks.transformers_model import Given, split_outputs
 
 
@@ -85,8 +85,11 @@ class ClassifierHeads(Heads):
     def one(self, features: Encoded, task: str) -> Float[Tensor, "B C"]:
         start = self.tasks.index(task) * len(self.shapes)
         weights = dict(zip(self.shapes, self.weights[start : start + len(self.shapes)], strict=True))
-        # float32: entropies of confident predictions live in the last digits.
-        self.given.outputs = type(features.outputs)(**{name: v.float() for name, v in features.outputs.items()})
+        # All of one precision, as its outputs are.
+        found: dict[str, Tensor] = dict(features.outputs.items())
+        dtype = wide(next(iter(found.values())), *weights.values())[0].dtype
+        weights = {name: value.to(dtype) for name, value in weights.items()}
+        self.given.outputs = type(features.outputs)(**{name: value.to(dtype) for name, value in found.items()})
         try:
             kwargs = {"input_ids": features.ids, "attention_mask": features.mask.long()}
             logits: Tensor = functional_call(self.model, weights, (), kwargs).logits  # type: ignore[arg-type]
@@ -151,7 +154,7 @@ def _names(experts: Mapping[str, Checkpoint]) -> dict[str, list[str]]:
         if len(places) == 1 and used[place := places.pop()] == 1:
             # Without a name for every row classes go by their numbers.
             with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
-                found[task] = id2label(json.loads((place / "config.json").read_text(encoding="utf-8")))
+                found[task] = id2label(parse_json((place / "config.json").read_bytes()))
     return found
 
 

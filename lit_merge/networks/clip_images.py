@@ -7,6 +7,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, tensor
 
 from lit_merge.errors import MergeError
+from lit_merge.finite import check_finite
 from lit_merge.networks.base import Network
 from lit_merge.networks.linear_heads import load_heads
 from lit_merge.networks.released_heads import ReleasedHeads
@@ -28,6 +29,7 @@ class ClipImages(Network):
         config: str,
     ) -> None:
         """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), heads."""
+        check_finite({"mean": mean, "std": std}, config)
         self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
         self.image_size = int(image_size if isinstance(image_size, int) else image_size[0])
         self.register_buffer("mean", tensor(mean or OPENAI_DATASET_MEAN)[:, None, None], False)
@@ -41,4 +43,4 @@ class ClipImages(Network):
                 f"{self.image_size}: set the data's image_size"
             )
         images = inputs if inputs.ndim == 4 else inputs[:, None].expand(-1, 3, -1, -1)
-        return (images.float() / 255 - self.mean) / self.std
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.class_names import pair
 from lit_merge.errors import MergeError
+from lit_merge.finite import check_finite
 from lit_merge.mixed import MIXED
 
 
@@ -43,7 +44,7 @@ class Heads(nn.Module, ABC):
 
     @abstractmethod
     def one(self, features: Any, task: str) -> Float[Tensor, "B C"]:
-        """Logits of a task that has a head, in float32 whatever the autocast."""
+        """Logits of a task that has a head, in float32 or wider whatever the autocast."""
 
     def values(self) -> list[Tensor]:
         """All that logits depend on beside the features: what tells these heads from others."""
@@ -141,6 +142,7 @@ class CosineHeads(Heads):
 
     def __init__(self, weights: Mapping[str, Float[Tensor, "C d"]], logit_scale: float = 100.0) -> None:
         super().__init__(list(weights))
+        check_finite({"logit_scale": logit_scale}, type(self).__name__)
         self.logit_scale = logit_scale
         # Parameters rather than buffers: DDP broadcasts buffers at every forward.
         self.rows = nn.ParameterList(nn.Parameter(w.float(), requires_grad=False) for w in weights.values())
@@ -165,8 +167,8 @@ class CosineHeads(Heads):
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
         rows = self._row(task)
         check_width(rows, features, task, self.where)
-        # float32: entropies of confident predictions live in the last digits.
-        return self.logit_scale * F.normalize(features.float(), dim=-1) @ rows.T
+        features, rows = wide(features, rows)
+        return self.logit_scale * F.normalize(features, dim=-1) @ rows.T
 
     def values(self) -> list[Tensor]:
         return [*super().values(), torch.tensor(self.logit_scale)]
@@ -178,6 +180,12 @@ class CosineHeads(Heads):
 
     def _row(self, task: str) -> Float[Tensor, "C d"]:
         return self.rows[self.tasks.index(task)]
+
+
+def wide(features: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """All in one precision, float32 or wider: entropies of confident predictions live in the last digits."""
+    dtype = torch.promote_types(features.dtype, weights[0].dtype)
+    return tuple(one.to(dtype) for one in (features, *weights))
 
 
 def read_rows(file: Checkpoint, name: str, task: str) -> Float[Tensor, "C d"]:

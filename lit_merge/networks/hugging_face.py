@@ -38,7 +38,7 @@ class HuggingFaceImageEncoder(ClipImages):
         self.take(vision["image_size"], mean, std, heads, config)
 
     def encode(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B d"]:
-        found: Tensor = self.encoder(pixel_values=self.prepare(inputs)).image_embeds
+        found: Tensor = self.encoder(pixel_values=self.prepared(inputs)).image_embeds
         return found
 
     def checkpoint_gradients(self) -> None:

@@ -1,9 +1,9 @@
 """Configurations of Hugging Face's CLIP, from files, and what open_clip would call the same."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 
@@ -39,7 +39,7 @@ def read_preprocessing(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises MergeError where there is no such file, or no JSON object in it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except OSError as error:
         raise MergeError(f"{path}: {error.strerror}") from error
     except ValueError as error:

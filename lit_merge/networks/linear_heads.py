@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
-from lit_merge.networks.heads import CosineHeads, Heads, check_width, read_names, read_rows
+from lit_merge.networks.heads import CosineHeads, Heads, check_width, read_names, read_rows, wide
 from lit_merge.networks.released_heads import head_files, released_heads
 
 WEIGHT, BIAS = ".weight", ".bias"
@@ -77,7 +77,8 @@ class LinearHeads(Heads):
     def one(self, features: Float[Tensor, "B d"], task: str) -> Float[Tensor, "B C"]:
         weight, bias = self._pair(task)
         check_width(weight, features, task, self.where)
-        return torch.addmm(bias, features.float(), weight.T)
+        features, weight, bias = wide(features, weight, bias)
+        return torch.addmm(bias, features, weight.T)
 
     def _pair(self, task: str) -> tuple[Tensor, Tensor]:
         place = 2 * self.tasks.index(task)

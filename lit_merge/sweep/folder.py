@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.errors import MergeError
 from lit_merge.figures import save_figure
+from lit_merge.locations import destination
 from lit_merge.methods import MergeMethod
+from lit_merge.progress import terminal
 from lit_merge.sweep.figures import curves_figure, heat_map
 from lit_merge.sweep.points import CRITERION, Point, Select
 from lit_merge.sweep.tables import tables
@@ -35,7 +36,7 @@ class SweepFolder:
     """
 
     def __init__(self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.path = Path(path)
+        self.path = destination(path)
         plan = json.loads(json.dumps(plan, default=str))
         if self.path.exists() and not overwrite:
             differs = [name for name, value in plan.items() if self._plan().get(name) != value]
@@ -65,7 +66,7 @@ class SweepFolder:
             init_args["rank_ratio"] = chosen.rank_ratio
         about = {"model": {"method": {"class_path": chosen.method, "init_args": init_args}}}
         write_text(self.path / "chosen.yaml", yaml.safe_dump(about, sort_keys=False), overwrite=True)
-        console = Console(file=io.StringIO(), width=110)
+        console = terminal(markup=True, file=io.StringIO(), width=110)
         console.print(tables(points, chosen, select))
         write_text(self.path / "table.txt", console.file.getvalue(), overwrite=True)  # type: ignore[attr-defined]
         figures = {"heatmap": heat_map(points, chosen, CRITERION[select])}

@@ -9,6 +9,7 @@ import torch
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
 from lit_merge.experts import Experts
+from lit_merge.finite import Finite
 from lit_merge.methods import MergeMethod, at_scaling, build_bank
 from lit_merge.probe import Probe
 from lit_merge.sweep.points import SELF_CONSISTENT, Key, Point
@@ -21,7 +22,7 @@ MULTIPLES = (1 / 3, 2 / 3, 1.0, 3 / 2, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Finite):
     """What a sweep walks.
 
     Args:
@@ -39,6 +40,7 @@ class Grid:
     scalings: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [type(method).__name__ for method in self.methods]
         for name in names:
             if names.count(name) > 1:

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.live import Live
 
 from lit_merge.choosing import doubts
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.probe import Probe
+from lit_merge.progress import terminal
 from lit_merge.recipe import MergeRecipe
 from lit_merge.sweep.folder import SweepFolder
 from lit_merge.sweep.grid import Grid, walk
@@ -77,11 +77,11 @@ def run_sweep(
     labelled = inputs == "validation"
     probe = Probe.labelled(network, data, "validation") if labelled else Probe.draw(network, data, images)
     probe.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
-    terminal = Console(stderr=True)
-    with Live(console=terminal, transient=True, auto_refresh=False) as live:
+    screen = terminal(markup=True, stderr=True)
+    with Live(console=screen, transient=True, auto_refresh=False) as live:
         for point in walk(grid, experts, probe, None, model.transform, model.decompositions, folder.points):
             folder.add(point)
-            if terminal.is_terminal:
+            if screen.is_terminal:
                 live.update(tables(list(folder.points.values()), None, select), refresh=True)
     chosen = choose(list(folder.points.values()), select)
     method = next(method for method in grid.methods if type(method).__name__ == chosen.method)

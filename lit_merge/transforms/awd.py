@@ -157,6 +157,7 @@ class AWD(Transform):
     literal: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha < float("inf"):
             raise MergeError(f"alpha={self.alpha}: expected a number from 0 up, 0.1 in the paper")
         if not 0 < self.step < float("inf"):

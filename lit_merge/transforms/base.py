@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
 from lit_merge.experts import Experts
+from lit_merge.finite import Finite
 from lit_merge.weight_stream import Change
 
 
 @dataclass(frozen=True)
-class Transform(ABC):
+class Transform(Finite, ABC):
     """Hyper-parameters of a step in front of any method, which then sees the changed experts."""
 
     @abstractmethod

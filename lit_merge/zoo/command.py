@@ -1,20 +1,21 @@
 """The verb `zoo`: what is in a built-in suite, and a copy of its files to start from."""
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from lit_merge.checkpoints import SafetensorsFile, check_output, replacing
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
+from lit_merge.progress import terminal
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +38,7 @@ def zoo(arguments: Sequence[str]) -> None:
     folder = resolve(f"zoo:{suite}")
     if options.output is not None:
         check_output(options.output, options.overwrite)
-    console = Console()
+    console = terminal()
     console.print(contents(folder, suite))
     if options.output is not None:
         with replacing(options.output, options.overwrite) as beside:
@@ -48,7 +49,7 @@ def zoo(arguments: Sequence[str]) -> None:
 def contents(folder: Path, suite: str) -> Group:
     """A table of the tasks, with numbers of classes and images."""
     try:
-        about = json.loads((folder / "zoo.json").read_text(encoding="utf-8"))
+        about = parse_json((folder / "zoo.json").read_bytes())
     except (OSError, ValueError) as error:
         raise MergeError(f"{folder} is no suite: zoo.json: {error}") from error
     images = SafetensorsFile(folder / "images.safetensors")

@@ -1,16 +1,36 @@
 """The guard against collapse: provoked, on healthy fits, and across a resume."""
 
+import csv
+import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
 
-from lit_merge import CART, CollapseGuard, MergedModel, MergeError, MergeWarning, Stage, Suite, build_bank
+from lit_merge import (
+    CART,
+    CoefficientLog,
+    CollapseGuard,
+    MergedModel,
+    MergeError,
+    MergeWarning,
+    Stage,
+    Suite,
+    TaskArithmetic,
+    TaskBank,
+    build_bank,
+)
 from lit_merge.data.streams import ImageSource, ImageTensor
+from lit_merge.figures import save_figure
+from lit_merge.heat_map import coefficient_figure
 from lit_merge.networks import OpenClipImageEncoder
+from lit_merge.runs import run_fit
+from lit_merge.trainer import Trainer
 
 TASKS = ["mnist", "latin", "thai"]
 Fit = Callable[..., tuple[MergedModel, CollapseGuard, list[str]]]
@@ -123,3 +143,55 @@ def test_bad_options() -> None:
     for options in ({"every_n_steps": -1}, {"images": 0}, {"balance": 1.5}, {"margin": -0.1}):
         with pytest.raises(MergeError, match="CollapseGuard: "):
             CollapseGuard(**options)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) -> None:
+    tasks, steps = TASKS[:2], 4
+    shares = {"balance": 1.0} if stops else {"balance": 0.0, "churn": 1.0, "margin": 0.0}
+    bank = build_bank(
+        {task: f"zoo:8/experts/{task}.safetensors" for task in tasks},
+        "zoo:8/base.safetensors",
+        method=TaskArithmetic(0.5),
+    )
+    network = OpenClipImageEncoder("zoo:8/network.json", "zoo:8/heads.safetensors")
+    model = MergedModel(bank, network, stages=[Stage("layer", steps, 1.0)])
+    # Listed after those that it must come before.
+    guard = CollapseGuard(every_n_steps=2, images=16, **shares)
+    options: Any = {"num_sanity_val_steps": 0, "use_distributed_sampler": False, "limit_val_batches": 0}
+    options |= {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        max_steps=steps,
+        limit_test_batches=1,
+        log_every_n_steps=1,
+        callbacks=[CoefficientLog(every_n_steps=2), guard],
+        **options,
+    )
+    with pytest.warns(MergeWarning, match="back to the coefficients of step"):
+        report = run_fit(trainer, model, Suite("zoo:8", tasks=tasks, batch_size=4, eval_batch_size=4), tmp_path / "run")
+    kept, run = guard._kept["healthy" if guard.stopped else "best"], tmp_path / "run"
+    assert guard.stopped == stops
+    assert report.kept == {"step": kept["step"], "at": trainer.global_step, "why": guard.told[-2]}
+    assert kept["step"] < trainer.global_step
+    right = 0.5 + kept["state"]["coefficients.offset"].view(len(tasks), -1)
+    assert torch.equal(TaskBank.load(run / "bank").coefficients, right)
+    rows = list(csv.DictReader((run / "coefficients.csv").read_text().splitlines()))
+    assert [float(row["adapted"]) for row in rows] == pytest.approx(right.flatten().tolist())
+    log = list(csv.reader((run / "coefficients" / "coefficients_log.csv").read_text().splitlines()))
+    assert [row[:2] for row in log[-2:]] == [[str(trainer.global_step), task] for task in tasks]
+    assert [[float(value) for value in row[2:]] for row in log[-2:]] == [pytest.approx(row) for row in right.tolist()]
+    # A step stands there once.
+    assert len({(row[0], row[1]) for row in log}) == len(log)
+    last = list(csv.DictReader((run / "log" / "metrics.csv").read_text().splitlines()))[-1]
+    assert float(last["kept_step"]) == kept["step"]
+    assert float(last["coefficient"]) == pytest.approx(right.mean().item())
+    assert float(last[f"coefficient/{tasks[1]}"]) == pytest.approx(right[1].mean().item())
+    told = f"step {kept['step']}"
+    assert json.loads((run / "metrics.json").read_text())["kept"] == report.kept
+    assert f"Kept: the coefficients of {told}. {guard.told[-2]}." in " ".join((run / "table.txt").read_text().split())
+    note = f"those of {told} were kept, {guard.told[-2]}"
+    save_figure(coefficient_figure(replace(bank, coefficients=right), bank.coefficients, note), tmp_path / "right.png")
+    drawn = run / "coefficients" / "coefficients_end.png"
+    assert drawn.read_bytes() == (tmp_path / "right.png").read_bytes()
