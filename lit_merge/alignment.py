@@ -59,10 +59,12 @@ def common_rows(checkpoints: Sequence[Checkpoint]) -> dict[str, int]:
         least = min(rows) if tokens is None else min(*rows, tokens)
         if least and {least} != set(rows) and len({resized(name, shape, least) for shape in shapes}) == 1:
             found[name] = least
-    whole = max((min(rows_of(name, one.shapes[name]) for one in checkpoints if name in one.shapes) for name in found), default=0)
+    whole = max(
+        (min(rows_of(name, one.shapes[name]) for one in checkpoints if name in one.shapes) for name in found), default=0
+    )
     if tokens and 2 * tokens < whole:
         warnings.warn(
-            f"crop: the tokenizers are the same up to token {tokens} only: {tokens} of {whole} rows of the vocabulary are "
+            f"crop: the tokenizers are the same up to token {tokens} only: of {whole} rows of the vocabulary no more are "
             f"merged; exclude: [{', '.join(found)}] keeps the base's",
             MergeWarning,
             stacklevel=2,

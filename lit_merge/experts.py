@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.alignment import align, differences, matching
-from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, named_like, open_checkpoint
 from lit_merge.checkpoints.tensor_files import is_finite
 from lit_merge.errors import MergeError, MergeWarning, MisfitError
 from lit_merge.weights import Weight
@@ -99,8 +99,17 @@ class Experts:
         names than the experts'."""
         if self.whole_base is None or not self.naming.identity:
             return None
-        there = {name: name for name in self.whole_base.shapes if name in self.excluded}
-        return Selection(self.whole_base, there) if there else None
+        # By the experts' names, as what is merged is.
+        whole = named_like(self.whole_base, next(iter(self.whole.values())).shapes)
+        excluded = set(self.excluded)
+        there = {name: name for name in whole.shapes if excluded & {name, whole.name_of(name)}}
+        return Selection(whole, there) if there else None
+
+    @property
+    def copies(self) -> set[str]:
+        """Weights of the experts that are not merged, being equal to others: tied ones under a second name."""
+        names = {name for file in self.whole.values() for name in file.shapes}
+        return names - self.shapes.keys() - set(self.excluded)
 
     @property
     def identity(self) -> object:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
-from lit_merge.checkpoints.companions import Companions, companions_of, copy_companions
+from lit_merge.checkpoints.companions import Companions, architectures_of, companions_of, copy_companions
+from lit_merge.checkpoints.cropping import rows_of
+from lit_merge.checkpoints.loading import true_changes
 from lit_merge.checkpoints.resuming import Unfinished, resuming
 from lit_merge.checkpoints.tensor_files import TensorFiles, check_written
 from lit_merge.errors import MergeError
@@ -24,6 +27,8 @@ from lit_merge.weight_names import SUFFIXES
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
+# In the name of a weight inside a numbered block.
+BLOCK = re.compile(r"(^|\.)\d+\.")
 
 
 class Rows(NamedTuple):
@@ -53,6 +58,9 @@ class Layout:
         lost: weights of the experts that are neither merged nor kept.
         companions: whose configuration and tokenizer are copied beside the weights.
         changes: entries of that configuration that are no longer true.
+        rows: of a vocabulary that is cut.
+        copies: weights that are not written, being equal to others.
+        architectures: of all models that have a configuration.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -62,6 +70,9 @@ class Layout:
     lost: tuple[str, ...] = ()
     companions: Companions | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    rows: int | None = None
+    copies: frozenset[str] = frozenset()
+    architectures: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -78,18 +89,30 @@ class Layout:
         first, *others = sorted(experts.whole, key=lambda one: one != task)
         base = [] if experts.whole_base is None else [experts.whole_base]
         beside = [experts.whole[first], *base, *(experts.whole[one] for one in others)]
-        # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps.
+        # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps,
+        # as it may keep a head with its classes.
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
-        beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
+        own = {} if kept is None else {name for name in kept.shapes if not BLOCK.search(name)}
+
+        def unlike(one: Checkpoint) -> tuple[bool, bool]:
+            other = any(written.get(name, shape) != shape for name, shape in one.shapes.items())
+            return other, bool(own) and one is not experts.whole_base
+
+        beside.sort(key=unlike)
         naming = experts.naming if naming is None else naming
+        beside = _of_library(naming, beside)
+        rows = min((rows_of(name, experts.shapes[name]) for name in cropped), default=None)
         layout = cls(
             dict(experts.shapes),
             dict(experts.dtypes),
             naming,
             kept,
             tuple(name for name in experts.excluded if name not in written),
-            companions_of(_of_library(naming, beside), written),
-            {"vocab_size": min(cropped.values())} if cropped else {},
+            companions_of(beside, written),
+            {} if rows is None else {"vocab_size": rows},
+            rows,
+            frozenset(experts.copies),
+            architectures_of(beside),
         )
         return layout.in_dtype(dtype)
 
@@ -175,6 +198,7 @@ class Layout:
             more = ", …" if len(self.lost) > TOLD else ""
             say(f"not written, for want of a base: {', '.join(self.lost[:TOLD])}{more}")
         files, kept = self._files(limit, form)
+        changes = self._true(files) if limit is not None else self.changes
         plan = None if plan is None else [plan, limit, asdict(self.naming)]
         with resuming(output, plan, files.create, overwrite, processes) as unfinished:
             for rows in weights(unfinished):
@@ -190,7 +214,16 @@ class Layout:
             for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
                 if stray.name not in files.names:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-            return [] if self.companions is None else copy_companions(self.companions, unfinished.path, self.changes)
+            return (
+                [] if self.companions is None else copy_companions(self.companions, unfinished.path, changes, self.rows)
+            )
+
+    def _true(self, files: TensorFiles) -> Mapping[str, Any]:
+        """Entries of the configuration with which the files load whole. See `true_changes`."""
+        if self.companions is None:
+            return self.changes
+        about = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
+        return true_changes(self.companions.folder, about, self.changes, self.rows, self.copies, self.architectures)
 
     def in_blocks(self) -> list[str]:
         """Weights whose rows are rows of the files."""

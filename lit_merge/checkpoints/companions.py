@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
-from lit_merge.checkpoints.cropping import is_vocabulary
+from lit_merge.checkpoints.cropping import is_vocabulary, rows_of
+from lit_merge.checkpoints.loading import CONFIG, changed, read_config
+from lit_merge.checkpoints.trimmed import trim
 from lit_merge.checkpoints.vocabularies import token_count
 from lit_merge.errors import MergeError
 from lit_merge.progress import say
 from lit_merge.weight_names import ADAPTER_CONFIG
 
-CONFIG = "config.json"
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 # What a tokenizer is made of, its chat template included.
 _TOKENIZER = re.compile(
@@ -71,9 +72,16 @@ def companions_of(
     return None
 
 
+def architectures_of(checkpoints: Iterable[Checkpoint]) -> tuple[str, ...]:
+    """What the configurations beside checkpoints say that they are of."""
+    folders = dict.fromkeys(file.parent for checkpoint in checkpoints for file in checkpoint.files)
+    named = (read_config(folder).get("architectures") for folder in folders if (folder / CONFIG).is_file())
+    return tuple(dict.fromkeys(str(name) for names in named if isinstance(names, list) for name in names))
+
+
 def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> bool:
     """Whether an adapter's folder has a tokenizer, of no token that the weights have no row for."""
-    rows = min((shape[0] for name, shape in shapes.items() if is_vocabulary(name)), default=None)
+    rows = min((rows_of(name, shape) for name, shape in shapes.items() if is_vocabulary(name)), default=None)
     count = token_count(adapter)
     if count == 0 or rows is None or count <= rows:
         return count > 0
@@ -96,13 +104,16 @@ def ties_head(folder: Path, names: Collection[str]) -> str | None:
     return next((name for name in names if is_vocabulary(name)), None)
 
 
-def copy_companions(companions: Companions, target: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
+def copy_companions(
+    companions: Companions, target: Path, changes: Mapping[str, Any] | None = None, rows: int | None = None
+) -> list[str]:
     """Copies what belongs to a model beside its weights; answers the names of the files.
 
     Args:
         companions: where it lies.
         target: where the weights are written, which exists.
         changes: entries of config.json that are no longer true, with what they are now.
+        rows: of a vocabulary that was cut: tokens beyond them are taken out of the tokenizer.
 
     Raises:
         MergeError: a file that cannot be read, or a configuration that is no JSON.
@@ -118,18 +129,8 @@ def copy_companions(companions: Companions, target: Path, changes: Mapping[str, 
                 raise MergeError(f"{file} cannot be copied beside the weights: {error.strerror}") from error
             copied.append(str(name))
     if changes:
-        _change(target / CONFIG, changes)
+        about = changed(read_config(target), changes)
+        (target / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if rows is not None:
+        trim(target, rows)
     return copied
-
-
-def _change(path: Path, changes: Mapping[str, Any]) -> None:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MergeError(f"{path.name} beside the weights is no JSON: {error}") from error
-    # Language models with several towers keep the vocabulary of each in a part of its own.
-    places = [about, *(value for value in about.values() if isinstance(value, dict))]
-    for name, value in changes.items():
-        for place in [one for one in places if name in one]:
-            place[name] = value
-    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

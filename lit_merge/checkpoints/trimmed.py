@@ -29,7 +29,7 @@ def trim(folder: Path, rows: int) -> None:
             lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
             file.write_text("\n".join(lines[:rows]) + "\n", encoding="utf-8")
     for name in ("config.json", "generation_config.json"):
-        _rewrite(folder / name, lambda about: _numbers(about, rows))
+        _rewrite(folder / name, lambda about: without_numbers(about, rows))
 
 
 def _rewrite(file: Path, change: Any) -> None:
@@ -46,14 +46,15 @@ def _fast(about: dict[str, Any], gone: Collection[str], rows: int) -> dict[str, 
     elif vocabulary:
         model["vocab"] = vocabulary[:rows]
     if merges := model.get("merges"):
-        model["merges"] = [one for one in merges if _kept(one, model["vocab"])]
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [one for one in merges if _kept(one, model["vocab"], prefix)]
     added = [token for token in about.get("added_tokens") or () if token["id"] < rows]
     return about | {"model": model, "added_tokens": added} | _templates(about, gone)
 
 
-def _kept(merge: str | list[str], vocabulary: Mapping[str, int]) -> bool:
+def _kept(merge: str | list[str], vocabulary: Mapping[str, int], prefix: str) -> bool:
     first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return first in vocabulary and second in vocabulary and first + second in vocabulary
+    return first in vocabulary and second in vocabulary and first + second.removeprefix(prefix) in vocabulary
 
 
 def _templates(about: Mapping[str, Any], gone: Collection[str]) -> dict[str, Any]:
@@ -76,18 +77,18 @@ def _settings(about: dict[str, Any], gone: Collection[str], rows: int) -> dict[s
             value = [one for one in value if content(one) not in gone]
         elif name.endswith("_token") and content(value) in gone:
             continue
-        elif isinstance(value, dict) and name != "added_tokens_decoder":
+        elif isinstance(value, dict):
             value = {key: one for key, one in value.items() if content(one) not in gone}
         kept[name] = value
     return kept
 
 
-def _numbers(about: dict[str, Any], rows: int) -> dict[str, Any]:
+def without_numbers(about: dict[str, Any], rows: int) -> dict[str, Any]:
     """Numbers of tokens, as pad_token_id, none of which may be beyond the rows."""
     found = {}
     for name, value in about.items():
         if isinstance(value, dict):
-            value = _numbers(value, rows)
+            value = without_numbers(value, rows)
         elif name.endswith("_token_id") and isinstance(value, int) and value >= rows:
             value = None
         elif name.endswith("_token_id") and isinstance(value, list):

@@ -1,0 +1,255 @@
+"""Whether weights and the config.json beside them fit: judged by `from_pretrained` of transformers, without values."""
+
+import copy
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lit_merge.checkpoints.cropping import is_vocabulary, rows_of
+from lit_merge.checkpoints.trimmed import without_numbers
+from lit_merge.errors import MergeError
+from lit_merge.progress import say
+
+CONFIG = "config.json"
+# Of long lists of names.
+SHOWN = 3
+# Entries that hold where they are only.
+OPTIONAL = ("dtype", "torch_dtype")
+# And those that a user is told of.
+TOLD = ("architectures", "tie_word_embeddings", "vocab_size", "id2label")
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
+
+Files = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name in the files → shape and dtype."""
+
+
+class Loaded(NamedTuple):
+    """What loading left over: names that have no weight, weights that have no place, and weights of another shape than
+    their place, with both."""
+
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def whole(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        shapes = [f"{name} ({list(here)}, expected {list(there)})" for name, (here, there) in self.mismatched.items()]
+        kinds = {"it has no": sorted(self.missing), "nothing takes": sorted(self.unexpected), "other shapes": shapes}
+        found = [f"{kind} {_few(names)}" for kind, names in kinds.items() if names]
+        return "; ".join(found)
+
+
+def changed(about: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with entries that are true. Language models with several towers keep those of each in a part of
+    its own; what stands nowhere comes to the top, but for what need not be told."""
+    found = copy.deepcopy(dict(about))
+    places = [found, *(value for value in found.values() if isinstance(value, dict))]
+    for name, value in changes.items():
+        for place in [one for one in places if name in one]:
+            place[name] = value
+        if name not in OPTIONAL and (name == "tie_word_embeddings" or not any(name in one for one in places)):
+            found[name] = value
+    return found
+
+
+def true_changes(
+    folder: Path,
+    files: Files,
+    changes: Mapping[str, Any],
+    rows: int | None = None,
+    copies: Collection[str] = (),
+    architectures: Collection[str] = (),
+) -> Mapping[str, Any]:
+    """What of a folder's config.json is not true of these weights, with what is, so that they load whole.
+
+    Args:
+        folder: with the configuration.
+        files: the weights that are written.
+        changes: what is known to be true already.
+        rows: of a vocabulary that is cut.
+        copies: weights that are not written since they are equal to others.
+        architectures: that other models of the same weights have.
+
+    Raises:
+        MergeError: a configuration that is no JSON, or with which the weights do not load whole.
+    """
+    about = read_config(folder)
+    if rows is not None:
+        about = without_numbers(about, rows)
+    changes = {**_dtype(about, files), **changes}
+    try:
+        first = load(changed(about, changes), files)
+    except MergeError as error:
+        raise MergeError(f"{folder / CONFIG}: {error}") from error
+    if first is None or first.whole:
+        return changes
+    for kind in (None, *dict.fromkeys([*architectures, *related(about)])):
+        tried = changes if kind is None else {**changes, "architectures": [kind]}
+        if (found := _mended(about, tried, files, copies)) is not None:
+            told = {name: value for name, value in found.items() if name not in changes and name in TOLD}
+            if told:
+                say(f"{CONFIG} is written with {', '.join(f'{name}: {value}' for name, value in told.items())}")
+            return found
+    name = about["architectures"][0]
+    raise MergeError(
+        f"the merged weights do not load whole as {name} by {folder / CONFIG}: {first}; mend its entries, leave out "
+        "what is too much with exclude, or write to a name that ends in .safetensors"
+    )
+
+
+def _mended(
+    about: Mapping[str, Any], changes: Mapping[str, Any], files: Files, copies: Collection[str]
+) -> dict[str, Any] | None:
+    """The changes with what loading by them tells, where the weights then load whole."""
+    tried = dict(changes)
+    try:
+        for _ in range(2):
+            loaded = load(changed(about, tried), files)
+            if loaded is None or loaded.whole:
+                return None if loaded is None else tried
+            tried |= _of_shapes(loaded)
+            if loaded.missing and loaded.missing <= set(copies):
+                tried["tie_word_embeddings"] = True
+    except MergeError:  # of another architecture, which this configuration may not be for
+        pass
+    return None
+
+
+def _of_shapes(loaded: Loaded) -> dict[str, Any]:
+    """What shapes tell of the numbers of tokens and of classes."""
+    found: dict[str, Any] = {}
+    tokens = {rows_of(name, here) for name, (here, _) in loaded.mismatched.items() if is_vocabulary(name)}
+    if len(tokens) == 1:
+        found["vocab_size"] = tokens.pop()
+    heads = {here[0] for name, (here, there) in loaded.mismatched.items() if here[1:] == there[1:] and here}
+    heads = heads if not found else set()
+    if len(heads) == 1:
+        count = heads.pop()
+        found["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+        found["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+    return found
+
+
+def _dtype(about: Mapping[str, Any], files: Files) -> dict[str, Any]:
+    """The dtype of the weights, where the configuration tells of one that none of them has."""
+    sizes: dict[str, int] = {}
+    for shape, dtype in files.values():
+        if dtype.is_floating_point:
+            name = str(dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + torch.Size(shape).numel()
+    parts = [about, *(value for value in about.values() if isinstance(value, dict))]
+    told = {part[name] for part in parts for name in OPTIONAL if part.get(name) in _FLOATS}
+    if not sizes or told <= sizes.keys():
+        return {}
+    return dict.fromkeys(OPTIONAL, max(sizes, key=sizes.__getitem__))
+
+
+def load(about: Mapping[str, Any], files: Files) -> Loaded | None:
+    """What `from_pretrained` would say of these weights; None where transformers cannot tell: it is not there, or knows
+    no such model.
+
+    Raises:
+        MergeError: the model cannot be built by its configuration.
+    """
+    kind, config = _model(about)
+    if kind is None:
+        return None
+    with _silent():
+        try:
+            with torch.device("meta"):
+                kind(copy.deepcopy(config))
+        except ImportError:
+            return None
+        except Exception as error:  # transformers fails in as many ways as configurations are wrong
+            line = " ".join(str(error).split())[:200]
+            raise MergeError(f"transformers builds no {kind.__name__} of it: {line}") from error
+        try:
+            weights = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in files.items()}
+            _, told = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                device_map={"": "meta"},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except Exception:  # it is asked in an unusual way: without an answer nothing is said of the weights
+            return None
+    mismatched = {name: (tuple(here), tuple(there)) for name, here, there in told["mismatched_keys"]}
+    return Loaded(frozenset(told["missing_keys"]), frozenset(told["unexpected_keys"]), mismatched)
+
+
+def related(about: Mapping[str, Any]) -> list[str]:
+    """Classes of the same model with another head, or with none, that are told by the names of the weights."""
+    kind, config = _model(about)
+    if kind is None:
+        return []
+    import transformers
+
+    found = []
+    for auto in (transformers.AutoModel, transformers.AutoModelForPreTraining):
+        with _silent():
+            one = auto._model_mapping.get(type(config), None)
+        one = one[0] if isinstance(one, tuple) else one
+        found += [] if one is None else [one.__name__]
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder.
+
+    Raises:
+        MergeError: it is no JSON object.
+    """
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MergeError(f"{folder / CONFIG} beside the weights is no JSON: {error}") from error
+    if not isinstance(about, dict):
+        raise MergeError(f"{folder / CONFIG} beside the weights is no configuration: expected a JSON object")
+    return about
+
+
+def _model(about: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class and the configuration of transformers'; None where it has none of that name."""
+    kinds = about.get("architectures")
+    if not isinstance(kinds, list) or not kinds or not isinstance(about.get("model_type"), str):
+        return None, None
+    try:
+        import transformers
+
+        with _silent():
+            config = transformers.CONFIG_MAPPING[about["model_type"]].from_dict(copy.deepcopy(dict(about)))
+            kind = getattr(transformers, str(kinds[0]), None)
+    except (ImportError, KeyError):
+        return None, None
+    except Exception as error:
+        raise MergeError(f"transformers cannot read it: {' '.join(str(error).split())[:200]}") from error
+    return (kind, config) if hasattr(kind, "from_pretrained") else (None, None)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers, without bars and reports."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _few(names: Collection[str]) -> str:
+    return ", ".join(list(names)[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
