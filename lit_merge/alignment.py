@@ -64,7 +64,7 @@ def common_rows(checkpoints: Sequence[Checkpoint]) -> dict[str, int]:
     )
     if tokens and 2 * tokens < whole:
         warnings.warn(
-            f"crop: the tokenizers are the same up to token {tokens} only: of {whole} rows of the vocabulary no more are "
+            f"crop: the tokenizers are the same up to token {tokens} only: no more rows of {whole} are "
             f"merged; exclude: [{', '.join(found)}] keeps the base's",
             MergeWarning,
             stacklevel=2,

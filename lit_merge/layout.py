@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
-from lit_merge.checkpoints.companions import Companions, architectures_of, companions_of, copy_companions
+from lit_merge.checkpoints.companions import (
+    Companions,
+    architectures_of,
+    companions_of,
+    copy_companions,
+    with_most_tokens,
+)
 from lit_merge.checkpoints.cropping import rows_of
 from lit_merge.checkpoints.loading import true_changes
 from lit_merge.checkpoints.resuming import Unfinished, resuming
@@ -102,13 +108,16 @@ class Layout:
         naming = experts.naming if naming is None else naming
         beside = _of_library(naming, beside)
         rows = min((rows_of(name, experts.shapes[name]) for name in cropped), default=None)
+        companions = companions_of(beside, written)
+        if task is None and rows is None and not own:
+            companions = with_most_tokens(companions, beside, written)
         layout = cls(
             dict(experts.shapes),
             dict(experts.dtypes),
             naming,
             kept,
             tuple(name for name in experts.excluded if name not in written),
-            companions_of(beside, written),
+            companions,
             {} if rows is None else {"vocab_size": rows},
             rows,
             frozenset(experts.copies),

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.cropping import is_vocabulary, rows_of
 from lit_merge.checkpoints.loading import CONFIG, changed, read_config
 from lit_merge.checkpoints.trimmed import trim
-from lit_merge.checkpoints.vocabularies import token_count
+from lit_merge.checkpoints.vocabularies import prints, token_count, tokenizer_of
 from lit_merge.errors import MergeError
 from lit_merge.progress import say
 from lit_merge.weight_names import ADAPTER_CONFIG
@@ -87,6 +87,27 @@ def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
         return count > 0
     say(f"{adapter}: its tokenizer has {count} tokens for {rows} rows of the vocabulary: that of {folder} is taken")
     return False
+
+
+def with_most_tokens(
+    found: Companions | None, checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]]
+) -> Companions | None:
+    """With the tokenizer that numbers most rows of the vocabulary, of checkpoints whose numbers mean the same tokens:
+    another one would lose a token whose row is there. The same where the first has as many as any.
+
+    Raises:
+        MergeError: a file of a tokenizer that is no JSON.
+    """
+    folders = list(dict.fromkeys(filter(None, map(tokenizer_of, checkpoints))))
+    rows = max((rows_of(name, shape) for name, shape in shapes.items() if is_vocabulary(name)), default=0)
+    if found is None or not rows or len({tuple(sorted(prints(folder).items())) for folder in folders}) < 2:
+        return found
+    counts = {folder: token_count(folder) for folder in folders}
+    fitting = {folder: count for folder, count in counts.items() if count <= rows}
+    most = max(fitting, key=fitting.__getitem__, default=None)
+    if most is None or fitting[most] <= counts.get(found.tokenizer or found.folder, 0):
+        return found
+    return replace(found, tokenizer=None if most == found.folder else most)
 
 
 def ties_head(folder: Path, names: Collection[str]) -> str | None:

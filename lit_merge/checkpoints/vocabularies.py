@@ -41,19 +41,18 @@ def conflicts(folders: Iterable[Path | None], rows: int) -> Iterator[Conflict]:
     Raises:
         MergeError: a file that is no JSON, or not of a tokenizer.
     """
-    seen: dict[int, tuple[str, Path]] = {}
-    known: dict[object, Path] = {}
-    opaque: dict[str, tuple[str, Path]] = {}
+    first: dict[object, tuple[int, Path]] = {}
     for index, folder in enumerate(folders):
-        if folder is None:
-            continue
-        prints = _prints(folder)
-        if (key := tuple(sorted(prints.items()))) in known:
-            continue
-        known[key] = folder
+        if folder is not None:
+            first.setdefault(tuple(sorted(prints(folder).items())), (index, folder))
+    if len(first) < 2:
+        return
+    seen: dict[int, tuple[str, Path]] = {}
+    opaque: dict[str, tuple[str, Path]] = {}
+    for index, folder in first.values():
         if not _has_main(folder):
             # Numbers of these are not known here: the same file has the same.
-            for name, digest in prints.items():
+            for name, digest in prints(folder).items():
                 before, other = opaque.setdefault(name, (digest, folder))
                 if name not in NUMBERED and before != digest:
                     yield Conflict(index, None, f"{name} in {other} is another than that in {folder}")
@@ -148,7 +147,12 @@ def _has_main(folder: Path) -> bool:
     return any((folder / name).is_file() for name in NUMBERED[:3])
 
 
-def _prints(folder: Path) -> dict[str, str]:
+def prints(folder: Path) -> dict[str, str]:
+    """Name → digest, of the files of the tokenizer in a folder; of the same files the tokens are the same.
+
+    Raises:
+        MergeError: a file that cannot be read.
+    """
     try:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(folder)}
     except OSError as error:
