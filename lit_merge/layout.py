@@ -67,6 +67,7 @@ class Layout:
         rows: of a vocabulary that is cut.
         copies: weights that are not written, being equal to others.
         architectures: of all models that have a configuration.
+        expert: one whose weights tell which of them are equal, where they are at hand.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -79,6 +80,7 @@ class Layout:
     rows: int | None = None
     copies: frozenset[str] = frozenset()
     architectures: tuple[str, ...] = ()
+    expert: Checkpoint | None = None
 
     @classmethod
     def of(
@@ -122,6 +124,7 @@ class Layout:
             rows,
             frozenset(experts.copies),
             architectures_of(beside),
+            experts.whole[first],
         )
         return layout.in_dtype(dtype)
 
@@ -232,7 +235,24 @@ class Layout:
         if self.companions is None:
             return self.changes
         about = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
-        return true_changes(self.companions.folder, about, self.changes, self.rows, self.copies, self.architectures)
+        merged = {name for weight in self.shapes for name in self.naming.place(weight).names}
+        return true_changes(
+            self.companions.folder,
+            about,
+            self.changes,
+            self.rows,
+            self.copies,
+            self.architectures,
+            about.keys() - merged,
+            self._equal,
+        )
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two matrices are the same in an expert; so where there is none that has both."""
+        held = self.expert
+        if held is None or one not in held.shapes or other not in held.shapes:
+            return True
+        return torch.equal(held.read(one), held.read(other))
 
     def in_blocks(self) -> list[str]:
         """Weights whose rows are rows of the files."""

@@ -1,49 +1,25 @@
-"""Whether weights and the config.json beside them fit: judged by `from_pretrained` of transformers, without values."""
+"""Whether weights and the config.json beside them fit: what of it is not true is mended."""
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from lit_merge.checkpoints.cropping import is_vocabulary, rows_of
+from lit_merge.checkpoints.judging import Files, Loaded, load, related
 from lit_merge.checkpoints.trimmed import without_numbers
 from lit_merge.errors import MergeError
 from lit_merge.progress import say
 
 CONFIG = "config.json"
-# Of long lists of names.
-SHOWN = 3
 # Entries that hold where they are only.
 OPTIONAL = ("dtype", "torch_dtype")
 # And those that a user is told of.
 TOLD = ("architectures", "tie_word_embeddings", "vocab_size", "id2label")
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
-
-Files = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Name in the files → shape and dtype."""
-
-
-class Loaded(NamedTuple):
-    """What loading left over: names that have no weight, weights that have no place, and weights of another shape than
-    their place, with both."""
-
-    missing: frozenset[str]
-    unexpected: frozenset[str]
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-
-    @property
-    def whole(self) -> bool:
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def __str__(self) -> str:
-        shapes = [f"{name} ({list(here)}, expected {list(there)})" for name, (here, there) in self.mismatched.items()]
-        kinds = {"it has no": sorted(self.missing), "nothing takes": sorted(self.unexpected), "other shapes": shapes}
-        found = [f"{kind} {_few(names)}" for kind, names in kinds.items() if names]
-        return "; ".join(found)
 
 
 def changed(about: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +42,8 @@ def true_changes(
     rows: int | None = None,
     copies: Collection[str] = (),
     architectures: Collection[str] = (),
+    kept: Collection[str] = (),
+    equal: Callable[[str, str], bool] | None = None,
 ) -> Mapping[str, Any]:
     """What of a folder's config.json is not true of these weights, with what is, so that they load whole.
 
@@ -76,6 +54,8 @@ def true_changes(
         rows: of a vocabulary that is cut.
         copies: weights that are not written since they are equal to others.
         architectures: that other models of the same weights have.
+        kept: weights that are the base's own, which may be of another dtype than all others.
+        equal: whether two weights of these names are the same in the experts, where that can be told.
 
     Raises:
         MergeError: a configuration that is no JSON, or with which the weights do not load whole.
@@ -83,13 +63,15 @@ def true_changes(
     about = read_config(folder)
     if rows is not None:
         about = without_numbers(about, rows)
-    changes = {**_dtype(about, files), **changes}
+    merged = {name: about for name, about in files.items() if name not in kept}
+    changes = {**_dtype(about, merged), **changes}
     try:
         first = load(changed(about, changes), files)
     except MergeError as error:
         raise MergeError(f"{folder / CONFIG}: {error}") from error
     if first is None or first.whole:
-        return changes
+        untied = first is not None and equal is not None and not all(equal(*names) for names in first.tied)
+        return {**changes, "tie_word_embeddings": False} if untied else changes
     for kind in (None, *dict.fromkeys([*architectures, *related(about)])):
         tried = changes if kind is None else {**changes, "architectures": [kind]}
         if (found := _mended(about, tried, files, copies)) is not None:
@@ -151,57 +133,6 @@ def _dtype(about: Mapping[str, Any], files: Files) -> dict[str, Any]:
     return dict.fromkeys(OPTIONAL, max(sizes, key=sizes.__getitem__))
 
 
-def load(about: Mapping[str, Any], files: Files) -> Loaded | None:
-    """What `from_pretrained` would say of these weights; None where transformers cannot tell: it is not there, or knows
-    no such model.
-
-    Raises:
-        MergeError: the model cannot be built by its configuration.
-    """
-    kind, config = _model(about)
-    if kind is None:
-        return None
-    with _silent():
-        try:
-            with torch.device("meta"):
-                kind(copy.deepcopy(config))
-        except ImportError:
-            return None
-        except Exception as error:  # transformers fails in as many ways as configurations are wrong
-            line = " ".join(str(error).split())[:200]
-            raise MergeError(f"transformers builds no {kind.__name__} of it: {line}") from error
-        try:
-            weights = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in files.items()}
-            _, told = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=weights,
-                device_map={"": "meta"},
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except Exception:  # it is asked in an unusual way: without an answer nothing is said of the weights
-            return None
-    mismatched = {name: (tuple(here), tuple(there)) for name, here, there in told["mismatched_keys"]}
-    return Loaded(frozenset(told["missing_keys"]), frozenset(told["unexpected_keys"]), mismatched)
-
-
-def related(about: Mapping[str, Any]) -> list[str]:
-    """Classes of the same model with another head, or with none, that are told by the names of the weights."""
-    kind, config = _model(about)
-    if kind is None:
-        return []
-    import transformers
-
-    found = []
-    for auto in (transformers.AutoModel, transformers.AutoModelForPreTraining):
-        with _silent():
-            one = auto._model_mapping.get(type(config), None)
-        one = one[0] if isinstance(one, tuple) else one
-        found += [] if one is None else [one.__name__]
-    return found
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder.
 
@@ -215,41 +146,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise MergeError(f"{folder / CONFIG} beside the weights is no configuration: expected a JSON object")
     return about
-
-
-def _model(about: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class and the configuration of transformers'; None where it has none of that name."""
-    kinds = about.get("architectures")
-    if not isinstance(kinds, list) or not kinds or not isinstance(about.get("model_type"), str):
-        return None, None
-    try:
-        import transformers
-
-        with _silent():
-            config = transformers.CONFIG_MAPPING[about["model_type"]].from_dict(copy.deepcopy(dict(about)))
-            kind = getattr(transformers, str(kinds[0]), None)
-    except (ImportError, KeyError):
-        return None, None
-    except Exception as error:
-        raise MergeError(f"transformers cannot read it: {' '.join(str(error).split())[:200]}") from error
-    return (kind, config) if hasattr(kind, "from_pretrained") else (None, None)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """transformers, without bars and reports."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _few(names: Collection[str]) -> str:
-    return ", ".join(list(names)[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")

@@ -18,12 +18,12 @@ class Conflict(NamedTuple):
     """A number that two tokenizers give to different tokens; None where only their bytes can be compared.
 
     Attributes:
-        index: which of the folders that were compared it was found in.
+        place: which of the folders that were compared it was found in.
         number: the lowest that differs.
         told: what differs, in words, both folders in it.
     """
 
-    index: int
+    place: int
     number: int | None
     told: str
 
