@@ -5,23 +5,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
-from lit_merge.checkpoints.companions import (
-    Companions,
-    architectures_of,
-    companions_of,
-    copy_companions,
-    with_most_tokens,
-)
+from lit_merge.checkpoints.beside import Beside
 from lit_merge.checkpoints.cropping import rows_of
-from lit_merge.checkpoints.loading import true_changes
 from lit_merge.checkpoints.resuming import Unfinished, resuming
 from lit_merge.checkpoints.tensor_files import TensorFiles, check_written
 from lit_merge.errors import MergeError
@@ -62,12 +55,7 @@ class Layout:
         naming: by which files name them.
         kept: weights that are written as this checkpoint has them, beside the merged ones.
         lost: weights of the experts that are neither merged nor kept.
-        companions: whose configuration and tokenizer are copied beside the weights.
-        changes: entries of that configuration that are no longer true.
-        rows: of a vocabulary that is cut.
-        copies: weights that are not written, being equal to others.
-        architectures: of all models that have a configuration.
-        expert: one whose weights tell which of them are equal, where they are at hand.
+        beside: what is copied beside the weights, where there is something.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -75,12 +63,7 @@ class Layout:
     naming: Naming
     kept: Checkpoint | None = None
     lost: tuple[str, ...] = ()
-    companions: Companions | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    rows: int | None = None
-    copies: frozenset[str] = frozenset()
-    architectures: tuple[str, ...] = ()
-    expert: Checkpoint | None = None
+    beside: Beside | None = None
 
     @classmethod
     def of(
@@ -94,38 +77,29 @@ class Layout:
         result, or beside their base. Of one task's weights, that task's expert is asked first. Floating-point weights
         are written in `dtype`; None takes the experts'."""
         kept, cropped = experts.left_to_base(), experts.cropped
+        naming = experts.naming if naming is None else naming
+        written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
+        lost = tuple(name for name in experts.excluded if name not in written)
         first, *others = sorted(experts.whole, key=lambda one: one != task)
         base = [] if experts.whole_base is None else [experts.whole_base]
-        beside = [experts.whole[first], *base, *(experts.whole[one] for one in others)]
+        models = [experts.whole[first], *base, *(experts.whole[one] for one in others)]
         # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps,
         # as it may keep a head with its classes.
-        written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
-        own = {} if kept is None else {name for name in kept.shapes if not BLOCK.search(name)}
+        own = kept is not None and not all(BLOCK.search(name) for name in kept.shapes)
 
         def unlike(one: Checkpoint) -> tuple[bool, bool]:
             other = any(written.get(name, shape) != shape for name, shape in one.shapes.items())
-            return other, bool(own) and one is not experts.whole_base
+            return other, own and one is not experts.whole_base
 
-        beside.sort(key=unlike)
-        naming = experts.naming if naming is None else naming
-        beside = _of_library(naming, beside)
-        rows = min((rows_of(name, experts.shapes[name]) for name in cropped), default=None)
-        companions = companions_of(beside, written)
-        if task is None and rows is None and not own:
-            companions = with_most_tokens(companions, beside, written)
-        layout = cls(
-            dict(experts.shapes),
-            dict(experts.dtypes),
-            naming,
-            kept,
-            tuple(name for name in experts.excluded if name not in written),
-            companions,
-            {} if rows is None else {"vocab_size": rows},
-            rows,
-            frozenset(experts.copies),
-            architectures_of(beside),
-            experts.whole[first],
+        beside = Beside.of(
+            _of_library(naming, sorted(models, key=unlike)),
+            written,
+            rows=min((rows_of(name, experts.shapes[name]) for name in cropped), default=None),
+            most_tokens=task is None and not cropped and not own,
         )
+        if beside is not None:
+            beside = replace(beside, copies=frozenset(experts.copies), lost=lost, expert=experts.whole[first])
+        layout = cls(dict(experts.shapes), dict(experts.dtypes), naming, kept, lost, beside)
         return layout.in_dtype(dtype)
 
     def in_dtype(self, dtype: torch.dtype | None) -> "Layout":
@@ -134,7 +108,8 @@ class Layout:
             return self
         told = str(dtype).removeprefix("torch.")
         dtypes = {name: dtype if kind.is_floating_point else kind for name, kind in self.dtypes.items()}
-        return replace(self, dtypes=dtypes, changes={**self.changes, "dtype": told, "torch_dtype": told})
+        beside = None if self.beside is None else self.beside.with_changes(dtype=told, torch_dtype=told)
+        return replace(self, dtypes=dtypes, beside=beside)
 
     @classmethod
     def of_bank(
@@ -167,8 +142,8 @@ class Layout:
         else:
             if base is not None:
                 _check_same(shapes, base.shapes, base.label, shapes)
-            companions = companions_of(_of_library(naming, [] if base is None else [base]), shapes)
-            layout = cls(shapes, dtypes, naming, companions=companions)
+            beside = Beside.of(_of_library(naming, [] if base is None else [base]), shapes)
+            layout = cls(shapes, dtypes, naming, beside=beside)
         return layout.in_dtype(dtype)
 
     @property
@@ -210,7 +185,7 @@ class Layout:
             more = ", …" if len(self.lost) > TOLD else ""
             say(f"not written, for want of a base: {', '.join(self.lost[:TOLD])}{more}")
         files, kept = self._files(limit, form)
-        changes = self._true(files) if limit is not None else self.changes
+        beside = None if limit is None or self.beside is None else self._fitted(self.beside, files)
         plan = None if plan is None else [plan, limit, asdict(self.naming)]
         with resuming(output, plan, files.create, overwrite, processes) as unfinished:
             for rows in weights(unfinished):
@@ -226,33 +201,13 @@ class Layout:
             for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
                 if stray.name not in files.names:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-            return (
-                [] if self.companions is None else copy_companions(self.companions, unfinished.path, changes, self.rows)
-            )
+            return [] if beside is None else beside.copy_to(unfinished.path)
 
-    def _true(self, files: TensorFiles) -> Mapping[str, Any]:
-        """Entries of the configuration with which the files load whole. See `true_changes`."""
-        if self.companions is None:
-            return self.changes
-        about = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
+    def _fitted(self, beside: Beside, files: TensorFiles) -> Beside:
+        """With what is true of these files, so that they load whole."""
+        written = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
         merged = {name for weight in self.shapes for name in self.naming.place(weight).names}
-        return true_changes(
-            self.companions.folder,
-            about,
-            self.changes,
-            self.rows,
-            self.copies,
-            self.architectures,
-            about.keys() - merged,
-            self._equal,
-        )
-
-    def _equal(self, one: str, other: str) -> bool:
-        """Whether two matrices are the same in an expert; so where there is none that has both."""
-        held = self.expert
-        if held is None or one not in held.shapes or other not in held.shapes:
-            return True
-        return torch.equal(held.read(one), held.read(other))
+        return beside.fitted(written, written.keys() - merged)
 
     def in_blocks(self) -> list[str]:
         """Weights whose rows are rows of the files."""

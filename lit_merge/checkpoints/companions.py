@@ -72,11 +72,14 @@ def companions_of(
     return None
 
 
-def architectures_of(checkpoints: Iterable[Checkpoint]) -> tuple[str, ...]:
-    """What the configurations beside checkpoints say that they are of."""
+def configurations_of(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
+    """What config.json beside each of these checkpoints says, of those that have one.
+
+    Raises:
+        MergeError: one that is no JSON.
+    """
     folders = dict.fromkeys(file.parent for checkpoint in checkpoints for file in checkpoint.files)
-    named = (read_config(folder).get("architectures") for folder in folders if (folder / CONFIG).is_file())
-    return tuple(dict.fromkeys(str(name) for names in named if isinstance(names, list) for name in names))
+    return [read_config(folder) for folder in folders if (folder / CONFIG).is_file()]
 
 
 def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> bool:
@@ -90,8 +93,8 @@ def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
 
 
 def with_most_tokens(
-    found: Companions | None, checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]]
-) -> Companions | None:
+    found: Companions, checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]]
+) -> Companions:
     """With the tokenizer that numbers most rows of the vocabulary, of checkpoints whose numbers mean the same tokens:
     another one would lose a token whose row is there. The same where the first has as many as any.
 
@@ -100,7 +103,7 @@ def with_most_tokens(
     """
     folders = list(dict.fromkeys(filter(None, map(tokenizer_of, checkpoints))))
     rows = max((rows_of(name, shape) for name, shape in shapes.items() if is_vocabulary(name)), default=0)
-    if found is None or not rows or len({tuple(sorted(prints(folder).items())) for folder in folders}) < 2:
+    if not rows or len({tuple(sorted(prints(folder).items())) for folder in folders}) < 2:
         return found
     counts = {folder: token_count(folder) for folder in folders}
     fitting = {folder: count for folder, count in counts.items() if count <= rows}

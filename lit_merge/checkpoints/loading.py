@@ -40,7 +40,7 @@ def true_changes(
     files: Files,
     changes: Mapping[str, Any],
     rows: int | None = None,
-    copies: Collection[str] = (),
+    tied: Callable[[frozenset[str]], bool] = lambda missing: False,
     architectures: Collection[str] = (),
     kept: Collection[str] = (),
     equal: Callable[[str, str], bool] | None = None,
@@ -52,7 +52,7 @@ def true_changes(
         files: the weights that are written.
         changes: what is known to be true already.
         rows: of a vocabulary that is cut.
-        copies: weights that are not written since they are equal to others.
+        tied: whether weights of these names are missing since they are tied to others.
         architectures: that other models of the same weights have.
         kept: weights that are the base's own, which may be of another dtype than all others.
         equal: whether two weights of these names are the same in the experts, where that can be told.
@@ -74,7 +74,7 @@ def true_changes(
         return {**changes, "tie_word_embeddings": False} if untied else changes
     for kind in (None, *dict.fromkeys([*architectures, *related(about)])):
         tried = changes if kind is None else {**changes, "architectures": [kind]}
-        if (found := _mended(about, tried, files, copies)) is not None:
+        if (found := _mended(about, tried, files, tied)) is not None:
             told = {name: value for name, value in found.items() if name not in changes and name in TOLD}
             if told:
                 say(f"{CONFIG} is written with {', '.join(f'{name}: {value}' for name, value in told.items())}")
@@ -87,7 +87,7 @@ def true_changes(
 
 
 def _mended(
-    about: Mapping[str, Any], changes: Mapping[str, Any], files: Files, copies: Collection[str]
+    about: Mapping[str, Any], changes: Mapping[str, Any], files: Files, tied: Callable[[frozenset[str]], bool]
 ) -> dict[str, Any] | None:
     """The changes with what loading by them tells, where the weights then load whole."""
     tried = dict(changes)
@@ -97,7 +97,7 @@ def _mended(
             if loaded is None or loaded.whole:
                 return None if loaded is None else tried
             tried |= _of_shapes(loaded)
-            if loaded.missing and loaded.missing <= set(copies):
+            if loaded.missing and tied(loaded.missing):
                 tried["tie_word_embeddings"] = True
     except MergeError:  # of another architecture, which this configuration may not be for
         pass
