@@ -225,3 +225,82 @@ def test_a_configuration_of_no_known_model_is_left_alone(tmp_path: Path) -> None
         (tmp_path / name / "config.json").write_text(json.dumps(about))
     assert merge(tmp_path) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["size"] == 1
+
+
+def test_an_output_layer_of_its_own_is_not_said_to_be_tied(tmp_path: Path) -> None:
+    save(tmp_path, llama)
+    for name in ("base", "experts/a", "experts/b"):
+        change(tmp_path / name, tie_word_embeddings=True)
+    assert merge(tmp_path) == 0
+    model = load(tmp_path / "out")
+    assert model.config.tie_word_embeddings is False
+    torch.testing.assert_close(model.lm_head.weight.data, sums(tmp_path, "lm_head.weight").float())
+
+
+def test_the_bases_own_weights_do_not_lower_the_precision(tmp_path: Path) -> None:
+    save(tmp_path, llama)
+    rename(tmp_path / "base", lambda old: {name: value.bfloat16() for name, value in old.items()})
+    change(tmp_path / "base", dtype="bfloat16")
+    assert merge(tmp_path, "--model.exclude", '["lm_head*"]') == 0
+    assert load(tmp_path / "out").dtype == torch.float32
+
+
+def test_parts_of_a_configuration(tmp_path: Path) -> None:
+    """A model of texts and images, whose words have a part of their own."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 40, "num_key_value_heads": 1, "head_dim": 8}
+    tokens = {"image_token_index": 3, "boi_token_index": 4, "eoi_token_index": 5, "mm_tokens_per_image": 4}
+    config = {"vision_config": sizes | {"image_size": 8, "patch_size": 4}, "text_config": text, **tokens}
+    save(tmp_path, lambda: Gemma3ForConditionalGeneration(Gemma3Config(**config)))
+    for name in ("a", "b"):
+        folder = tmp_path / "experts" / name
+        part = json.loads((folder / "config.json").read_text())["text_config"]
+        part |= {"vocab_size": 64, "dtype": "bfloat16", "tie_word_embeddings": False}
+        change(folder, text_config=part, tie_word_embeddings=False)
+    assert merge(tmp_path) == 0
+    model = load(tmp_path / "out")
+    assert type(model) is Gemma3ForConditionalGeneration
+    assert model.config.text_config.vocab_size == 40
+    assert model.dtype == torch.float32
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def bert_called(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda old: {key.replace("LayerNorm.weight", f"LayerNorm.{name}"): value for key, value in old.items()}
+
+
+def test_old_names_of_all(tmp_path: Path) -> None:
+    save(tmp_path, bert)
+    for name in ("base", "experts/a", "experts/b"):
+        rename(tmp_path / name, bert_called("gamma"))
+    assert merge(tmp_path) == 0
+    weight = "bert.embeddings.LayerNorm."
+    expected = sums(tmp_path, f"{weight}gamma").float()
+    torch.testing.assert_close(load(tmp_path / "out").state_dict()[f"{weight}weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [("BertModel", "SequenceClassification"), ("BertForMaskedLM", "PreTraining")]
+)
+def test_the_architecture_is_that_of_the_names(said: str, kind: str, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForPreTraining
+
+    save(tmp_path, bert if kind == "SequenceClassification" else lambda: BertForPreTraining(BertConfig(**SMALL)))
+    for name in ("a", "b"):
+        change(tmp_path / "experts" / name, architectures=[said])
+    assert merge(tmp_path) == 0
+    assert type(load(tmp_path / "out")).__name__ == f"BertFor{kind}"
+
+
+def test_a_second_name_of_a_bias(tmp_path: Path) -> None:
+    """As some versions of transformers write it and others do not."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    save(tmp_path, lambda: BertForMaskedLM(BertConfig(**SMALL)))
+    bias = "cls.predictions.bias"
+    rename(tmp_path / "experts" / "a", lambda old: old | {"cls.predictions.decoder.bias": old[bias].clone()})
+    assert merge(tmp_path) == 0
+    model = load(tmp_path / "out")
+    torch.testing.assert_close(model.cls.predictions.decoder.bias.data, sums(tmp_path, bias).float())
