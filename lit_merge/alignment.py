@@ -1,12 +1,14 @@
 """What all checkpoints of a merge have in common, and how they differ."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from lit_merge.checkpoints import Checkpoint, named_like, without
-from lit_merge.checkpoints.cropping import Cropped, is_vocabulary
-from lit_merge.errors import MergeError
+from lit_merge.checkpoints.cropping import Cropped, resized, rows_of, vocabulary
+from lit_merge.checkpoints.vocabularies import Conflict, conflicts, tokenizer_of
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.optional_weights import optional_weights
 
 Checkpoints = dict[str, Checkpoint]
@@ -47,23 +49,64 @@ def align(
 
 
 def common_rows(checkpoints: Sequence[Checkpoint]) -> dict[str, int]:
-    """Weight → number of rows that all checkpoints have, of vocabularies that differ in it."""
+    """Weight → number of rows that are the same tokens in all checkpoints, of vocabularies that differ in it."""
+    vocabularies = _vocabularies(checkpoints)
+    tokens = min((one.number for one in token_conflicts(checkpoints) if one.number is not None), default=None)
     found = {}
-    for name in checkpoints[0].shapes:
+    for name in (name for name in checkpoints[0].shapes if name in vocabularies):
         shapes = {one.shapes[name] for one in checkpoints if name in one.shapes}
-        if len(shapes) > 1 and is_vocabulary(name) and len({shape[1:] for shape in shapes}) == 1:
-            found[name] = min(shape[0] for shape in shapes)
+        rows = [rows_of(name, shape) for shape in shapes]
+        least = min(rows) if tokens is None else min(*rows, tokens)
+        if least and {least} != set(rows) and len({resized(name, shape, least) for shape in shapes}) == 1:
+            found[name] = least
+    whole = max(
+        (min(rows_of(name, one.shapes[name]) for one in checkpoints if name in one.shapes) for name in found), default=0
+    )
+    if tokens and 2 * tokens < whole:
+        warnings.warn(
+            f"crop: the tokenizers are the same up to token {tokens} only: no more rows of {whole} are "
+            f"merged; exclude: [{', '.join(found)}] keeps the base's",
+            MergeWarning,
+            stacklevel=2,
+        )
     return found
 
 
+def token_conflicts(checkpoints: Sequence[Checkpoint]) -> list[Conflict]:
+    """Where numbers of tokens, of rows that these merge, mean other tokens in one than in those before it.
+
+    Raises:
+        MergeError: a tokenizer that cannot be read.
+    """
+    vocabularies = _vocabularies(checkpoints)
+    rows = [
+        max((rows_of(name, one.shapes[name]) for name in vocabularies & one.shapes.keys()), default=0)
+        for one in checkpoints
+    ]
+    return list(conflicts([tokenizer_of(one) for one in checkpoints], min(rows))) if min(rows) else []
+
+
 def differences(experts: Mapping[str, Checkpoint], base: Checkpoint | None) -> Iterator[MergeError]:
-    """Every way in which these do not fit together, from headers alone."""
+    """Every way in which these do not fit together, from headers alone, and from the files of tokenizers."""
     first, *others = experts.items()
     for task, checkpoint in others:
         yield from _compare(first[1], checkpoint, task, dtypes=True)
     if base is not None:
         # The base may be stored in another precision: experts are often saved in half of it.
         yield from _compare(first[1], base, "base", dtypes=False)
+    files = dict(experts) | ({} if base is None else {"base": base})
+    names = _vocabularies(list(files.values()))
+    for index, number, told in token_conflicts(list(files.values())):
+        excluded = f"exclude: [{', '.join(name for name in first[1].shapes if name in names)}] merges the rest only"
+        crop = f"crop: true merges the first {number} rows, which are the same tokens in all; " if number else ""
+        yield MergeError(
+            f"{told}: their rows of the vocabulary are of different tokens and cannot be merged; {crop}{excluded}",
+            task=list(files)[index],
+        )
+
+
+def _vocabularies(checkpoints: Sequence[Checkpoint]) -> set[str]:
+    return set().union(*(vocabulary(one) for one in checkpoints))
 
 
 def matching(patterns: Sequence[str], names: Collection[str]) -> set[str]:
@@ -118,15 +161,19 @@ def _compare(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> I
 
 
 def _way_out(name: str, first: Checkpoint, other: Checkpoint) -> str:
+    names = _vocabularies([first, other])
+
     def grown(one: str) -> bool:
         shape, there = first.shapes[one], other.shapes.get(one, ())
-        return is_vocabulary(one) and shape != there and shape[1:] == there[1:]
+        if one not in names or len(shape) != len(there) or shape == there:
+            return False
+        return resized(one, shape, 0) == resized(one, there, 0)
 
     if not grown(name):
         return f"what is each task's own, as a head, is left out of the merge with exclude: [{name}]"
-    rows = min(first.shapes[name][0], other.shapes[name][0])
-    names = ", ".join(one for one in first.shapes if grown(one))
+    rows = min(rows_of(name, one.shapes[name]) for one in (first, other))
+    listed = ", ".join(one for one in first.shapes if grown(one))
     return (
         f"their vocabularies differ by added tokens: crop: true merges the first {rows} rows of all, without the "
-        f"tokens that come after them; exclude: [{names}] merges the rest only"
+        f"tokens that come after them; exclude: [{listed}] merges the rest only"
     )

@@ -1,6 +1,8 @@
-"""Which files the experts of a configuration are."""
+"""Which files the experts of a configuration are, and the checkpoints in them."""
 
-from lit_merge.checkpoints import holds_model
+from collections.abc import Mapping
+
+from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, open_checkpoint
 from lit_merge.errors import MergeError
 from lit_merge.locations import resolve
 from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES
@@ -36,3 +38,23 @@ def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
             f"{experts} holds no model, expected one for every task: a file ({', '.join(SUFFIXES)}) or a model's folder"
         )
     return found
+
+
+def open_all(
+    sources: Mapping[str, Source], base: Source | None = None
+) -> tuple[dict[str, Checkpoint], Checkpoint | None]:
+    """The experts' checkpoints by task, and the base.
+
+    Raises:
+        MergeError: no experts; a file that is missing or broken.
+    """
+    if not sources:
+        raise MergeError("no experts given, expected a mapping from task to checkpoint")
+    pretrained = None if base is None else open_checkpoint(base, "base", lenient=True)
+    opened: dict[str, Checkpoint] = {}
+    for task, source in sources.items():
+        try:
+            opened[task] = canonical(open_checkpoint(source, f"expert {task}", pretrained, lenient=True))
+        except MergeError as error:
+            raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
+    return opened, None if pretrained is None else canonical(pretrained)

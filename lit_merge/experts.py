@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lit_merge.alignment import align, differences, matching
-from lit_merge.checkpoints import Checkpoint, Selection, Source, canonical, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, Selection, Source, named_like
 from lit_merge.checkpoints.tensor_files import is_finite
 from lit_merge.errors import MergeError, MergeWarning, MisfitError
+from lit_merge.expert_files import open_all
 from lit_merge.weights import Weight
 
 # Bytes of one weight in all experts, from which on it is not read while another one is in memory.
@@ -126,8 +127,17 @@ class Experts:
         names than the experts'."""
         if self.whole_base is None or not self.naming.identity:
             return None
-        there = {name: name for name in self.whole_base.shapes if name in self.excluded}
-        return Selection(self.whole_base, there) if there else None
+        # By the experts' names, as what is merged is.
+        whole = named_like(self.whole_base, next(iter(self.whole.values())).shapes)
+        excluded = set(self.excluded)
+        there = {name: name for name in whole.shapes if excluded & {name, whole.name_of(name)}}
+        return Selection(whole, there) if there else None
+
+    @property
+    def copies(self) -> set[str]:
+        """Weights of the experts that are not merged, being equal to others: tied ones under a second name."""
+        names = {name for file in self.whole.values() for name in file.shapes}
+        return names - self.shapes.keys() - set(self.excluded)
 
     @property
     def identity(self) -> object:
@@ -261,26 +271,6 @@ class Experts:
         if kind not in self._told:
             self._told.add(kind)
             warnings.warn(told, MergeWarning, stacklevel=2)
-
-
-def open_all(
-    sources: Mapping[str, Source], base: Source | None = None
-) -> tuple[dict[str, Checkpoint], Checkpoint | None]:
-    """The experts' checkpoints by task, and the base.
-
-    Raises:
-        MergeError: no experts; a file that is missing or broken.
-    """
-    if not sources:
-        raise MergeError("no experts given, expected a mapping from task to checkpoint")
-    pretrained = None if base is None else open_checkpoint(base, "base", lenient=True)
-    opened: dict[str, Checkpoint] = {}
-    for task, source in sources.items():
-        try:
-            opened[task] = canonical(open_checkpoint(source, f"expert {task}", pretrained, lenient=True))
-        except MergeError as error:
-            raise MergeError(f"expert {task}: {error}", task=task, weight=error.weight) from error
-    return opened, None if pretrained is None else canonical(pretrained)
 
 
 def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:

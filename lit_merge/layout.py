@@ -2,17 +2,19 @@
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
-from lit_merge.checkpoints.companions import Companions, companions_of, copy_companions
+from lit_merge.checkpoints.beside import Beside
+from lit_merge.checkpoints.cropping import rows_of
 from lit_merge.checkpoints.resuming import Unfinished, resuming
 from lit_merge.checkpoints.tensor_files import TensorFiles, check_written
 from lit_merge.errors import MergeError
@@ -24,6 +26,8 @@ from lit_merge.weight_names import SUFFIXES
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
+# In the name of a weight inside a numbered block.
+BLOCK = re.compile(r"(^|\.)\d+\.")
 
 
 class Rows(NamedTuple):
@@ -51,8 +55,7 @@ class Layout:
         naming: by which files name them.
         kept: weights that are written as this checkpoint has them, beside the merged ones.
         lost: weights of the experts that are neither merged nor kept.
-        companions: whose configuration and tokenizer are copied beside the weights.
-        changes: entries of that configuration that are no longer true.
+        beside: what is copied beside the weights, where there is something.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -60,8 +63,7 @@ class Layout:
     naming: Naming
     kept: Checkpoint | None = None
     lost: tuple[str, ...] = ()
-    companions: Companions | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    beside: Beside | None = None
 
     @classmethod
     def of(
@@ -75,22 +77,29 @@ class Layout:
         result, or beside their base. Of one task's weights, that task's expert is asked first. Floating-point weights
         are written in `dtype`; None takes the experts'."""
         kept, cropped = experts.left_to_base(), experts.cropped
+        naming = experts.naming if naming is None else naming
+        written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
+        lost = tuple(name for name in experts.excluded if name not in written)
         first, *others = sorted(experts.whole, key=lambda one: one != task)
         base = [] if experts.whole_base is None else [experts.whole_base]
-        beside = [experts.whole[first], *base, *(experts.whole[one] for one in others)]
-        # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps.
-        written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
-        beside.sort(key=lambda one: any(written.get(name, shape) != shape for name, shape in one.shapes.items()))
-        naming = experts.naming if naming is None else naming
-        layout = cls(
-            dict(experts.shapes),
-            dict(experts.dtypes),
-            naming,
-            kept,
-            tuple(name for name in experts.excluded if name not in written),
-            companions_of(_of_library(naming, beside), written),
-            {"vocab_size": min(cropped.values())} if cropped else {},
+        models = [experts.whole[first], *base, *(experts.whole[one] for one in others)]
+        # Configuration and tokenizer must be of what is written: of a vocabulary that is cut, or that the base keeps,
+        # as it may keep a head with its classes.
+        own = kept is not None and not all(BLOCK.search(name) for name in kept.shapes)
+
+        def unlike(one: Checkpoint) -> tuple[bool, bool]:
+            other = any(written.get(name, shape) != shape for name, shape in one.shapes.items())
+            return other, own and one is not experts.whole_base
+
+        beside = Beside.of(
+            _of_library(naming, sorted(models, key=unlike)),
+            written,
+            rows=min((rows_of(name, experts.shapes[name]) for name in cropped), default=None),
+            most_tokens=task is None and not cropped and not own,
         )
+        if beside is not None:
+            beside = replace(beside, copies=frozenset(experts.copies), lost=lost, expert=experts.whole[first])
+        layout = cls(dict(experts.shapes), dict(experts.dtypes), naming, kept, lost, beside)
         return layout.in_dtype(dtype)
 
     def in_dtype(self, dtype: torch.dtype | None) -> "Layout":
@@ -99,7 +108,8 @@ class Layout:
             return self
         told = str(dtype).removeprefix("torch.")
         dtypes = {name: dtype if kind.is_floating_point else kind for name, kind in self.dtypes.items()}
-        return replace(self, dtypes=dtypes, changes={**self.changes, "dtype": told, "torch_dtype": told})
+        beside = None if self.beside is None else self.beside.with_changes(dtype=told, torch_dtype=told)
+        return replace(self, dtypes=dtypes, beside=beside)
 
     @classmethod
     def of_bank(
@@ -132,8 +142,8 @@ class Layout:
         else:
             if base is not None:
                 _check_same(shapes, base.shapes, base.label, shapes)
-            companions = companions_of(_of_library(naming, [] if base is None else [base]), shapes)
-            layout = cls(shapes, dtypes, naming, companions=companions)
+            beside = Beside.of(_of_library(naming, [] if base is None else [base]), shapes)
+            layout = cls(shapes, dtypes, naming, beside=beside)
         return layout.in_dtype(dtype)
 
     @property
@@ -175,6 +185,7 @@ class Layout:
             more = ", …" if len(self.lost) > TOLD else ""
             say(f"not written, for want of a base: {', '.join(self.lost[:TOLD])}{more}")
         files, kept = self._files(limit, form)
+        beside = None if limit is None or self.beside is None else self._fitted(self.beside, files)
         plan = None if plan is None else [plan, limit, asdict(self.naming)]
         with resuming(output, plan, files.create, overwrite, processes) as unfinished:
             for rows in weights(unfinished):
@@ -190,7 +201,13 @@ class Layout:
             for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
                 if stray.name not in files.names:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-            return [] if self.companions is None else copy_companions(self.companions, unfinished.path, self.changes)
+            return [] if beside is None else beside.copy_to(unfinished.path)
+
+    def _fitted(self, beside: Beside, files: TensorFiles) -> Beside:
+        """With what is true of these files, so that they load whole."""
+        written = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
+        merged = {name for weight in self.shapes for name in self.naming.place(weight).names}
+        return beside.fitted(written, written.keys() - merged)
 
     def in_blocks(self) -> list[str]:
         """Weights whose rows are rows of the files."""

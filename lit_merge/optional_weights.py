@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lit_merge.checkpoints import Checkpoint, is_image
+from lit_merge.checkpoints.cropping import is_vocabulary
 
 
 def optional_weights(experts: Sequence[Checkpoint], base: Checkpoint | None) -> set[str]:
@@ -36,8 +37,12 @@ def _is_copy(name: str, checkpoint: Checkpoint, shared: set[str]) -> bool:
     """Whether a matrix holds what another one of the same checkpoint does, that all checkpoints have."""
     shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
     alike = [one for one in shared if checkpoint.shapes[one] == shape and checkpoint.dtypes[one] == dtype]
-    if len(shape) != 2 or not alike:
+    # Of vectors a vocabulary's biases have second names.
+    alike = alike if len(shape) != 1 else [one for one in alike if is_vocabulary(one) and is_vocabulary(name)]
+    if len(shape) not in (1, 2) or not alike:
         return False
     value = checkpoint.read(name)
+    if len(shape) == 1:
+        return any(torch.equal(checkpoint.read(one), value) for one in alike)
     # Matrices of zeros, as some layers begin with, are alike and yet no copies.
     return bool((value != value.flatten()[0]).any()) and any(torch.equal(checkpoint.read(one), value) for one in alike)

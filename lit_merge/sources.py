@@ -12,8 +12,8 @@ from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.data import TaskData
 from lit_merge.decompositions import Decompositions
 from lit_merge.errors import MergeError
-from lit_merge.expert_files import expert_files
-from lit_merge.experts import Experts, open_all
+from lit_merge.expert_files import expert_files, open_all
+from lit_merge.experts import Experts
 from lit_merge.locations import resolve
 from lit_merge.methods import Job, MergeMethod, MomentsMethod, Svd, build_bank
 from lit_merge.networks import Network

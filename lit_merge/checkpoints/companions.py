@@ -4,19 +4,20 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
-from lit_merge.checkpoints.cropping import is_vocabulary
-from lit_merge.checkpoints.vocabularies import token_count
+from lit_merge.checkpoints.cropping import is_vocabulary, rows_of
+from lit_merge.checkpoints.loading import CONFIG, changed, read_config
+from lit_merge.checkpoints.trimmed import trim
+from lit_merge.checkpoints.vocabularies import prints, token_count, tokenizer_of
 from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.progress import say
 from lit_merge.weight_names import ADAPTER_CONFIG
 
-CONFIG = "config.json"
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 # What a tokenizer is made of, its chat template included.
 _TOKENIZER = re.compile(
@@ -72,14 +73,45 @@ def companions_of(
     return None
 
 
+def configurations_of(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
+    """What config.json beside each of these checkpoints says, of those that have one.
+
+    Raises:
+        MergeError: one that is no JSON.
+    """
+    folders = dict.fromkeys(file.parent for checkpoint in checkpoints for file in checkpoint.files)
+    return [read_config(folder) for folder in folders if (folder / CONFIG).is_file()]
+
+
 def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> bool:
     """Whether an adapter's folder has a tokenizer, of no token that the weights have no row for."""
-    rows = min((shape[0] for name, shape in shapes.items() if is_vocabulary(name)), default=None)
+    rows = min((rows_of(name, shape) for name, shape in shapes.items() if is_vocabulary(name)), default=None)
     count = token_count(adapter)
     if count == 0 or rows is None or count <= rows:
         return count > 0
     say(f"{adapter}: its tokenizer has {count} tokens for {rows} rows of the vocabulary: that of {folder} is taken")
     return False
+
+
+def with_most_tokens(
+    found: Companions, checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]]
+) -> Companions:
+    """With the tokenizer that numbers most rows of the vocabulary, of checkpoints whose numbers mean the same tokens:
+    another one would lose a token whose row is there. The same where the first has as many as any.
+
+    Raises:
+        MergeError: a file of a tokenizer that is no JSON.
+    """
+    folders = list(dict.fromkeys(filter(None, map(tokenizer_of, checkpoints))))
+    rows = max((rows_of(name, shape) for name, shape in shapes.items() if is_vocabulary(name)), default=0)
+    if not rows or len({tuple(sorted(prints(folder).items())) for folder in folders}) < 2:
+        return found
+    counts = {folder: token_count(folder) for folder in folders}
+    fitting = {folder: count for folder, count in counts.items() if count <= rows}
+    most = max(fitting, key=fitting.__getitem__, default=None)
+    if most is None or fitting[most] <= counts.get(found.tokenizer or found.folder, 0):
+        return found
+    return replace(found, tokenizer=None if most == found.folder else most)
 
 
 def ties_head(folder: Path, names: Collection[str]) -> str | None:
@@ -97,13 +129,16 @@ def ties_head(folder: Path, names: Collection[str]) -> str | None:
     return next((name for name in names if is_vocabulary(name)), None)
 
 
-def copy_companions(companions: Companions, target: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
+def copy_companions(
+    companions: Companions, target: Path, changes: Mapping[str, Any] | None = None, rows: int | None = None
+) -> list[str]:
     """Copies what belongs to a model beside its weights; answers the names of the files.
 
     Args:
         companions: where it lies.
         target: where the weights are written, which exists.
         changes: entries of config.json that are no longer true, with what they are now.
+        rows: of a vocabulary that was cut: tokens beyond them are taken out of the tokenizer.
 
     Raises:
         MergeError: a file that cannot be read, or a configuration that is no JSON.
@@ -119,18 +154,8 @@ def copy_companions(companions: Companions, target: Path, changes: Mapping[str, 
                 raise MergeError(f"{file} cannot be copied beside the weights: {error.strerror}") from error
             copied.append(str(name))
     if changes:
-        _change(target / CONFIG, changes)
+        about = changed(read_config(target), changes)
+        (target / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if rows is not None:
+        trim(target, rows)
     return copied
-
-
-def _change(path: Path, changes: Mapping[str, Any]) -> None:
-    try:
-        about = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise MergeError(f"{path.name} beside the weights is no JSON: {error}") from error
-    # Language models with several towers keep the vocabulary of each in a part of its own.
-    places = [about, *(value for value in about.values() if isinstance(value, dict))]
-    for name, value in changes.items():
-        for place in [one for one in places if name in one]:
-            place[name] = value
-    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

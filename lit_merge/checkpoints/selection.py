@@ -62,7 +62,10 @@ def named_like(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) ->
         checkpoint: the base.
         shapes: of the experts' weights, by their names.
     """
+    own = {name: name for name in checkpoint.shapes}
     names = {modernised(name): name for name in checkpoint.shapes}
+    # Experts may have the old names too.
+    names = max(names, own, key=lambda one: _fitting(one, checkpoint, shapes))
     best, most = names, _fitting(names, checkpoint, shapes)
     for added, taken in [] if most == len(shapes) else _ways(list(names), shapes):
         renamed = {_moved(name, added, taken): there for name, there in names.items()}
