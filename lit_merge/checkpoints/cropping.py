@@ -1,6 +1,5 @@
 """Vocabularies that differ by tokens which were added: a view of the rows that all checkpoints have."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.selection import Selection
 from lit_merge.checkpoints.updates import Update
 from lit_merge.checkpoints.vocabularies import token_count, tokenizer_of
+from lit_merge.configuration.json_text import parse_json
 
 # Matrices and biases with a row for every token, in the names of BERT, GPT-2, Llama, T5, XLNet, Mamba and their kin.
 _VOCABULARY = re.compile(
@@ -73,7 +73,7 @@ def _sizes(checkpoint: Checkpoint, named: bool) -> set[int]:
 
 def _told(file: Path) -> Iterator[int]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = parse_json(file.read_bytes())
     except (OSError, ValueError):
         return
     parts: list[Any] = [about, *(about.values() if isinstance(about, dict) else ())]

@@ -1,7 +1,6 @@
 """Whether weights and the config.json beside them fit: what of it is not true is mended."""
 
 import copy
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from lit_merge.checkpoints.cropping import is_vocabulary, rows_of
 from lit_merge.checkpoints.judging import Files, Loaded, load, related
 from lit_merge.checkpoints.trimmed import without_numbers
+from lit_merge.configuration.json_text import parse_json
 from lit_merge.errors import MergeError
 from lit_merge.progress import say
 
@@ -140,7 +140,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         MergeError: it is no JSON object.
     """
     try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = parse_json((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise MergeError(f"{folder / CONFIG} beside the weights is no JSON: {error}") from error
     if not isinstance(about, dict):
