@@ -130,7 +130,6 @@ def test_whatever_is_learnt_is_that_of_float32(
     for (experts, base), precision in (
         ((tiny.experts, tiny.base), "32-true"),
         (doubles, "32-true"),
-        (doubles, "64-true"),
         ((tiny.experts, tiny.base), "64-true"),
     ):
         opened = Experts(experts, base)
@@ -153,7 +152,6 @@ def test_a_run_and_its_scores(tiny: Any, doubles: Any, make_trainer: Callable[..
     for name, paths, precision in (
         ("single", (tiny.experts, tiny.base), "32-true"),
         ("double", doubles, "64-true"),
-        ("wide", (tiny.experts, tiny.base), "64-true"),
     ):
         opened = Experts(*paths)
         bank = build_bank(opened, method=TaskArithmetic(START))

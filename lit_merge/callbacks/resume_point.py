@@ -34,7 +34,7 @@ class ResumePoint(Callback):
         self.path: Path | None = None
         self.begins: int | None = None
         """The step to go on from, as this process has read it."""
-        self._time, self._seen, self._saved = 0.0, 0, 0
+        self._time, self._seen = 0.0, 0
         self._written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,7 +45,7 @@ class ResumePoint(Callback):
             raise MergeError(f"{self.path.parent}: not every process sees this folder: choose a --run that all share")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._time, self._seen, self._saved = time.monotonic(), trainer.global_step, trainer.global_step
+        self._time, self._seen = time.monotonic(), trainer.global_step
         self._written = self.begins is not None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
@@ -59,11 +59,13 @@ class ResumePoint(Callback):
             due = trainer.strategy.reduce_boolean_decision(late, all=False)
         else:
             due = trainer.global_step % self.every_steps == 0
-        if due:
+        if due and _over(trainer):
+            self._written = True  # below, once a guard has had its say
+        elif due:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._written and trainer.global_step > self._saved:
+        if self._written:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -71,4 +73,11 @@ class ResumePoint(Callback):
         place = replacing(self.path, overwrite=True) if trainer.is_global_zero else nullcontext(self.path)
         with place as beside:
             trainer.save_checkpoint(beside, weights_only=False)
-        self._time, self._saved, self._written = time.monotonic(), trainer.global_step, True
+        self._time, self._written = time.monotonic(), True
+
+
+def _over(trainer: Trainer) -> bool:
+    """Whether this was the last step of all."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    last = epochs is not None and 0 < epochs <= trainer.current_epoch + 1 and trainer.is_last_batch
+    return last or 0 < steps <= trainer.global_step

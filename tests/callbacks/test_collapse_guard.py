@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 
 from lit_merge import (
@@ -19,6 +20,7 @@ from lit_merge import (
     MergedModel,
     MergeError,
     MergeWarning,
+    ResumePoint,
     Stage,
     Suite,
     TaskArithmetic,
@@ -195,3 +197,34 @@ def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) ->
     save_figure(coefficient_figure(replace(bank, coefficients=right), bank.coefficients, note), tmp_path / "right.png")
     drawn = run / "coefficients" / "coefficients_end.png"
     assert drawn.read_bytes() == (tmp_path / "right.png").read_bytes()
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledWhileTested(Callback):
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        if getattr(pl_module, "label", "") == "adapted":
+            raise Killed
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_kill_after_the_fit_does_not_undo_it(
+    every: int, tiny: Any, make_model: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    def fit(run: str, *callbacks: Callback) -> tuple[torch.Tensor, Any]:
+        model = make_model(stages=[Stage("layer", 4, 2.0)])
+        guard = CollapseGuard(every_n_steps=2, images=16, balance=0.0, churn=1.0, margin=0.0)
+        point = ResumePoint(every_steps=every)
+        trainer = make_trainer(max_steps=4, limit_test_batches=1, callbacks=[point, *callbacks, guard])
+        run_fit(trainer, model, tiny.data(), tmp_path / run)
+        return model.coefficients().detach(), json.loads((tmp_path / run / "metrics.json").read_text())
+
+    whole, metrics = fit("whole")
+    with pytest.raises(Killed):
+        fit("killed", KilledWhileTested())
+    again, resumed = fit("killed")
+    assert metrics["kept"]["step"] < 4
+    assert torch.equal(whole, again)
+    assert resumed == metrics
