@@ -44,10 +44,15 @@ def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> I
         raise (refused or [MergeError(explain(str(error), options(), files))])[0] from error
     finally:
         # What is written of a configuration is read as YAML.
-        set_loader(MODE, _load, (YAMLError,))
+        set_loader(MODE, _read_plainly, (YAMLError,))
     # Where text would do too, the parser goes on with it.
     if refused:
         raise refused[0]
+
+
+def _read_plainly(text: str, path: Any = "") -> Any:
+    """As jsonargparse does. It goes on handing the path to whatever comes after a loader that takes one."""
+    return _load(text)
 
 
 def _read(refused: list[MergeError], text: str, path: Any = "") -> Any:

@@ -384,5 +384,5 @@ def test_centring_makes_it_needless() -> None:
     [{"alpha": -0.1}, {"alpha": math.nan}, {"step": 0.0}, {"step": math.inf}, {"steps": 0}],
 )
 def test_options_outside_their_range(option: dict[str, object]) -> None:
-    with pytest.raises(MergeError, match=f"^{next(iter(option))}="):
+    with pytest.raises(MergeError, match=f"^(AWD: )?{next(iter(option))}="):
         AWD(**option)
