@@ -49,9 +49,14 @@ def leading_triplets(matrices: Float[Tensor, "T m n"], rank: int) -> Triplets:
 def of_middling_size(matrices: Float[Tensor, "*T m n"]) -> tuple[Float[Tensor, "*T m n"], Int[Tensor, "*T 1 1"]]:
     """Matrices with entries of middling size, whose squares are numbers, and which power of two brings back what they
     were; no digit changes. Those that are so already stay as they are."""
+    # One pass over the entries is enough where it says that all is well: a norm that overflows or vanishes does not.
+    norms = matrices.norm(dim=(-2, -1), keepdim=True)
+    middling = (norms > 2.0**-MIDDLING) & (norms < 2.0**MIDDLING)
+    if middling.all():
+        return matrices, torch.zeros_like(norms, dtype=torch.int32)
     exponent = torch.frexp(matrices.abs().amax((-2, -1), keepdim=True)).exponent
-    exponent = torch.where(exponent.abs() > MIDDLING, exponent, 0)
-    return (shifted(matrices, -exponent) if exponent.any() else matrices), exponent
+    exponent = torch.where(middling, 0, exponent)
+    return shifted(matrices, -exponent), exponent
 
 
 def shifted(values: Float[Tensor, "..."], exponent: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
