@@ -19,6 +19,35 @@ FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
 DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
+class BankFile(SafetensorsFile):
+    """The tensors of a bank. Each is looked at the first time that it is read: none holds NaN or infinity.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._finite: set[str] = set()
+
+    def read(self, name: str) -> Tensor:
+        return self._checked(name, super().read(name))
+
+    def map(self, name: str) -> Tensor:
+        return self._checked(name, super().map(name))
+
+    def _checked(self, name: str, value: Tensor) -> Tensor:
+        if name not in self._finite:
+            if not is_finite(value):
+                raise MergeError(
+                    f"{self.path}: {name} holds NaN or infinity: it is damaged, or of adaptation that went astray; "
+                    "make the bank anew",
+                    weight=name.partition("/")[2] or None,
+                )
+            self._finite.add(name)
+        return value
+
+
 def write_bank_folder(
     path: str | Path,
     about: Mapping[str, Any],
@@ -36,11 +65,11 @@ def write_bank_folder(
         (beside / "bank.json").write_text(text + "\n", encoding="utf-8")
 
 
-def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]:
+def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
     """The description, and the file with the tensors, which fit together. See `TaskBank.load`."""
     folder = resolve(path)
     about = _read_about(folder / "bank.json")
-    file = SafetensorsFile(folder / "bank.safetensors")
+    file = BankFile(folder / "bank.safetensors")
     expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients"}
     for name in about["layers"]:
         expected |= {f"U/{name}", f"S/{name}", f"V/{name}"} if f"U/{name}" in file.shapes else {f"delta/{name}"}
@@ -57,19 +86,18 @@ def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], SafetensorsFile]
     return about, file
 
 
-def _rows(about: Mapping[str, Any], file: SafetensorsFile) -> int:
+def _rows(about: Mapping[str, Any], file: BankFile) -> int:
     """Number of deltas of every weight, from the coefficients."""
     shape, dtype = file.shapes["coefficients"], file.dtypes["coefficients"]
     if len(shape) != 2 or not dtype.is_floating_point:
         raise MergeError(f"{file.path}: coefficients are {dtype} of shape {list(shape)}, expected tasks × weights")
     if shape[0] not in (1, len(about["tasks"])) or shape[1] != len(about["layers"]):
         raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
-    if not is_finite(file.read("coefficients")):
-        raise MergeError(f"{file.path}: the coefficients hold NaN or infinity")
+    file.read("coefficients")  # refuses those that are no numbers
     return shape[0]
 
 
-def _check_delta(file: SafetensorsFile, name: str, rows: int) -> None:
+def _check_delta(file: BankFile, name: str, rows: int) -> None:
     """Raises MergeError where the delta of a weight is not one of its origin."""
     shape = file.shapes[f"origin/{name}"]
     wanted: dict[str, tuple[int, ...]] = {f"delta/{name}": (rows, *shape)}

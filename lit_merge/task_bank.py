@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.bank_files import open_bank_folder, read_naming, write_bank_folder
-from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, named, rename
-from lit_merge.checkpoints.tensor_files import is_finite
+from lit_merge.bank_files import BankFile, open_bank_folder, read_naming, write_bank_folder
+from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.deltas import Delta, combine, kinds, tensors_of
 from lit_merge.errors import MergeError
 from lit_merge.finite import check_finite
@@ -227,7 +226,7 @@ class TaskBank:
         frame = replace(
             self, origin={name: self.origin[name]}, deltas={self.layers[i]: self.deltas[name] for i in there}
         )
-        values = {key: _finite(key, read(key)) for key in frame.tensors() if key != "coefficients"}
+        values = {key: read(key) for key in frame.tensors() if key != "coefficients"}
         return frame.with_tensors(values | {"coefficients": self.coefficients[:, there]})
 
     def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
@@ -258,7 +257,8 @@ class TaskBank:
     @classmethod
     def load(cls, path: str | Path) -> "TaskBank":
         """Opens a folder that `save` wrote. Tensors stay on disk: each is mapped whenever it is asked for, and leaves
-        memory when nobody holds it any more, also while a gradient is on its way through `merge`.
+        memory when nobody holds it any more, also while a gradient is on its way through `merge`. One that holds NaN
+        or infinity raises MergeError when it is asked for.
 
         Raises:
             MergeError: no bank there, a newer format, or a file that is damaged.
@@ -269,7 +269,7 @@ class TaskBank:
         return replace(bank, coefficients=frame.coefficients)
 
     @classmethod
-    def open(cls, path: str | Path) -> tuple["TaskBank", SafetensorsFile]:
+    def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:
         """As `load`, but for values: all tensors but the coefficients are on the device `meta`. The file has them, by
         their names in `tensors()`."""
         about, file = open_bank_folder(path)
@@ -307,9 +307,3 @@ class TaskBank:
             return sum_up()
         with asked_again(lambda i: tensors_of(self.deltas[name])[i], tensors_of(delta)):
             return sum_up()
-
-
-def _finite(key: str, value: Tensor) -> Tensor:
-    if not is_finite(value):
-        raise MergeError(f"the bank's {key} holds NaN or infinity", weight=key.partition("/")[2])
-    return value

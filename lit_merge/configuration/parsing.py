@@ -51,7 +51,7 @@ def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> I
 
 
 def _read_plainly(text: str, path: Any = "") -> Any:
-    """As jsonargparse does. It goes on handing the path to whatever comes after a loader that takes one."""
+    """What YAML text holds. jsonargparse hands the path to every loader after one that takes it: it is not used."""
     return _load(text)
 
 

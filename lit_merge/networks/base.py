@@ -48,7 +48,7 @@ class Network(nn.Module, ABC):
         return self.encoder(self.prepared(inputs))
 
     def prepared(self, inputs: Tensor) -> Tensor:
-        """As `prepare`, in the precision of the weights that the encoder holds."""
+        """Inputs as the encoder takes them, from `prepare`, in the precision of the weights that it holds."""
         return self.prepare(inputs).to(next(self.encoder.parameters()).dtype)
 
     @property
