@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_merge import CART, TIES, Experts, MergeMethod, OpenClipImageEncoder, TaskArithmetic, TaskBank, build_bank
-from lit_merge.activations import input_moments
-from lit_merge.linalg import polar_factor, truncated_svd
-from lit_merge.transforms.awd import gram_matrices
+from lit_merge.bank.linalg import polar_factor, truncated_svd
+from lit_merge.choose.activations import input_moments
+from lit_merge.methods.awd import gram_matrices
 
 TASKS, WIDTH = 4, 384
 NETWORK = {"embed_dim": 64, "vision_cfg": {"image_size": 64, "layers": 2, "width": WIDTH, "patch_size": 16}}

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from lit_merge.command import main
+from lit_merge.cli.main import main
 
 if __name__ == "__main__":
     # Large pages for torch's memory, where Linux hands them out on request: with small ones, half of the time that it

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_merge.errors import MergeError
-from lit_merge.finite import Finite
+from lit_merge.errors import Finite, MergeError
 
 
 def entropy(logits: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:

@@ -29,8 +29,8 @@ def make_bank(folder: Path, tasks: int) -> None:
     from safetensors.torch import save_file
 
     from lit_merge import LowRank, TaskBank
-    from lit_merge.matrices import select_matrices
-    from lit_merge.ranks import rank_of
+    from lit_merge.bank.low_rank import rank_of
+    from lit_merge.experts.matrices import select_matrices
 
     torch.manual_seed(0)
     origin = {name: value.clone() for name, value in open_clip.create_model(CONFIG).visual.state_dict().items()}

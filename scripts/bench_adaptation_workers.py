@@ -113,8 +113,8 @@ def ours(folder: Path, tasks: list[str], steps: int, count: int, size: int, prec
     import lightning.pytorch as pl
 
     from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
+    from lit_merge.console import quiet
     from lit_merge.objectives import Entropy
-    from lit_merge.quiet import quiet
 
     quiet()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`")

@@ -19,10 +19,10 @@ import torch
 
 from lit_merge import CART, Experts, OpenClipImageEncoder, Suite, adapt, build_bank
 from lit_merge.checkpoints import write_text
-from lit_merge.data.corruptions import LEVELS
-from lit_merge.locations import resolve
-from lit_merge.probe import Probe
-from lit_merge.quiet import quiet
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.choose.sample import Probe
+from lit_merge.console import quiet
+from lit_merge.data.images.corruptions import LEVELS
 
 SUITE = "zoo:8"
 ROWS = ("experts", "merge", "adapted on clean images", "adapted on corrupted images")

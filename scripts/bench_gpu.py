@@ -47,8 +47,8 @@ def measure(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
     from torch.utils.flop_counter import FlopCounterMode
 
     from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
-    from lit_merge.adaptation_step import adaptation_step
-    from lit_merge.compiling import check_compiler
+    from lit_merge.adaptation.step import adaptation_step
+    from lit_merge.networks.compiling import check_compiler
 
     device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
     if options.compile:

@@ -48,15 +48,15 @@ from lit_merge import (
     adapt,
     build_bank,
 )
-from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
-from lit_merge.decompositions import Decompositions
-from lit_merge.matrices import Matrices
-from lit_merge.methods import at_scaling
-from lit_merge.probe import Probe
-from lit_merge.quiet import quiet
-from lit_merge.sweep import Grid, Point, choose, walk
-from lit_merge.transforms import Transform
+from lit_merge.choose.activations import collect_moments
+from lit_merge.choose.sample import Probe
+from lit_merge.choose.sweep import Grid, Point, choose, walk
+from lit_merge.console import quiet
+from lit_merge.experts.decompositions import Decompositions
+from lit_merge.experts.matrices import Matrices
+from lit_merge.merge.scaling import at_scaling
+from lit_merge.methods import Transform
 
 SUITES = {
     "8 tasks": ("zoo:8", "zoo:8-seed1", "zoo:8-seed2"),

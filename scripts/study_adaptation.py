@@ -41,19 +41,13 @@ from lit_merge import (
     TaskArithmetic,
     build_bank,
 )
-from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
+from lit_merge.choose.activations import collect_moments
+from lit_merge.choose.sample import Probe
+from lit_merge.console import quiet
 from lit_merge.data import TaskData
 from lit_merge.data.streams import ImageSource, ImageTensor
-from lit_merge.objectives import (
-    ConfidentEntropy,
-    Entropy,
-    ExpertAgreement,
-    InformationMaximisation,
-    Objective,
-)
-from lit_merge.probe import Probe
-from lit_merge.quiet import quiet
+from lit_merge.objectives import ConfidentEntropy, Entropy, ExpertAgreement, InformationMaximisation, Objective
 
 # Steps at which a run is looked at, and those with all test images rather than a sample of them.
 LOOKS, WHOLE = (0, 20, 40, 60, 80, 100, 150, 200, 300), (0, 100)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lit_merge import CART, TSVM, Experts, IsoC, MergeMethod, OpenClipImageEncoder, Suite, TaskArithmetic, build_bank
 from lit_merge.checkpoints import write_text
-from lit_merge.locations import resolve
+from lit_merge.checkpoints.locations import resolve
 from lit_merge.objectives import entropy
 
 MIDDLE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)

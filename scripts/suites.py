@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_merge import Experts, OpenClipImageEncoder, Suite
+from lit_merge.checkpoints.locations import cache_folder, resolve
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
-from lit_merge.locations import cache_folder, resolve
 from lit_merge.networks import Network
 
 

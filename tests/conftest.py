@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_merge import CART, MergedModel, MergeMethod, Suite, build_bank
+from lit_merge.cli.trainer import Trainer
 from lit_merge.networks import OpenClipImageEncoder
-from lit_merge.trainer import Trainer
 
 # Small tensors: more threads than this only cost.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

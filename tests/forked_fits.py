@@ -64,7 +64,7 @@ def as_torchrun(processes: int) -> list[dict[str, str]]:
 
 def fork(arguments: list[str], folder: str, environment: dict[str, str], largest_file: int | None) -> int:
     """The number of a new process that runs the command."""
-    from lit_merge.command import main
+    from lit_merge.cli.main import main
 
     if child := os.fork():
         return child
@@ -86,8 +86,6 @@ def fork(arguments: list[str], folder: str, environment: dict[str, str], largest
 
 def serve() -> None:
     import torch
-
-    import lit_merge.cli  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

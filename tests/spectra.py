@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_merge.linalg import LARGE
+from lit_merge.bank.linalg import LARGE
 
 
 def with_spectrum(shape: tuple[int, int], values: Tensor, seed: int = 0) -> Tensor:

@@ -12,9 +12,9 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lit_merge import CART, Suite
+from lit_merge.bank.low_rank import Delta
 from lit_merge.data.streams import ImageSource
-from lit_merge.deltas import Delta
-from lit_merge.weights import Weight
+from lit_merge.experts.weight import Weight
 
 
 class Noted(ImageSource):

@@ -3,12 +3,12 @@
 from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
 from lit_merge.checkpoints.folders import holds_model
 from lit_merge.checkpoints.naming import PLAIN, Family, Naming, NamingName, detect, is_image, named
+from lit_merge.checkpoints.outputs import check_output, replacing, write_text
 from lit_merge.checkpoints.reader import open_checkpoint
 from lit_merge.checkpoints.renaming import Named, Renamed, canonical, canonical_weights, rename
 from lit_merge.checkpoints.safetensors_file import SafetensorsFile
+from lit_merge.checkpoints.safetensors_writer import write_safetensors, write_stream
 from lit_merge.checkpoints.selection import Selection, modernised, named_like, without
-from lit_merge.checkpoints.streaming import write_stream
-from lit_merge.checkpoints.writer import check_output, replacing, write_safetensors, write_text
 
 __all__ = [
     "PLAIN",

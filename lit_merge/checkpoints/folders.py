@@ -1,9 +1,33 @@
-"""Folders of one model: Hugging Face's, open_clip's, and those of PEFT's adapters."""
+"""Which file of a folder holds a model's weights: folders of Hugging Face, of open_clip, and of PEFT's adapters."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from lit_merge.errors import MergeError
-from lit_merge.weight_names import ADAPTER_CONFIG, SUFFIXES, choose_weights, expected_weights
+
+# In the order in which transformers looks for them; then open_clip's.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+"""Of files of weights."""
+
+
+def expected_weights(names: Collection[str]) -> tuple[str, ...]:
+    """What the weights of a folder with these files may be called, the first that is there counts."""
+    return ADAPTERS if ADAPTER_CONFIG in names else WEIGHTS
+
+
+def choose_weights(names: Collection[str]) -> str | None:
+    """The file of weights, or the index of them, among those of a folder; None where it holds no model."""
+    return next((name for name in expected_weights(names) if name in names), None)
 
 
 def weight_file(folder: Path) -> Path:

@@ -4,13 +4,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from lit_merge.checkpoints.adapters.lora import LoraFolder
 from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict, first_bytes
-from lit_merge.checkpoints.folders import weight_file
-from lit_merge.checkpoints.lora import LoraFolder
-from lit_merge.checkpoints.one_file import EXPECTED, open_one_file
+from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
+from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.sharded import ShardedFiles
-from lit_merge.locations import resolve
-from lit_merge.weight_names import ADAPTER_CONFIG
+from lit_merge.checkpoints.single_file import EXPECTED, open_one_file
 
 
 def open_checkpoint(

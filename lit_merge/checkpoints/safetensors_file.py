@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, first_bytes, unfit_dtypes
-from lit_merge.configuration.json_text import parse_json
+from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
 
 # Bytes; what safetensors allows. Other files name lengths beyond it in their first eight bytes.

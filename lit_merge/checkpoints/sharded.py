@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
-from lit_merge.checkpoints.one_file import open_one_file
-from lit_merge.configuration.json_text import parse_json
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.single_file import open_one_file
 from lit_merge.errors import MergeError, MergeWarning
 
 

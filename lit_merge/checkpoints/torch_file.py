@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes, unfit_dtypes
-from lit_merge.checkpoints.gathering import models_in, weights_of
-from lit_merge.checkpoints.pickles import read_pickle
-from lit_merge.checkpoints.tensor_records import Damaged, Storage, TensorRecord
+from lit_merge.checkpoints.pickle.machine import read_pickle
+from lit_merge.checkpoints.pickle.modules import models_in, weights_of
+from lit_merge.checkpoints.pickle.tensors import Damaged, Storage, TensorRecord
 from lit_merge.errors import MergeError, MergeWarning
 
 ZIP = b"PK\x03\x04"

@@ -1,12 +1,12 @@
 """DataModules: unlabelled streams to adapt on, labelled inputs to evaluate on."""
 
-from lit_merge.data.base import TaskData, check_tasks
-from lit_merge.data.folders import ImageFolders
-from lit_merge.data.hub_images import HubImages
+from lit_merge.data.images.folders import ImageFolders
+from lit_merge.data.images.hub import HubImages
+from lit_merge.data.images.suite import Suite
 from lit_merge.data.leaks import Leak, find_leaks
-from lit_merge.data.suite import Suite
-from lit_merge.data.texts import TextFiles
-from lit_merge.data.vision_tasks import VisionTasks
+from lit_merge.data.task_data import TaskData, check_tasks
+from lit_merge.data.texts.files import TextFiles
+from lit_merge.data.vision.tasks import VisionTasks
 
 __all__ = [
     "HubImages",

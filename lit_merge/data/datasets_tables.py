@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_merge.checkpoints.locations import cache_folder, resolve
 from lit_merge.errors import MergeError
-from lit_merge.locations import cache_folder, resolve
 
 HUB = "hf://"
 # The way out where a column is not there.

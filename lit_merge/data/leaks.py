@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_merge.data.class_names import MIXED
 from lit_merge.data.streams import ImageSource
-from lit_merge.mixed import MIXED
 
 OnLeak = Literal["warn", "refuse", "ignore"]
 

@@ -6,11 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lit_merge.deltas import Delta
-from lit_merge.matrices import Matrices
+from lit_merge.bank.low_rank import Delta, check_rank_ratio, rank_of
+from lit_merge.experts.matrices import Matrices
+from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.ranks import check_rank_ratio, rank_of
-from lit_merge.weights import Weight
 
 
 @dataclass(frozen=True)

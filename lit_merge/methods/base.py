@@ -1,4 +1,4 @@
-"""What a merging method is."""
+"""What a merging method is. What a transform of task vectors is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lit_merge.deltas import Delta
-from lit_merge.experts import Experts
-from lit_merge.finite import Finite
-from lit_merge.matrices import Matrices, select_matrices
-from lit_merge.weight_stream import WeightStream
-from lit_merge.weights import Weight
+from lit_merge.bank.low_rank import Delta
+from lit_merge.errors import Finite
+from lit_merge.experts.experts import Experts
+from lit_merge.experts.matrices import Matrices, select_matrices
+from lit_merge.experts.stream import Change, WeightStream
+from lit_merge.experts.weight import Weight
 
 Rule = Literal["entropy", "self_consistent"]
 Scaling = float | Rule
@@ -90,6 +90,25 @@ class MergeMethod(Finite, ABC):
     def finish(self, deltas: dict[str, Delta]) -> dict[str, Delta]:
         """The deltas once all are known: for methods that weigh layers against each other."""
         return deltas
+
+    def describe(self) -> dict[str, object]:
+        """Class and hyper-parameters, as a configuration names them."""
+        return {"class_path": type(self).__name__, "init_args": asdict(self)}
+
+
+@dataclass(frozen=True)
+class Transform(Finite, ABC):
+    """Hyper-parameters of a step in front of any method, which then sees the changed experts."""
+
+    @abstractmethod
+    def fit(self, experts: Experts) -> Change:
+        """Looks at all experts, in passes of its own, and answers what changes one weight of them.
+
+        Where the answer has a `report`, a dict of numbers, `build_bank` puts it on the bank's record of the transform.
+
+        Raises:
+            MergeError: experts that it cannot work on.
+        """
 
     def describe(self) -> dict[str, object]:
         """Class and hyper-parameters, as a configuration names them."""

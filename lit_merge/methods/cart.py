@@ -8,15 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.deltas import Delta
+from lit_merge.bank.linalg import approximation, side_by_side, takes_shortcuts
+from lit_merge.bank.low_rank import Delta, LowRank, check_rank_ratio, rank_of
 from lit_merge.errors import MergeWarning
-from lit_merge.experts import Experts
-from lit_merge.linalg import approximation, side_by_side, takes_shortcuts
-from lit_merge.low_rank import LowRank
-from lit_merge.matrices import Matrices
+from lit_merge.experts.experts import Experts
+from lit_merge.experts.matrices import Matrices
+from lit_merge.experts.weight import Decompose, Weight
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.ranks import check_rank_ratio, rank_of
-from lit_merge.weights import Decompose, Weight
 
 
 def cart(

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_merge.deltas import Delta
+from lit_merge.bank.low_rank import Delta
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.experts import Experts
+from lit_merge.experts.experts import Experts
+from lit_merge.experts.stream import WeightStream
+from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.weight_stream import WeightStream
-from lit_merge.weights import Weight
 
 
 def consensus_mask(task_vectors: Float[Tensor, "T ..."], kappa: list[float], agree: int) -> Bool[Tensor, "..."]:

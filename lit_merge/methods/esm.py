@@ -11,10 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_merge.deltas import Delta
-from lit_merge.errors import MergeError
-from lit_merge.experts import Experts
-from lit_merge.linalg import (
+from lit_merge.bank.linalg import (
     CLEAR,
     independent,
     numerical_rank,
@@ -23,13 +20,14 @@ from lit_merge.linalg import (
     square_root,
     truncated_svd,
 )
-from lit_merge.low_rank import LowRank
-from lit_merge.matrices import Matrices
+from lit_merge.bank.low_rank import Delta, LowRank, check_rank_ratio
+from lit_merge.errors import MergeError
+from lit_merge.experts.experts import Experts
+from lit_merge.experts.matrices import Matrices
+from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import Scaling
-from lit_merge.methods.moments import MomentsMethod
 from lit_merge.methods.tsv import directions_per_task, tsv_merge
-from lit_merge.ranks import check_rank_ratio
-from lit_merge.weights import Weight
+from lit_merge.methods.with_moments import MomentsMethod
 
 Preset = Literal["paper", "official"]
 # In names of open_clip: what the authors' code treats by essential subspaces, and what it weighs by layer.

@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.deltas import Delta
+from lit_merge.bank.linalg import CLEAR, numerical_rank, polar_factor, rounding_share, spectral_norms
+from lit_merge.bank.low_rank import Delta, LowRank
 from lit_merge.errors import MergeError
-from lit_merge.linalg import CLEAR, numerical_rank, polar_factor, rounding_share, spectral_norms
-from lit_merge.low_rank import LowRank
-from lit_merge.matrices import Matrices
+from lit_merge.experts.matrices import Matrices
+from lit_merge.experts.weight import Decompose, Weight
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.weights import Decompose, Weight
 
 
 def iso_c(task_vectors: Float[Tensor, "T m n"], svd: Decompose = LowRank.from_dense, rounding: float = 0.0) -> LowRank:

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.deltas import Delta
+from lit_merge.bank.low_rank import Delta
 from lit_merge.errors import MergeError
-from lit_merge.matrices import Matrices
+from lit_merge.experts.matrices import Matrices
+from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import Scaling
-from lit_merge.methods.moments import MomentsMethod
-from lit_merge.weights import Weight
+from lit_merge.methods.with_moments import MomentsMethod
 
 RIDGE = 1e-6
 SINGULAR = 1e-10

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from lit_merge.deltas import Delta
+from lit_merge.bank.low_rank import Delta
+from lit_merge.console import track_weights
 from lit_merge.errors import MergeError
+from lit_merge.experts.stream import WeightStream
+from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import MergeMethod, Scaling
-from lit_merge.progress import track_weights
-from lit_merge.weight_stream import WeightStream
-from lit_merge.weights import Weight
 
 _DIGIT = 16
 """Bits of a floating-point number that one pass over the weights settles."""

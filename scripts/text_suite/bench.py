@@ -12,10 +12,10 @@ from suites import Opened
 
 from lit_merge import MergeMethod, build_bank
 from lit_merge.checkpoints import write_text
-from lit_merge.decompositions import Decompositions
-from lit_merge.methods import at_scaling
-from lit_merge.probe import Probe, share
-from lit_merge.sweep import Grid, Point, walk
+from lit_merge.choose.sample import Probe, share
+from lit_merge.choose.sweep import Grid, Point, walk
+from lit_merge.experts.decompositions import Decompositions
+from lit_merge.merge.scaling import at_scaling
 from text_suite.records import Logits, Record, Recorder, file_name, load, load_records, save_atomically
 from text_suite.rules import Study
 

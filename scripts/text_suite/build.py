@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoo.problem import Problem
 
-from lit_merge.locations import cache_folder
+from lit_merge.checkpoints.locations import cache_folder
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, cat
 
-from lit_merge.probe import Probe
-from lit_merge.sweep import Point
+from lit_merge.choose.sample import Probe
+from lit_merge.choose.sweep import Point
 
 Logits = dict[str, Float[Tensor, "N C"]]
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lit_merge.choose.sample import balance, share
+from lit_merge.choose.sweep import Point, choose
+from lit_merge.choose.sweep.points import SELF_CONSISTENT
 from lit_merge.objectives import entropy
-from lit_merge.probe import balance, share
-from lit_merge.sweep import Point, choose
-from lit_merge.sweep.points import SELF_CONSISTENT
 from text_suite.records import Logits, Record
 
 Criterion = Callable[[Float[Tensor, "N C"], Float[Tensor, "N C"]], float]

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from suites import open_suite
 
 from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeMethod, TaskArithmetic, build_bank
-from lit_merge.activations import collect_moments
 from lit_merge.checkpoints import write_text
-from lit_merge.sweep import Grid
+from lit_merge.choose.activations import collect_moments
+from lit_merge.choose.sweep import Grid
 from text_suite.bench import Bench
 from text_suite.records import file_name
 from text_suite.tables import report

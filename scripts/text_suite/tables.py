@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
-from lit_merge.sweep import Point
-from lit_merge.sweep.points import SELF_CONSISTENT
+from lit_merge.choose.sweep import Point
+from lit_merge.choose.sweep.points import SELF_CONSISTENT
 from text_suite.bench import Bench
 from text_suite.records import Record, file_name
 from text_suite.rules import CRITERIA, Study

@@ -5,7 +5,7 @@ import torch
 
 from lit_merge import MergeError
 from lit_merge.checkpoints import StateDict, named_like, without
-from lit_merge.experts import Experts
+from lit_merge.experts.experts import Experts
 
 WEIGHTS = {"bert.a.weight": torch.arange(6.0).view(2, 3), "bert.LayerNorm.weight": torch.ones(3)}
 SHAPES = StateDict(WEIGHTS).shapes

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lit_merge import ImageFolders, MergeError, MergeWarning, Suite
-from lit_merge.command import main
+from lit_merge.cli.main import main
 from lit_merge.data.leaks import Leak, copies, find_leaks
 from lit_merge.data.streams import ImageTensor, JoinedImages, OrderedImages
 

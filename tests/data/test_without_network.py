@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from lit_merge.command import main
+from lit_merge.cli.main import main
 from lit_merge.data import datasets_tables
 
 NAME = "hf://nobody/nothing"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_merge import CART, LowRank, MergeError, MergeWarning, WeightAveraging, build_bank
+from lit_merge.bank.low_rank import rank_of
 from lit_merge.methods.cart import cart
-from lit_merge.ranks import rank_of
 
 NAMES = ("resblocks.0.attn.in_proj_weight", "resblocks.0.mlp.c_fc.weight", "resblocks.0.ln_1.weight", "proj")
 

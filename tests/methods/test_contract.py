@@ -29,7 +29,7 @@ from lit_merge import (
     WeightAveraging,
     build_bank,
 )
-from lit_merge.export import export_bank
+from lit_merge.merge.export import export_bank
 
 State = dict[str, Tensor]
 # Experts (T, …) and base of one weight, and whether it is decomposed → dense origin and dense deltas (T or 1, …).

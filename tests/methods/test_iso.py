@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_merge import IsoC, IsoCTS, LowRank, MergeError, build_bank
-from lit_merge.decompositions import Decompositions
+from lit_merge.experts.decompositions import Decompositions
 from lit_merge.methods.iso import directions_of_tasks, iso_c, iso_cts
 
 

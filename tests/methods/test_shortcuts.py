@@ -24,8 +24,8 @@ from lit_merge import (
     WeightAveraging,
     build_bank,
 )
-from lit_merge.linalg import LARGE, exact_decompositions
-from lit_merge.methods import Job
+from lit_merge.bank.linalg import LARGE, exact_decompositions
+from lit_merge.merge.job import Job
 from tests.spectra import SPECTRA, with_spectrum
 
 SHAPES = {"h.0.attn.q.weight": (LARGE, LARGE), "h.0.mlp.fc1.weight": (2 * LARGE, LARGE)}

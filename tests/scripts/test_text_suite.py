@@ -17,7 +17,7 @@ from text_suite.docstrings import paragraphs
 from text_suite.records import Record, load_records
 from text_suite.splits import SPLITS, Text, make_splits, plain
 
-from lit_merge.sweep import Point
+from lit_merge.choose.sweep import Point
 
 
 def rows(groups: int, classes: int = 3) -> list[Text]:

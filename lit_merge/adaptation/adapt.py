@@ -1,0 +1,139 @@
+"""The whole job in one call each: adapt a bank on unlabelled data, evaluate weights on labelled data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from lit_merge.adaptation.callbacks import CollapseGuard, MergeProgress
+from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.adaptation.rank_masks import AdaRank
+from lit_merge.adaptation.stages import TWO_STAGES, Stage
+from lit_merge.adaptation.step import MicroBatch
+from lit_merge.adaptation.stored_bank import BankDevice
+from lit_merge.adaptation.trainer import Trainer, passing_interrupts
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import canonical_weights
+from lit_merge.console import quiet
+from lit_merge.data import TaskData, check_tasks
+from lit_merge.errors import MergeError
+from lit_merge.experts.experts import Experts
+from lit_merge.networks import Network, compute_dtype
+from lit_merge.objectives import Objective
+from lit_merge.report.scores import Evaluator, TaskScore
+
+# No logger, no files: what comes back is the result.
+PLAIN: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+def adapt(
+    bank: TaskBank,
+    network: Network,
+    data: TaskData,
+    *,
+    objective: Objective | None = None,
+    stages: Sequence[Stage] = TWO_STAGES,
+    bounds: tuple[float, float] | None = None,
+    ranks: AdaRank | None = None,
+    sharpness: float = 0.0,
+    microbatch: MicroBatch = "all",
+    gradient_checkpointing: bool = False,
+    bank_device: BankDevice = "auto",
+    compile: bool = False,
+    experts: Experts | None = None,
+    guard: bool = True,
+    accelerator: str = "auto",
+    precision: Any = "32-true",
+    progress: bool = True,
+) -> TaskBank:
+    """The bank with coefficients that were adapted on the unlabelled images of every task. No label is read.
+
+    Args:
+        bank: what is adapted, from its own coefficients.
+        network: encoder and heads.
+        data: where the unlabelled images come from.
+        objective: entropy by default.
+        stages, bounds, ranks, sharpness, microbatch, gradient_checkpointing, bank_device, compile: as of `MergedModel`.
+        experts: the models that were merged, for the guard and for objectives that ask them; what the bank holds of
+            every task by default.
+        guard: watch for a collapse and for a fit that goes on for too long, and go back; see `CollapseGuard`.
+        accelerator, precision: Lightning's.
+        progress: show a bar.
+
+    Raises:
+        MergeError: a bank, a network and data that do not belong together; a bank without coefficients.
+    """
+    quiet()
+    check_tasks(data, bank.tasks)
+    model = MergedModel(
+        bank,
+        network,
+        objective,
+        stages,
+        bounds,
+        ranks,
+        sharpness,
+        microbatch,
+        gradient_checkpointing,
+        experts,
+        bank_device,
+        compile,
+    )
+    watching = guard and not data.online
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_steps=model.total_steps,
+        limit_val_batches=0,
+        enable_progress_bar=progress,
+        callbacks=[*([CollapseGuard()] if watching else []), *([MergeProgress()] if progress else [])],
+        **PLAIN,
+    )
+    with passing_interrupts():
+        trainer.fit(model, datamodule=data)
+    return model.to_bank()
+
+
+def evaluate(
+    weights: TaskBank | Mapping[str, Tensor],
+    network: Network,
+    data: TaskData,
+    *,
+    accelerator: str = "auto",
+    progress: bool = False,
+) -> dict[str, TaskScore]:
+    """Task → accuracy (in [0, 1]) and mean entropy (nats) on the labelled test images.
+
+    Args:
+        weights: a bank, which is merged at its coefficients, or merged weights by name, in any naming.
+        network: encoder and heads.
+        data: whose test images are read.
+        accelerator: Lightning's.
+        progress: show a bar.
+
+    Raises:
+        MergeError: no labelled test images; weights that are not the network's.
+    """
+    quiet()
+    if not data.has_test:
+        raise MergeError("the data has no labelled test inputs to evaluate on")
+    if isinstance(weights, TaskBank):
+        merged = weights.merge(dtype=compute_dtype(weights.dtypes.values()), naming="canonical")
+    else:
+        found = canonical_weights(weights)
+        wide = compute_dtype(value.dtype for value in found.values())
+        merged = {name: value.to(wide if value.is_floating_point() else None) for name, value in found.items()}
+    network.check({name: tuple(value.shape) for name, value in merged.items()})
+    evaluator = Evaluator(network, data.tasks, lambda task: merged, "evaluating")
+    callbacks: list[Callback] = [MergeProgress()] if progress else []
+    trainer = Trainer(accelerator=accelerator, devices=1, enable_progress_bar=progress, callbacks=callbacks, **PLAIN)
+    with passing_interrupts():
+        trainer.test(evaluator, datamodule=data, verbose=False)
+    return evaluator.scores

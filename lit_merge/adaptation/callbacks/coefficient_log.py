@@ -1,0 +1,121 @@
+"""CoefficientLog: every coefficient of a fit as numbers and as pictures."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_merge.adaptation.callbacks.collapse_guard import gone_back
+from lit_merge.adaptation.coefficients import by_row
+from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import check_output
+from lit_merge.checkpoints.locations import destination
+from lit_merge.errors import MergeError
+from lit_merge.report.accuracy_figure import save_figure
+from lit_merge.report.coefficient_figure import coefficient_figure
+
+LOG = "coefficients_log.csv"
+
+
+class CoefficientLog(Callback):
+    """Writes the coefficients at the start of a fit, every so many steps, and at its end: lines of
+    `coefficients_log.csv` and a heat map of task × layer, as PNG and SVG. Where TensorBoard is a logger, it gets the
+    heat maps and a histogram per task. Every logger gets each task's mean, `coefficient/TASK`, at every step it logs.
+
+    Args:
+        every_n_steps: optimiser steps between two looks; 0 looks at the start and at the end only.
+        folder: a new folder to write to; by default `coefficients` in the run's folder (`fit`), or in the folder of the
+            trainer's logger.
+        figures: whether to draw.
+        overwrite: write into a folder that exists.
+
+    Raises:
+        MergeError: a negative number of steps; before the first step: a folder that exists or cannot be written.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 100, folder: str | None = None, figures: bool = True, overwrite: bool = False
+    ) -> None:
+        if every_n_steps < 0:
+            raise MergeError(f"CoefficientLog: every_n_steps={every_n_steps}, expected 0 or more")
+        self.every_n_steps, self.folder, self.figures, self.overwrite = every_n_steps, folder, figures, overwrite
+        self.run_folder: Path | None = None
+        """Set by a run, whose folder has another name until it is whole."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, MergedModel):
+            raise MergeError(f"CoefficientLog works on a MergedModel, not on {type(pl_module).__name__}")
+        # In all processes: asking the trainer for a logger's folder is an exchange between them.
+        place = self.run_folder or trainer.log_dir or trainer.default_root_dir
+        self._folder = Path(place) / "coefficients" if self.folder is None else destination(self.folder)
+        self._logged = -1
+        if trainer.is_global_zero:
+            if trainer.global_step == 0:
+                check_output(self._folder, self.overwrite)
+            _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
+            self._look(trainer, pl_module, f"step_{trainer.global_step:05d}" if trainer.global_step else "start")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: object) -> None:
+        assert isinstance(pl_module, MergedModel)
+        means = by_row(pl_module.tasks, pl_module.coefficients().detach())
+        pl_module.log_dict({f"coefficient/{row}": values.mean() for row, values in means.items()})
+        step = trainer.global_step
+        due = self.every_n_steps and step % self.every_n_steps == 0 and step not in (self._logged, trainer.max_steps)
+        if due and trainer.is_global_zero:
+            self._look(trainer, pl_module, f"step_{step:05d}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MergedModel)
+        if trainer.is_global_zero and not trainer.interrupted:
+            if gone_back(trainer):
+                # The line of this step, if there is one, is of what was thrown away.
+                _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
+                self._logged = -1
+            self._look(trainer, pl_module, "end")
+
+    def _look(self, trainer: Trainer, model: MergedModel, name: str) -> None:
+        """Writes and draws the coefficients as they are."""
+        step, start = trainer.global_step, model.bank.coefficients.cpu()
+        bank = replace(model.bank, coefficients=model.coefficients().detach().cpu())
+        if step != self._logged:
+            _append(self._folder / LOG, bank, step)
+        self._logged = step
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for board in boards:
+            for row, values in by_row(bank.tasks, bank.coefficients).items():
+                board.add_histogram(f"coefficients/{row}", values, step)
+        if self.figures:
+            back = gone_back(trainer)
+            told = f"step {step}" if back is None else f"those of step {back['step']} were kept, {back['why']}"
+            figure = coefficient_figure(bank, start, told)
+            for suffix in ("png", "svg"):
+                save_figure(figure, self._folder / f"coefficients_{name}.{suffix}", overwrite=True)
+            for board in boards:
+                board.add_figure("coefficients", figure, step, close=False)
+
+
+def _start_log(path: Path, layers: Sequence[str], step: int) -> None:
+    """An empty log; in a fit that goes on at a step, what an earlier one wrote before that step."""
+    kept: list[list[str]] = []
+    if step and path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            kept = [line for line in csv.reader(file) if line[0].isdigit() and int(line[0]) < step]
+    _write(path, "w", [["step", "task", *layers], *kept])
+
+
+def _append(path: Path, bank: TaskBank, step: int) -> None:
+    rows = by_row(bank.tasks, bank.coefficients).items()
+    _write(path, "a", [[str(step), row, *(f"{value:.9g}" for value in values.tolist())] for row, values in rows])
+
+
+def _write(path: Path, mode: str, lines: list[list[str]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+    except OSError as error:
+        raise MergeError(f"{path} could not be written: {error.strerror}") from error

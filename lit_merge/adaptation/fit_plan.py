@@ -1,0 +1,90 @@
+"""What makes two fits the same: everything that changes a bit of the coefficients that they end at."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.data import TaskData
+from lit_merge.experts.experts import Experts
+
+TRAINER = (
+    "max_steps",
+    "max_epochs",
+    "accumulate_grad_batches",
+    "limit_train_batches",
+    "gradient_clip_val",
+    "precision",
+)
+
+
+def fit_plan(
+    trainer: Trainer,
+    model: MergedModel,
+    start: TaskBank,
+    data: TaskData,
+    experts: Experts | None = None,
+    ckpt_path: str | Path | None = None,
+) -> dict[str, Any]:
+    """name for people → value or digest, for JSON. `start` is the model's bank before the fit.
+
+    Options that change no coefficient (bars, loggers, reading processes, the accelerator) are not in it.
+    """
+    return {
+        "bank": start.fingerprint,
+        "coefficients": digest([start.coefficients]),
+        "heads": digest(model.network.heads.values()),
+        "experts": None if experts is None else [experts.nbytes, experts.base is not None],
+        "objective": describe(model.objective),
+        "stages": [describe(stage) for stage in model.stages],
+        "bounds": model.coefficients.bounds,
+        "ranks": describe(model.ranks),
+        # Micro-batches change the last bits.
+        "sharpness": model.sharpness,
+        "microbatch": model.microbatch,
+        # Left out where it is off, so that fits from before it was there go on.
+        **({"compile": True} if model.compiled else {}),
+        "data": data.fingerprint,
+        "test data": hashlib.blake2b(json.dumps(data.identity("test"), default=str).encode()).hexdigest(),
+        "batch size": data.batch_size,
+        "data seed": data.seed,
+        **{name: getattr(trainer, name) for name in TRAINER},
+        "number of processes": trainer.world_size,
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "callbacks": sorted(one.state_key for one in trainer.callbacks if _changes_a_fit(one)),  # type: ignore[attr-defined]
+        "checkpoint": None if ckpt_path is None else hashlib.blake2b(resolve(ckpt_path).read_bytes()).hexdigest(),
+    }
+
+
+def describe(value: Any) -> Any:
+    """Class and options of a dataclass, or of an object with plain attributes."""
+    if value is None:
+        return None
+    options = asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(vars(value))
+    plain = {k: v for k, v in options.items() if isinstance(v, str | int | float | bool | list | tuple | dict)}
+    return {"class": type(value).__name__} | plain
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Of values, dtypes and shapes."""
+    found = hashlib.blake2b(digest_size=16)
+    for value in tensors:
+        found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _changes_a_fit(callback: Callback) -> bool:
+    """Those that name their options in `state_key`, as RankSchedule and EarlyStopping do."""
+    return type(callback).state_key is not Callback.state_key and not isinstance(callback, Checkpoint)

@@ -1,0 +1,202 @@
+"""A whole run: evaluate, fit, evaluate again, and leave a folder that tells everything about it."""
+
+import csv
+import io
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from lit_merge.adaptation.callbacks import CollapseGuard, OnlineScores, ResumePoint, gone_back
+from lit_merge.adaptation.fit_plan import fit_plan
+from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.adaptation.random_state import random_state_kept
+from lit_merge.adaptation.run_logs import log_into
+from lit_merge.adaptation.step import check_precision
+from lit_merge.adaptation.trainer import Trainer, passing_interrupts
+from lit_merge.adaptation.unfinished import Unfinished
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import check_output, replacing, write_text
+from lit_merge.checkpoints.locations import destination, resolve
+from lit_merge.console import terminal
+from lit_merge.data import TaskData
+from lit_merge.experts.experts import Experts
+from lit_merge.report.accuracy_figure import accuracy_figure, save_figure
+from lit_merge.report.report import Report, describe
+from lit_merge.report.scores import Evaluator, TaskScore
+
+PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
+
+
+def run_fit(
+    trainer: Trainer,
+    model: MergedModel,
+    data: TaskData,
+    output: str | Path,
+    experts: Experts | None = None,
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    ckpt_path: str | Path | None = None,
+) -> Report:
+    """Adapts `model` and writes the folder `output`: bank, coefficients, metrics, table, figure, config, versions.
+
+    The folder appears when the run is whole; a run that fails leaves nothing. One that was killed, or failed after its
+    first `ResumePoint`, leaves a hidden folder beside `output`, from which the same call goes on to the same bits.
+    Without labelled test images there are neither accuracies nor a figure.
+
+    Args:
+        trainer: with `max_steps`, usually `model.total_steps`.
+        model: what to adapt.
+        data: where the unlabelled and the test images come from.
+        output: the folder.
+        experts: for the columns `pretrained` (where they have a base) and `expert`.
+        config: what is written as config.yaml.
+        overwrite: replace what stands at `output`.
+        ckpt_path: a checkpoint of a fit of the same bank to go on from.
+
+    Raises:
+        MergeError: nothing to adapt, an output that exists or cannot be written, an unfinished run of another fit
+            beside it, or anything wrong with the data.
+    """
+    model.check_learnable()
+    check_precision(trainer, model.compute_dtype, model.microbatch, model.sharpness)
+    first, start = trainer.is_global_zero, model.to_bank()
+    if not data.online and not any(isinstance(one, CollapseGuard) for one in trainer.callbacks):
+        # An online stream is not looked at before it comes.
+        trainer.callbacks.insert(0, CollapseGuard())
+    plan = fit_plan(trainer, model, start, data, experts, ckpt_path)
+    if first:
+        check_output(output, overwrite)
+    place = replacing(output, overwrite) if first else nullcontext(destination(output))
+    with Unfinished(destination(output), plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
+        keep_resume_points(trainer, unfinished)
+        own_log = not trainer.loggers
+        if own_log:
+            # Every line at once: those of a killed process count.
+            trainer.logger = CSVLogger(unfinished.folder, "log", str(unfinished.step or 0), flush_logs_every_n_steps=1)
+        log_into(trainer, output, folder, unfinished.folder)
+        scores = dict(unfinished.scores or {})
+        if unfinished.scores is None and data.has_test:
+            with random_state_kept():
+                scores = reference_scores(trainer, model, data, experts)
+            unfinished.keep_scores(scores)
+        given = None if ckpt_path is None else resolve(ckpt_path)
+        goes_on = given if unfinished.step is None else unfinished.checkpoint
+        online = watch(trainer) if data.online else None
+        trainer.fit(model, datamodule=data, ckpt_path=goes_on, weights_only=True)
+        if online is not None and online.scores:
+            scores["online"] = online.scores
+        bank = model.to_bank()
+        if data.has_test:
+            merged = bank.merge(dtype=model.compute_dtype, naming="canonical")
+            scores["adapted"] = score(trainer, model, data, "adapted", lambda task: merged)
+        bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
+        sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
+        report = Report(describe(bank), data.protocol, scores, sizes, kept=gone_back(trainer))
+        if trainer.is_global_zero:
+            write_run(folder, report, start, bank, config)
+            if own_log:
+                write_text(folder / "log" / "metrics.csv", unfinished.whole_log())
+            if (coefficients := unfinished.folder / "coefficients").is_dir():
+                shutil.copytree(coefficients, folder / "coefficients")
+    return report
+
+
+def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
+    """Has the fit write checkpoints to go on from, and says where it goes on."""
+    callbacks = trainer.callbacks
+    point = next((one for one in callbacks if isinstance(one, ResumePoint)), None) or ResumePoint()
+    point.path, point.begins = unfinished.checkpoint, unfinished.step
+    # The last one, so that what the others keep is of the same step.
+    trainer.callbacks = [one for one in callbacks if one is not point] + [point]
+    if unfinished.step is not None and trainer.is_global_zero:
+        whole = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+        terminal(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)
+
+
+def watch(trainer: Trainer) -> OnlineScores:
+    """The callback that keeps what is predicted of an online stream: the trainer's own, or one that it is given."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, OnlineScores):
+            return callback
+    trainer.callbacks.insert(0, found := OnlineScores())
+    return found
+
+
+def reference_scores(
+    trainer: Trainer, model: MergedModel, data: TaskData, experts: Experts | None
+) -> dict[str, Mapping[str, TaskScore]]:
+    """Scores of what the merge is measured against, as far as it is known."""
+    scores: dict[str, Mapping[str, TaskScore]] = {}
+    if experts is not None and experts.base is not None:
+        base = experts.base
+        pretrained = {name: _as(model, base.read(name)) for name in base.shapes}
+        scores["pretrained"] = score(trainer, model, data, "pretrained", lambda task: pretrained)
+    if experts is not None:
+        checkpoints, names = experts.checkpoints, experts.shapes
+        scores["expert"] = score(
+            trainer, model, data, "experts", lambda task: {n: _as(model, checkpoints[task].read(n)) for n in names}
+        )
+    merged = {name: value.detach() for name, value in model.merged_weights().items()}
+    scores["static"] = score(trainer, model, data, "static merge", lambda task: merged)
+    return scores
+
+
+def score(
+    trainer: Trainer, model: MergedModel, data: TaskData, label: str, weights: Callable[[str], Mapping[str, Tensor]]
+) -> dict[str, TaskScore]:
+    """Test accuracy and entropy per task of weights that may depend on the task; `label` names them in the bar."""
+    evaluator = Evaluator(model.network, model.tasks, weights, label)
+    trainer.test(evaluator, datamodule=data, verbose=False)
+    return evaluator.scores
+
+
+def write_run(
+    folder: Path, report: Report, start: TaskBank, adapted: TaskBank, config: Mapping[str, Any] | None
+) -> None:
+    """All files of a run but the bank and the training log."""
+    write_text(folder / "metrics.json", report.to_json())
+    write_text(folder / "metrics.csv", report.to_csv())
+    write_text(folder / "table.txt", report.to_text())
+    write_text(folder / "coefficients.csv", coefficients_csv(start, adapted))
+    write_text(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    if config is not None:
+        write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    if report.states:
+        save_figure(accuracy_figure(report), folder / "accuracy.png")
+
+
+def coefficients_csv(start: TaskBank, adapted: TaskBank) -> str:
+    """A line per task and weight: the coefficient before and after."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["task", "weight", "start", "adapted"])
+    rows = ("all",) if adapted.shared else adapted.tasks
+    for t, task in enumerate(rows):
+        for i, name in enumerate(adapted.layers):
+            before, after = start.coefficients[t, i].item(), adapted.coefficients[t, i].item()
+            writer.writerow([task, name, f"{before:.9g}", f"{after:.9g}"])
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def _as(model: MergedModel, value: Tensor) -> Tensor:
+    return value.to(model.compute_dtype) if value.is_floating_point() else value
+
+
+def _save_bank(bank: TaskBank, folder: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    bank.save(folder / "bank")
+    return sum(file.stat().st_size for file in (folder / "bank").iterdir())

@@ -1,6 +1,0 @@
-"""What task vectors look like, centred against pretrained-anchored: the central figure of arXiv 2412.12153."""
-
-from lit_merge.analysis.build import Analysis, analyze
-from lit_merge.analysis.curves import cosines, interference, kept_energy, reconstruction_error
-
-__all__ = ["Analysis", "analyze", "cosines", "interference", "kept_energy", "reconstruction_error"]

@@ -1,0 +1,170 @@
+"""The files of a task bank: a folder of `bank.safetensors` (tensors) and `bank.json` (what they are)."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor
+
+from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
+from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.checkpoints.safetensors_writer import is_finite
+from lit_merge.errors import MergeError
+
+FORMAT_VERSION = 1
+FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
+DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+
+
+class BankFile(SafetensorsFile):
+    """The tensors of a bank. Each is looked at the first time that it is read: none holds NaN or infinity.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._finite: set[str] = set()
+
+    def read(self, name: str) -> Tensor:
+        return self._checked(name, super().read(name))
+
+    def map(self, name: str) -> Tensor:
+        return self._checked(name, super().map(name))
+
+    def _checked(self, name: str, value: Tensor) -> Tensor:
+        if name not in self._finite:
+            if not is_finite(value):
+                raise MergeError(
+                    f"{self.path}: {name} holds NaN or infinity: it is damaged, or of adaptation that went astray; "
+                    "make the bank anew",
+                    weight=name.partition("/")[2] or None,
+                )
+            self._finite.add(name)
+        return value
+
+
+def write_bank_folder(
+    path: str | Path,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    overwrite: bool,
+) -> None:
+    """Writes both files, whole or not at all, with the values that `read` answers one by one. See `TaskBank.save`."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    dtypes = {name: value.dtype for name, value in tensors.items()}
+    with replacing(path, overwrite) as beside:
+        beside.mkdir()
+        write_stream(beside / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
+        text = json.dumps({"format_version": FORMAT_VERSION} | dict(about), indent=1)
+        (beside / "bank.json").write_text(text + "\n", encoding="utf-8")
+
+
+def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
+    """The description, and the file with the tensors, which fit together. See `TaskBank.load`."""
+    folder = resolve(path)
+    about = _read_about(folder / "bank.json")
+    file = BankFile(folder / "bank.safetensors")
+    expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients"}
+    for name in about["layers"]:
+        expected |= {f"U/{name}", f"S/{name}", f"V/{name}"} if f"U/{name}" in file.shapes else {f"delta/{name}"}
+    if expected != set(file.shapes):
+        weight = min(expected ^ set(file.shapes))
+        raise MergeError(f"{file.path} and bank.json are of different banks: {weight} is in one of them only")
+    rows = _rows(about, file)
+    for name in about["layers"]:
+        _check_delta(file, name, rows)
+    for name, dtype in about["dtypes"].items():
+        kind = file.dtypes[f"origin/{name}"]
+        if DTYPES_BY_NAME[dtype].is_floating_point != kind.is_floating_point:
+            raise MergeError(f"{file.path}: origin/{name} is {kind}, which bank.json calls {dtype}", weight=name)
+    return about, file
+
+
+def _rows(about: Mapping[str, Any], file: BankFile) -> int:
+    """Number of deltas of every weight, from the coefficients."""
+    shape, dtype = file.shapes["coefficients"], file.dtypes["coefficients"]
+    if len(shape) != 2 or not dtype.is_floating_point:
+        raise MergeError(f"{file.path}: coefficients are {dtype} of shape {list(shape)}, expected tasks × weights")
+    if shape[0] not in (1, len(about["tasks"])) or shape[1] != len(about["layers"]):
+        raise MergeError(f"{file.path} and bank.json are of different banks: the numbers of tasks or weights differ")
+    file.read("coefficients")  # refuses those that are no numbers
+    return shape[0]
+
+
+def _check_delta(file: BankFile, name: str, rows: int) -> None:
+    """Raises MergeError where the delta of a weight is not one of its origin."""
+    shape = file.shapes[f"origin/{name}"]
+    wanted: dict[str, tuple[int, ...]] = {f"delta/{name}": (rows, *shape)}
+    if f"U/{name}" in file.shapes:
+        rank = file.shapes[f"S/{name}"][-1] if file.shapes[f"S/{name}"] else 0
+        if len(shape) != 2 or not rank:
+            raise MergeError(f"{file.path}: origin/{name} has shape {list(shape)}, expected a matrix", weight=name)
+        wanted = {f"U/{name}": (rows, shape[0], rank), f"S/{name}": (rows, rank), f"V/{name}": (rows, shape[1], rank)}
+    for key, one in wanted.items():
+        if file.shapes[key] != one or not file.dtypes[key].is_floating_point:
+            found = f"{file.dtypes[key]} of shape {list(file.shapes[key])}"
+            raise MergeError(f"{file.path}: {key} is {found}, expected floating point of {list(one)}", weight=name)
+
+
+def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
+    """The naming that a bank's description records; `PLAIN` for one of a time before there were others.
+
+    Raises:
+        MergeError: a naming that this lit_merge does not know.
+    """
+    if "naming" not in about:
+        return PLAIN
+    try:
+        naming = Naming(**about["naming"])
+    except TypeError:
+        naming = None
+    if (
+        naming is None
+        or naming.family not in get_args(Family)
+        or not all(isinstance(part, str) for part in (naming.prefix, naming.image, naming.text))
+    ):
+        raise MergeError(f"{Path(path) / 'bank.json'}: unknown naming {about['naming']!r}: update lit_merge")
+    return naming
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about = parse_json(path.read_bytes())
+    except OSError as error:
+        raise MergeError(f"{path.parent} is no task bank: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise MergeError(f"{path} is damaged: {error}") from error
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if not isinstance(version, int):
+        raise MergeError(f"{path} is damaged: it has no format_version")
+    if version > FORMAT_VERSION:
+        raise MergeError(f"{path} has format version {version}; this lit_merge reads up to {FORMAT_VERSION}: update it")
+    for field, kind in FIELDS.items():
+        if not isinstance(about.get(field), kind):
+            raise MergeError(f"{path} is damaged: it has no {field}")
+    for field in ("tasks", "layers"):
+        names = about[field]
+        if not all(isinstance(name, str) and _is_text(name) for name in names) or len(set(names)) < len(names):
+            raise MergeError(f"{path} is damaged: {field} are no list of different names")
+    for name, dtype in about["dtypes"].items():
+        if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
+            raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
+    for field, empty in {"ranks": {}, "nbytes": 0}.items():
+        # Banks of the first days have not all of them.
+        if not isinstance(about.setdefault(field, empty), type(empty)):
+            raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
+    return about
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,306 @@
+"""The task bank: what every merging method produces and everything else works on."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_merge.bank.files import BankFile, open_bank_folder, read_naming, write_bank_folder
+from lit_merge.bank.low_rank import Delta, LowRank, check_energy, check_rank_ratio, combine, kinds, rank_of, tensors_of
+from lit_merge.bank.on_demand import OnDemand, asked_again, made
+from lit_merge.checkpoints import PLAIN, Naming, named, rename
+from lit_merge.errors import MergeError, check_finite
+
+Coefficient = float | Float[Tensor, "..."]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBank:
+    """W_l = origin_l + Σ_t coefficients[t, l] · Δ[t, l].
+
+    Attributes:
+        tasks: names of the T tasks.
+        origin: name → tensor, for every weight of the model.
+        deltas: name → `LowRank` or dense (T, …) for the L weights that differ between tasks; leading size 1 where
+            one delta is shared by all tasks (Iso-C).
+        coefficients: (T or 1, L), float32 (float64 for float64 experts); what `merge` uses unless told otherwise.
+        dtypes: name → dtype of the experts' weights, in which `merge` answers.
+        method: the method's class and hyper-parameters, for people and for files.
+        naming: how the experts' files name their weights, which `merge` and `expert` answer in. Inside, the weights of
+            a CLIP go by canonical names (`Naming`), those of other models by their own.
+    """
+
+    tasks: tuple[str, ...]
+    origin: Mapping[str, Tensor]
+    deltas: Mapping[str, Delta]
+    coefficients: Float[Tensor, "rows L"]
+    dtypes: dict[str, torch.dtype]
+    method: dict[str, object]
+    naming: Naming = PLAIN
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the L weights that have deltas: the columns of `coefficients`."""
+        return tuple(self.deltas)
+
+    @property
+    def shared(self) -> bool:
+        """Whether one delta serves all tasks."""
+        return self.coefficients.shape[0] != len(self.tasks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of origin, deltas and coefficients."""
+        return sum(v.nbytes for v in (*self.origin.values(), *self.deltas.values(), self.coefficients))
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of every low-rank delta."""
+        return {name: delta.rank for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
+
+    def merge(
+        self,
+        coefficients: Coefficient | None = None,
+        dtype: torch.dtype | None = None,
+        logits: Mapping[str, Tensor] | None = None,
+        naming: str | None = None,
+    ) -> dict[str, Tensor]:
+        """The merged weights, differentiable in `coefficients` and `logits`, where the coefficients lie.
+
+        Args:
+            coefficients: a number, or a tensor that broadcasts to (T, L); None takes the bank's own.
+            dtype: of the floating-point results; None takes the experts'.
+            logits: name → (T or 1, at least r) for low-rank deltas of which only the directions with a logit above 0
+                are used (AdaRank).
+            naming: `open_clip`, `openai`, `hugging_face`, or `canonical`, the names inside a bank, by which networks
+                take weights; None takes the names in the experts' files.
+
+        Raises:
+            MergeError: coefficients of another shape; no such naming, or one that does not have these weights.
+        """
+        names = self.naming_of(naming)
+        values = self._coefficients(self.coefficients if coefficients is None else coefficients)
+        columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
+        logits = logits or {}
+        merged = {name: self._weight(name, columns.get(name), dtype, logits.get(name)) for name in self.origin}
+        # Those without deltas too lie where the coefficients lie.
+        return rename({name: value.to(values.device, non_blocking=True) for name, value in merged.items()}, names)
+
+    def naming_of(self, naming: str | None) -> Naming:
+        """The naming of this name for these weights; None for that of the experts.
+
+        Raises:
+            MergeError: no such naming, or weights that are not a CLIP's.
+        """
+        return self.naming if naming is None else named(naming, self.origin)
+
+    def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One merged weight, of a name inside the bank, at the bank's coefficients."""
+        column = self.coefficients[:, self.layers.index(name)] if name in self.deltas else None
+        return self._weight(name, column, dtype)
+
+    def expert(self, task: str, dtype: torch.dtype | None = None, naming: str | None = None) -> dict[str, Tensor]:
+        """origin + Δ of this task alone, with coefficient 1 (task indexing); `naming` as of `merge`.
+
+        Raises:
+            MergeError: no such task, or one delta is shared by all tasks; a naming as `merge` refuses.
+        """
+        return self.only(task).merge(dtype=dtype, naming=naming)
+
+    def only(self, task: str) -> "TaskBank":
+        """The same bank with coefficient 1 for this task and 0 for the others: its merge is `expert(task)`.
+
+        Raises:
+            MergeError: no such task, or one delta is shared by all tasks.
+        """
+        if task not in self.tasks:
+            raise MergeError(f"no task {task!r} in this bank, which has {', '.join(self.tasks)}", task=task)
+        if self.shared:
+            raise MergeError(
+                f"{self.method.get('class_path')} has one delta for all tasks: it has no single {task}", task=task
+            )
+        only = torch.zeros(len(self.tasks), len(self.deltas), device=self.coefficients.device)
+        only[self.tasks.index(task)] = 1
+        return replace(self, coefficients=only)
+
+    def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
+        """The same bank with fewer directions; factors are views.
+
+        Args:
+            rank_ratio: at most ⌊rank_ratio·min(m, n)⌋ directions of every matrix.
+            energy: as many directions of every matrix as keep this share of the squared singular values that the bank
+                has of it, over all tasks: few where the spectrum is steep, many where it is flat.
+
+        Raises:
+            MergeError: a share outside (0, 1].
+        """
+        return self.cut(self.ranks_at(rank_ratio, energy))
+
+    def ranks_at(self, rank_ratio: float = 1.0, energy: float = 1.0) -> dict[str, int]:
+        """Rank of every low-rank delta after `truncate` to the same shares."""
+        check_rank_ratio(rank_ratio)
+        check_energy(energy)
+        found = {}
+        for name, delta in self.deltas.items():
+            if isinstance(delta, LowRank):
+                kept = delta.rank if energy == 1 else delta.rank_keeping(energy)
+                found[name] = min(rank_of(rank_ratio, *delta.shape[1:]), kept)
+        return found
+
+    def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
+        """The same bank with at most so many directions of the matrices that are named; factors are views."""
+
+        def cut(name: str) -> Delta:
+            delta = self.deltas[name]
+            return delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
+
+        return replace(self, deltas=made(self.deltas, cut, self.deltas))
+
+    def select(self, kept: Mapping[str, Tensor]) -> "TaskBank":
+        """The same bank with only the directions that (T or 1, r) booleans choose, for every name given."""
+        deltas = dict(self.deltas)
+        for name, chosen in kept.items():
+            if isinstance(delta := deltas[name], LowRank):
+                deltas[name] = delta.select(chosen)
+        return replace(self, deltas=deltas)
+
+    def to(self, dtype: torch.dtype) -> "TaskBank":
+        """The same bank stored in another precision; singular values and coefficients stay as they are."""
+
+        origin = {name: v.to(dtype) if v.is_floating_point() else v for name, v in self.origin.items()}
+        return replace(self, origin=origin, deltas={name: delta.to(dtype) for name, delta in self.deltas.items()})
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything but the coefficients: two banks with the same one are the same bank."""
+        return self._digest(self.tensors().__getitem__)
+
+    def _digest(self, read: Callable[[str], Tensor]) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self.tasks, self.layers)).encode())
+        for name in self.tensors():
+            value = read(name)
+            if name != "coefficients":
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
+        parts = [f"{kind}/{name}" for name, delta in self.deltas.items() for kind in kinds(delta)]
+
+        def find(key: str) -> Tensor:
+            kind, _, name = key.partition("/")
+            if kind == "coefficients":
+                return self.coefficients
+            if kind == "origin":
+                return self.origin[name]
+            delta = self.deltas[name]
+            return delta if isinstance(delta, Tensor) else getattr(delta, kind)
+
+        return made([*(f"origin/{name}" for name in self.origin), *parts, "coefficients"], find, self.deltas)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
+        """The same bank around other tensors of the names of `tensors()`: moved, or read from a file."""
+
+        def delta(name: str) -> Delta:
+            if f"U/{name}" in tensors:
+                return LowRank(tensors[f"U/{name}"], tensors[f"S/{name}"], tensors[f"V/{name}"])
+            return tensors[f"delta/{name}"]
+
+        origin = made(self.origin, lambda name: tensors[f"origin/{name}"], tensors)
+        deltas = made(self.deltas, delta, tensors)
+        return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
+
+    def weight_alone(self, name: str, read: Callable[[str], Tensor]) -> "TaskBank":
+        """The bank of this weight alone, with the values that `read` answers to names of `tensors()`."""
+        there = [self.layers.index(name)] if name in self.deltas else []
+        frame = replace(
+            self, origin={name: self.origin[name]}, deltas={self.layers[i]: self.deltas[name] for i in there}
+        )
+        values = {key: read(key) for key in frame.tensors() if key != "coefficients"}
+        return frame.with_tensors(values | {"coefficients": self.coefficients[:, there]})
+
+    def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
+        """Writes a folder of `bank.safetensors` and `bank.json`, whole or not at all.
+
+        Args:
+            path: of the folder.
+            overwrite: replace what stands there.
+            read: answers the values to the names of `tensors()`, of which one at a time is in memory, where those of
+                the bank itself are on the device `meta`.
+
+        Raises:
+            MergeError: the folder exists and `overwrite` is off, or cannot be written.
+        """
+        tensors = self.tensors()
+        about = {
+            "method": self.method,
+            "tasks": self.tasks,
+            "layers": self.layers,
+            "ranks": self.ranks,
+            "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
+            "nbytes": self.nbytes,
+            "fingerprint": self.fingerprint if read is None else self._digest(read),
+            "naming": asdict(self.naming),
+        }
+        write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TaskBank":
+        """Opens a folder that `save` wrote. Tensors stay on disk: each is mapped whenever it is asked for, and leaves
+        memory when nobody holds it any more, also while a gradient is on its way through `merge`. One that holds NaN
+        or infinity raises MergeError when it is asked for.
+
+        Raises:
+            MergeError: no bank there, a newer format, or a file that is damaged.
+        """
+        frame, file = cls.open(path)
+        # Maps the coefficients at once, and so holds on to the file that is there now.
+        bank = frame.with_tensors(OnDemand(frame.tensors(), file.map))
+        return replace(bank, coefficients=frame.coefficients)
+
+    @classmethod
+    def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:
+        """As `load`, but for values: all tensors but the coefficients are on the device `meta`. The file has them, by
+        their names in `tensors()`."""
+        about, file = open_bank_folder(path)
+        empty = {
+            name: torch.empty(shape, dtype=file.dtypes[name], device="meta") for name, shape in file.shapes.items()
+        }
+        frame = cls(
+            tasks=tuple(about["tasks"]),
+            origin=dict.fromkeys(about["dtypes"], torch.empty(0)),
+            deltas=dict.fromkeys(about["layers"], torch.empty(0)),
+            coefficients=file.read("coefficients"),
+            dtypes={name: getattr(torch, dtype) for name, dtype in about["dtypes"].items()},
+            method=about["method"],
+            naming=read_naming(about, path),
+        )
+        return frame.with_tensors(empty | {"coefficients": frame.coefficients}), file
+
+    def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
+        check_finite({"coefficients": values})
+        tensor = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else self.coefficients.dtype)
+        try:
+            return tensor.expand(self.coefficients.shape)
+        except RuntimeError as error:
+            raise MergeError(
+                f"coefficients of shape {list(tensor.shape)} do not fit {list(self.coefficients.shape)} "
+                "(tasks × weights with deltas)"
+            ) from error
+
+    def _weight(
+        self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None, logits: Tensor | None = None
+    ) -> Tensor:
+        delta = self.deltas.get(name)
+        sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype or self.dtypes[name], logits)
+        if delta is None or not isinstance(self.deltas, OnDemand):
+            return sum_up()
+        with asked_again(lambda i: tensors_of(self.deltas[name])[i], tensors_of(delta)):
+            return sum_up()

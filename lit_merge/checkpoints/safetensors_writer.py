@@ -1,0 +1,246 @@
+"""Safetensors files larger than memory: tensors are announced first, then written one at a time, in any order."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.checkpoints.outputs import replacing
+from lit_merge.errors import MergeError
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What transformers calls them.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class TensorFiles:
+    """One safetensors file, or a folder of shards that transformers loads.
+
+    Args:
+        shapes: of all tensors.
+        dtypes: likewise.
+        max_shard_bytes: of tensors in one file of a folder; None for one file instead of a folder. A larger tensor has
+            a file of its own.
+        metadata: texts for the headers.
+
+    Attributes:
+        places: name → its file, relative to the folder (empty where there is one file), and where it begins in it.
+
+    Raises:
+        MergeError: a dtype that safetensors files of weights do not hold.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, torch.dtype],
+        max_shard_bytes: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.shapes, self.dtypes, self.folder = shapes, dtypes, max_shard_bytes is not None
+        files: dict[str, Sequence[str]] = {"": list(shapes)}
+        if max_shard_bytes is not None:
+            files = _name_shards(_split(shapes, dtypes, max_shard_bytes))
+        self._headers: dict[str, tuple[bytes, int]] = {}
+        self.places: dict[str, tuple[str, int]] = {}
+        for file, names in files.items():
+            header, starts = make_header(names, shapes, dtypes, metadata or {"format": "pt"})
+            self._headers[file] = header, len(header) + sum(self._nbytes(name) for name in names)
+            self.places |= {name: (file, len(header) + start) for name, start in starts.items()}
+
+    @property
+    def names(self) -> set[str]:
+        """Of all files of a folder."""
+        return {*self._headers, INDEX}
+
+    def create(self, path: Path) -> None:
+        """Makes the files, of their full size, with headers and index; values are 0, or what they were in files that
+        are there already."""
+        if self.folder:
+            path.mkdir(exist_ok=True)
+        for file, (header, size) in self._headers.items():
+            place = path / file if file else path
+            place.touch()
+            with place.open("r+b") as opened:
+                opened.write(header)
+                opened.truncate(size)
+        if len(self._headers) > 1:
+            weight_map = {name: file for name, (file, _) in self.places.items()}
+            total = sum(self._nbytes(name) for name in self.shapes)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def place(self, name: str, value: Tensor, row: int | None = None) -> tuple[str, int]:
+        """The file of a tensor, and where in it its value goes, or that of a block of its rows which begins at `row`.
+
+        Raises:
+            ValueError: a tensor that is not the one that was announced.
+        """
+        file, start = self.places[name]
+        shape = self.shapes[name]
+        fits = tuple(value.shape) == shape if row is None else tuple(value.shape[1:]) == shape[1:]
+        if not fits or value.dtype != self.dtypes[name]:
+            raise ValueError(f"{name} is {list(value.shape)} of {value.dtype}, announced as {list(shape)}")
+        return file, start + (row or 0) * math.prod(shape[1:]) * value.itemsize
+
+    def _nbytes(self, name: str) -> int:
+        return _nbytes(self.shapes[name], self.dtypes[name])
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no entry is NaN or infinity."""
+    return not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax())
+
+
+def check_written(name: str, value: Tensor) -> None:
+    """Raises MergeError where a value that is about to be written is not finite."""
+    if is_finite(value):
+        return
+    bad, most = value.numel() - int(value.isfinite().sum()), torch.finfo(value.dtype).max
+    way_out = "a smaller scaling, or smaller steps of adaptation"
+    if value.dtype == torch.float16:
+        way_out = "a wider --dtype, as bfloat16 or float32, or a smaller scaling"
+    raise MergeError(
+        f"{name} would be written with NaN or infinity in {bad:,} of {value.numel():,} places; {value.dtype} holds "
+        f"numbers up to {most:.4g}: take {way_out}",
+        weight=name,
+    )
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """A tensor's values as files hold them."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_values(path: Path, position: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The tensor whose values begin there.
+
+    Raises:
+        OSError: the file cannot be read, or ends before they do.
+    """
+    value = torch.empty(tuple(shape), dtype=dtype)
+    data = bytes_of(value)
+    with path.open("rb", buffering=0) as file:
+        file.seek(position)
+        while data:
+            if not (count := file.readinto(data)):
+                raise OSError(f"{path} ends before its values do")
+            data = data[count:]
+    return value
+
+
+def make_header(
+    names: Iterable[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    metadata: Mapping[str, str],
+) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a safetensors file, and where tensors begin after them. The widest dtypes come first, so that
+    every tensor begins at a multiple of its own width."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    starts, end = {}, 0
+    for name in sorted(names, key=lambda name: (-dtypes[name].itemsize, name)):
+        if dtypes[name] not in NAMES:
+            raise MergeError(f"{name} is of dtype {dtypes[name]}, which safetensors files of weights do not hold")
+        starts[name], end = end, end + _nbytes(shapes[name], dtypes[name])
+        header[name] = {
+            "dtype": NAMES[dtypes[name]],
+            "shape": list(shapes[name]),
+            "data_offsets": [starts[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, starts
+
+
+def _split(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, shape in shapes.items():
+        size = _nbytes(shape, dtypes[name])
+        if shards[-1] and held + size > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _name_shards(shards: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
+    count = len(shards)
+    if count == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def write_stream(
+    path: str | os.PathLike[str],
+    tensors: Iterable[tuple[str, Tensor]],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    max_shard_bytes: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes tensors as they come, whole or not at all; one at a time is in memory.
+
+    Args:
+        path: a file; with `max_shard_bytes` a folder of `model-00001-of-0000N.safetensors` and an index, or of
+            `model.safetensors` where one file is enough, which transformers loads.
+        tensors: names and values, in any order.
+        shapes: of all of them, known beforehand: the header comes first.
+        dtypes: likewise.
+        max_shard_bytes: of tensors in one file. A larger tensor has a file of its own.
+        metadata: texts for the header.
+        overwrite: replace what stands there.
+
+    Raises:
+        MergeError: the path exists or cannot be written, or the disk is full; a value that is not finite.
+        ValueError: tensors that are not those that were announced.
+    """
+    with replacing(path, overwrite) as beside, ExitStack() as stack:
+        files = TensorFiles(shapes, dtypes, max_shard_bytes, metadata)
+        files.create(beside)
+        opened: dict[str, BinaryIO] = {}
+        missing = set(shapes)
+        for name, value in tensors:
+            check_written(name, value)
+            file, position = files.place(name, value)
+            if file not in opened:
+                opened[file] = stack.enter_context((beside / file if file else beside).open("r+b"))
+            opened[file].seek(position)
+            opened[file].write(bytes_of(value))
+            missing.discard(name)
+        if missing:
+            raise ValueError(f"{min(missing)} was announced and did not come")
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes one safetensors file, whole or not at all. Raises MergeError for values that are not finite too."""
+    for name, value in tensors.items():
+        check_written(name, value)
+    with replacing(path, overwrite) as beside:
+        # safetensors refuses tensors that share memory, as views of one merge may.
+        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        beside.touch()
+        mode = beside.stat().st_mode
+        save_file(whole, beside, dict(metadata or {"format": "pt"}))
+        # safetensors makes files that only their owner may read.
+        beside.chmod(mode)

@@ -1,0 +1,227 @@
+"""What a configuration merges: experts and a method, or a bank that was saved."""
+
+import functools
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_merge import __version__
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import Checkpoint, canonical, named, open_checkpoint
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.choose.unlabelled import Unlabelled
+from lit_merge.console import TOLD, say
+from lit_merge.data import TaskData
+from lit_merge.errors import MergeError
+from lit_merge.experts.decompositions import Decompositions
+from lit_merge.experts.experts import Experts
+from lit_merge.experts.files import expert_files, open_all
+from lit_merge.merge.build import build_bank
+from lit_merge.merge.job import Job, Svd
+from lit_merge.merge.layout import Layout, Rows
+from lit_merge.merge.processes import ALONE, CPU, Processes
+from lit_merge.merge.resuming import Unfinished
+from lit_merge.merge.write import write_job
+from lit_merge.methods import MergeMethod, MomentsMethod, Transform
+from lit_merge.networks import Network
+
+
+class Sources:
+    """Opened experts with a method for them, or the path of a bank; nothing is merged before it is asked for.
+
+    Args: as of `MergeRecipe`; the network may be None where nothing is to be looked at.
+
+    Raises:
+        MergeError: neither experts and method nor a bank; files that cannot be read or do not fit together.
+    """
+
+    def __init__(
+        self,
+        network: Network | None,
+        experts: dict[str, str] | str | None,
+        base: str | None,
+        exclude: list[str] | None,
+        crop: bool,
+        method: MergeMethod | None,
+        transform: Transform | None,
+        bank: str | None,
+        decompositions: str | None,
+        svd: Svd,
+        data: TaskData | None,
+        accelerator: str,
+    ) -> None:
+        files = expert_files(experts) if experts else None
+        self.experts = None if files is None else open_experts(network, files, base, exclude, crop)
+        self.network, self.method, self.transform, self.saved, self._base = network, method, transform, bank, base
+        if bank is None and (self.experts is None or method is None):
+            raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
+        self.decompositions, self.svd = None, svd
+        if decompositions is not None and self.experts is not None:
+            self.decompositions = keep(decompositions, self.experts, transform)
+        self.unlabelled = Unlabelled(network, data, accelerator)
+
+    def bank(self) -> TaskBank:
+        """The bank that was saved, or one that is built now, at the scale that the method names or finds."""
+        if self.saved is not None:
+            return self._loaded
+        experts, method = self._prepare()
+        built = build_bank(
+            experts, method=method, transform=self.transform, decompositions=self.decompositions, svd=self.svd
+        )
+        return self.at_scale(built)
+
+    def at_scale(self, bank: TaskBank) -> TaskBank:
+        """The bank that was built, at the scale that the method's rule finds with unlabelled inputs, if it has one."""
+        method = self.method
+        return bank if method is None or method.scale != "entropy" else self.unlabelled.most_confident(bank, method)
+
+    def job(self, device: torch.device = CPU) -> Job:
+        """The method, about to run over the experts; matrices are decomposed on this device."""
+        experts, method = self._prepare()
+        return Job.open(experts, method, self.transform, self.decompositions, self.svd, device)
+
+    def plan(self) -> list[object] | None:
+        """All that makes a merge what it is, once `job` has been asked for: of the same plan two merges are the same.
+        None where weights are in memory only: nothing would tell them from others."""
+        versions = [__version__, torch.__version__]
+        if self.saved is not None:
+            folder = resolve(self.saved)
+            return [*versions, *_told(folder / "bank.safetensors", folder / "bank.json")]
+        experts, method = self.experts, self.method
+        assert experts is not None
+        assert method is not None
+        moments = method.moments if isinstance(method, MomentsMethod) else None
+        if experts.identity is None or not isinstance(moments, str | None):
+            return None
+        files = [] if moments is None else _told(*sorted(resolve(moments).iterdir()))
+        transform = None if self.transform is None else self.transform.describe()
+        about = [method.describe(), transform, self.svd, experts.tasks, list(experts.shapes.items())]
+        return [*versions, *about, experts.identity, files]
+
+    @functools.cached_property
+    def stored(self) -> tuple[TaskBank, Callable[[str], Tensor]]:
+        """The bank that was saved, without its values, and what reads them. See `TaskBank.open`."""
+        assert self.saved is not None
+        frame, file = TaskBank.open(self.saved)
+        return self._checked(frame), file.read
+
+    @functools.cached_property
+    def base(self) -> Checkpoint | None:
+        """The pretrained model, where it stands without experts: what lies beside it may serve a bank's merge."""
+        return canonical(open_checkpoint(self._base, "base")) if self._base and self.experts is None else None
+
+    @functools.cached_property
+    def _loaded(self) -> TaskBank:
+        assert self.saved is not None
+        return self._checked(TaskBank.load(self.saved))
+
+    def _checked(self, built: TaskBank) -> TaskBank:
+        if self.experts is not None and set(self.experts.tasks) != set(built.tasks):
+            raise MergeError(
+                f"{self.saved} is a bank of {', '.join(built.tasks)}; the configuration's experts are "
+                f"{', '.join(self.experts.tasks)}"
+            )
+        return built
+
+    def _prepare(self) -> tuple[Experts, MergeMethod]:
+        """The experts, and the method with what it takes from unlabelled inputs."""
+        experts, method = self.experts, self.method
+        assert experts is not None
+        assert method is not None
+        self.unlabelled.check(method)
+        self.method = self.unlabelled.prepare(method, experts)
+        return experts, self.method
+
+
+def open_experts(
+    network: Network | None, files: dict[str, str], base: str | None, exclude: list[str] | None, crop: bool = False
+) -> Experts:
+    """The experts, without what lies beside the network's encoder unless `exclude` says what is left out; the network
+    takes its heads from them where it wants any.
+
+    Raises:
+        MergeError: as `Experts`; a head that the network cannot take.
+    """
+    sources, opened_base = open_all(files, base)
+    if exclude is None and network is not None:
+        opened = [*sources.values(), *([] if opened_base is None else [opened_base])]
+        exclude = network.strangers(dict.fromkeys(name for file in opened for name in (*file.shapes, *file.unfit)))
+        for task, file in sources.items():
+            if set(file.shapes) <= set(exclude):
+                raise MergeError(
+                    f"{file.label} has none of the network's weights, but {', '.join(list(file.shapes)[:3])}, …: take "
+                    "the configuration that the experts were trained with",
+                    task=task,
+                )
+        if exclude:
+            more = f", … ({len(exclude)} in all)" if len(exclude) > TOLD else ""
+            say(f"not merged, beside the encoder: {', '.join(exclude[:TOLD])}{more}")
+    experts = Experts(sources, opened_base, exclude or (), crop)
+    if network is not None:
+        network.take_heads(experts.whole)
+        network.heads.mix(experts.tasks)
+    return experts
+
+
+def _told(*files: Path) -> list[object]:
+    """What tells files from others."""
+    stats = [(str(file.absolute()), file.stat()) for file in files]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def keep(where: str, experts: Experts, transform: Transform | None) -> Decompositions:
+    """Decompositions of these experts under this transform, in a folder or in memory.
+
+    Raises:
+        MergeError: a folder for experts that are no files: nothing would tell them from others.
+    """
+    if where == "memory":
+        return Decompositions()
+    if experts.identity is None:
+        raise MergeError("decompositions are kept in a folder for experts in files only: take memory")
+    return Decompositions(where, [experts.identity, None if transform is None else transform.describe()])
+
+
+def layout_of(sources: Sources, naming: str | None, dtype: torch.dtype | None = None) -> Layout:
+    """How the merge of a configuration is written.
+
+    Raises:
+        MergeError: a naming that these weights have not.
+    """
+    if sources.saved is not None:
+        bank, _ = sources.stored
+        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts, sources.base, dtype=dtype)
+    assert sources.experts is not None
+    names = None if naming is None else named(naming, sources.experts.shapes)
+    return Layout.of(sources.experts, names, dtype=dtype)
+
+
+def write_merge(
+    sources: Sources,
+    output: str,
+    naming: str | None = None,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
+    processes: Processes = ALONE,
+    dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Merges and writes, weight by weight, each process its share. See `Layout.write`."""
+    layout = layout_of(sources, naming, dtype)
+    job = sources.job(processes.device) if sources.saved is None else None
+    plan = sources.plan()
+    plan = None if plan is None else [*plan, str(processes.device.type), str(dtype)]
+    if job is not None:
+        return write_job(layout, job, output, plan, max_shard_bytes, overwrite, processes, sources.at_scale, dtype)
+    weights = partial(_of_bank, *sources.stored, dtype)
+    return layout.write(output, weights, plan, max_shard_bytes, overwrite, processes)
+
+
+def _of_bank(
+    frame: TaskBank, read: Callable[[str], Tensor], dtype: torch.dtype | None, unfinished: Unfinished
+) -> Iterator[Rows]:
+    """Of a bank that was saved, of which one weight at a time is read."""
+    names = unfinished.share({name: float(value.numel()) for name, value in frame.origin.items()})
+    yield from (Rows(name, frame.weight_alone(name, read).weight(name, dtype)) for name in names)

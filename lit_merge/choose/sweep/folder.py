@@ -1,0 +1,110 @@
+"""The folder of a sweep: filled point by point, so that the same command goes on where it was cut off."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_merge.checkpoints import check_output, write_text
+from lit_merge.checkpoints.locations import destination
+from lit_merge.choose.sweep.figures import curves_figure, heat_map
+from lit_merge.choose.sweep.points import CRITERION, Point, Select
+from lit_merge.choose.sweep.tables import tables
+from lit_merge.console import terminal
+from lit_merge.errors import MergeError
+from lit_merge.methods import MergeMethod
+from lit_merge.report.accuracy_figure import save_figure
+
+COLUMNS = [one.name for one in fields(Point)]
+
+
+class SweepFolder:
+    """`results.csv` grows with every point; table, figures and the chosen configuration are written at the end.
+
+    Args:
+        path: the folder.
+        plan: what makes two sweeps the same; kept as sweep.json.
+        overwrite: start afresh where the folder holds another sweep.
+
+    Raises:
+        MergeError: the folder holds something else, or another sweep, and `overwrite` is off; it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.path = destination(path)
+        plan = json.loads(json.dumps(plan, default=str))
+        if self.path.exists() and not overwrite:
+            differs = [name for name, value in plan.items() if self._plan().get(name) != value]
+            if differs:
+                raise MergeError(
+                    f"{path} holds a sweep with other {', '.join(differs)}: pass --overwrite to start afresh, or "
+                    "choose another place"
+                )
+        else:
+            check_output(path, overwrite)
+            write_text(self.path / "sweep.json", json.dumps(plan, indent=1) + "\n", overwrite=True)
+            write_text(self.path / "results.csv", to_csv([]), overwrite=True)
+        self.points = {point.key: point for point in self._points()}
+
+    def add(self, point: Point) -> None:
+        """Remembers a point, on disk too."""
+        self.points[point.key] = point
+        write_text(self.path / "results.csv", to_csv(self.points.values()), overwrite=True)
+
+    def finish(self, chosen: Point, method: MergeMethod, select: Select) -> None:
+        """Writes the table, the figures, and `chosen.yaml`, which goes over the configuration of the sweep."""
+        points = list(self.points.values())
+        init_args = dict(method.describe()["init_args"]) | {"scaling": chosen.scaling}  # type: ignore[call-overload]
+        if chosen.scaling is None:
+            del init_args["scaling"]
+        if chosen.rank_ratio is not None:
+            init_args["rank_ratio"] = chosen.rank_ratio
+        about = {"model": {"method": {"class_path": chosen.method, "init_args": init_args}}}
+        write_text(self.path / "chosen.yaml", yaml.safe_dump(about, sort_keys=False), overwrite=True)
+        console = terminal(markup=True, file=io.StringIO(), width=110)
+        console.print(tables(points, chosen, select))
+        write_text(self.path / "table.txt", console.file.getvalue(), overwrite=True)  # type: ignore[attr-defined]
+        figures = {"heatmap": heat_map(points, chosen, CRITERION[select])}
+        if chosen.scaling is not None:
+            figures["curves"] = curves_figure(points, chosen)
+        for name, figure in figures.items():
+            for suffix in ("png", "svg"):
+                save_figure(figure, self.path / f"{name}.{suffix}", overwrite=True)
+
+    def _plan(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MergeError(f"{self.path} exists and is no sweep: choose another place") from error
+        return found if isinstance(found, dict) else {}
+
+    def _points(self) -> Iterable[Point]:
+        path = self.path / "results.csv"
+        try:
+            rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+            return [from_row(row) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MergeError(f"{path} is damaged: pass --overwrite to start afresh") from error
+
+
+def to_csv(points: Iterable[Point]) -> str:
+    """A line per point."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {name: "" if value is None else value for name, value in asdict(point).items()} for point in points
+    )
+    return text.getvalue()
+
+
+def from_row(row: Mapping[str, str]) -> Point:
+    number = {name: float(row[name]) if row[name] else None for name in COLUMNS if name not in ("method", "rule")}
+    if None in (number["entropy"], number["agreement"], number["balance"]):
+        raise ValueError("a line without entropy, agreement or balance")
+    return Point(method=row["method"], rule=row["rule"], **number)  # type: ignore[arg-type]

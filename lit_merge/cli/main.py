@@ -1,0 +1,88 @@
+"""The command line's front door: answers `--help` at once, and turns mistakes into one line and exit code 2."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+from lit_merge import __version__
+from lit_merge.errors import MergeError
+
+VERBS = {
+    "fit": "merge, adapt the coefficients on unlabelled data, report, and save the task bank",
+    "validate": "accuracy and entropy per task on the validation data",
+    "test": "accuracy and entropy per task on the test data",
+    "predict": "the five most probable classes of every test input, as CSV, Parquet or JSON lines",
+    "merge": "merge without adapting, as one safetensors file or as the folder of a model; --dry-run tells beforehand",
+    "export": "write a task bank compressed, as merged weights, or as the weights of one task",
+    "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
+    "analyze": "figures and tables of the experts: interference, reconstruction error, spectra, cosines",
+    "inspect": "any checkpoint, bank or run as a tree, from its headers",
+    "convert": "a checkpoint of any format (torch.save, shards, Hugging Face, LoRA, hf://…) as safetensors",
+    "leaks": "look for test images among the images adapted on",
+    "zoo": "list the built-in suite of experts, or copy its files",
+}
+
+HELP = f"""\
+usage: python -m lit_merge VERB [--config FILE.yaml] [--option value …]
+
+Merges fine-tuned models that share a pretrained checkpoint, adapts the merge on unlabelled data, and exports the
+result as a small low-rank task bank.
+
+verbs:
+{chr(10).join(f"  {verb:9s} {text}" for verb, text in VERBS.items())}
+
+One YAML file describes a merge and serves every verb; options on the command line go over it:
+  python -m lit_merge fit    --config configs/quickstart.yaml
+  python -m lit_merge merge  --config configs/cart.yaml --model.method.rank_ratio 0.12 --output merged.safetensors
+  python -m lit_merge test   --config configs/cart.yaml --model.bank runs/cart/bank
+  python -m lit_merge export --config configs/cart.yaml --model.bank runs/cart/bank --output small --dtype float16
+
+`python -m lit_merge VERB --help` lists a verb's options. Exit code 2 and one line say what is wrong with an input.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code."""
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        print(f"lit_merge {__version__}")
+        return 0
+    try:
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
+            raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
+        # Imported here: torch and Lightning take seconds, which a --help or a typing error must not.
+        if verb == "zoo":
+            from lit_merge.cli.zoo import zoo
+
+            zoo(rest)
+        elif verb == "inspect":
+            from lit_merge.cli.inspect import inspect_command
+
+            inspect_command(rest)
+        elif verb == "convert":
+            from lit_merge.cli.convert import convert_command
+
+            convert_command(rest)
+        elif verb == "analyze":
+            from lit_merge.cli.analyze import analyze_command
+
+            analyze_command(rest)
+        elif verb == "leaks":
+            from lit_merge.cli.leaks import leaks_command
+
+            leaks_command(rest)
+        else:
+            from lit_merge.cli.lightning_cli import run
+
+            run(list(arguments))
+    except MergeError as error:
+        print(f"lit_merge: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit_merge: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,93 @@
+"""Parsing of command lines and their configuration files: how files are read, and what is told of mistakes."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+from jsonargparse._optionals import get_omegaconf_loader
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lit_merge.cli.parse_errors import explain
+from lit_merge.cli.written import DoubleKeyError, read_written
+from lit_merge.errors import MergeError
+
+MODE = "omegaconf+"
+"""Resolves interpolations after command-line options have gone over the file; plain omegaconf before."""
+_load: Callable[[str], Any] = get_omegaconf_loader(MODE)
+
+
+@contextmanager
+def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Around a parser's work on `arguments`.
+
+    Args:
+        arguments: of the verb.
+        options: names of all options of the verb, asked for when something is wrong.
+
+    Raises:
+        MergeError: anything that the user can mend, in one line.
+    """
+    files = list(_config_files(arguments))
+    for file in files:
+        _check_text(Path(file))
+    refused: list[MergeError] = []
+    set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
+    set_loader(MODE, partial(_read, refused), (YAMLError,))
+    try:
+        yield
+    except (ArgumentError, OmegaConfBaseException) as error:
+        raise (refused or [MergeError(explain(str(error), options(), files))])[0] from error
+    finally:
+        # What is written of a configuration is read as YAML.
+        set_loader(MODE, _read_plainly, (YAMLError,))
+    # Where text would do too, the parser goes on with it.
+    if refused:
+        raise refused[0]
+
+
+def _read_plainly(text: str, path: Any = "") -> Any:
+    """What YAML text holds. jsonargparse hands the path to every loader after one that takes it: it is not used."""
+    return _load(text)
+
+
+def _read(refused: list[MergeError], text: str, path: Any = "") -> Any:
+    """What a configuration or an option holds, with text for numbers, as the command line has it."""
+    try:
+        found = read_written(text)
+    except DoubleKeyError as error:
+        where = path or ("a configuration" if "\n" in text.strip() else text)
+        refused.append(MergeError(f"{where}: {error.problem}"))
+        raise
+    if isinstance(found, dict) and all(value is None for value in found.values()):
+        # `a:` and `{a, b}` may be meant as text.
+        return text if isinstance(_load(text), str) else found
+    if isinstance(found, dict | list):
+        # As JSON, in which text has quotes, and which is YAML too.
+        return _load(json.dumps(found, ensure_ascii=False))
+    # A home folder, where it is an option by itself.
+    return text if text.strip() == "~" else found
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[str]:
+    names = ("--config", "-c")
+    for i, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name in names and separator:
+            yield value
+        elif argument in names and i + 1 < len(arguments):
+            yield arguments[i + 1]
+
+
+def _check_text(path: Path) -> None:
+    """Raises MergeError where a file is no UTF-8."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MergeError(f"{path} is no text in UTF-8: save it in UTF-8") from error
+    except (OSError, ValueError):
+        return  # what is no file is told by the parser

@@ -1,1 +1,0 @@
-"""Configurations: YAML and JSON whose names stay as they are written, parsed with mistakes told in one line."""

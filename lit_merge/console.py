@@ -1,0 +1,83 @@
+"""What a user sees while something runs: progress bars, single lines, and warnings of one line each."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lit_merge.errors import MergeWarning
+
+T = TypeVar("T")
+# Names that a line holds.
+TOLD = 8
+
+
+def terminal(**options: Any) -> Console:
+    """What results are printed on, `rich.console.Console` by its options: names of tasks and files stay as they are,
+    whatever is in brackets or between colons."""
+    return Console(**{"markup": False, "emoji": False} | options)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Passes the items on and draws a bar on a terminal's standard error; elsewhere it draws nothing."""
+    console = terminal(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
+    """As `track`, of names with their sizes in bytes."""
+    console = terminal(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=sum(sizes.values()))
+        for name, size in sizes.items():
+            yield name
+            progress.advance(task, size)
+
+
+def track_weights(weights: Iterable[T], sizes: Mapping[str, int], description: str) -> Iterator[T]:
+    """As `track_bytes`, of weights that are read from files, with their sizes there."""
+    stream = iter(weights)
+    for _ in track_bytes(sizes, description):
+        yield next(stream)
+
+
+def say(text: str) -> None:
+    """A line on standard error, once however many processes there are."""
+    # Here: verbs that read files only do not wait for Lightning.
+    from lightning.fabric.utilities import rank_zero_only
+
+    rank_zero_only(terminal(stderr=True).print)(text, soft_wrap=True, highlight=False)
+
+
+def quiet() -> None:
+    """Leaves out what Lightning tells developers, not users."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        "does not have many workers",
+        "args parameter is intended to run from within Python",
+        "module\\(s\\) in eval mode at the start of training",
+        "isinstance\\(treespec, LeafSpec\\)",
+        "tensorboardX",
+        "No seed found",
+        "GPU available but not used",
+        "your dataloader is not resumable",
+        "smaller than the logging interval",
+        "was deprecated in v4.49",
+        "By default only one JsonargparseDeprecationWarning",
+    ):
+        warnings.filterwarnings("ignore", f"(?s).*{text}")
+    warnings.formatwarning = _one_line
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    told = " ".join(str(message).split())
+    return f"lit_merge: warning: {told}\n" if issubclass(category, MergeWarning) else f"{filename}:{lineno}: {told}\n"

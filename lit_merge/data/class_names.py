@@ -1,0 +1,121 @@
+"""Names of classes: who knows them, and how the names of data and of heads are paired."""
+
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_merge.errors import MergeError
+
+# What transformers takes by default: two classes without names.
+UNNAMED = {0: "LABEL_0", 1: "LABEL_1"}
+
+
+class ClassNames(ABC):
+    """Tasks, and the names of their classes in the order of the labels."""
+
+    @property
+    @abstractmethod
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+
+    @abstractmethod
+    def class_names(self, task: str) -> Sequence[str] | None:
+        """Names of the rows of the task's head; None where they are not known."""
+
+
+def readable_name(name: str) -> str:
+    """A class name as a text would have it: `aquarium_fish`, `SeaLake`, `a/abbey` and `3 - three` in words.
+
+    >>> readable_name("SeaLake"), readable_name("/b/bazaar/indoor"), readable_name("3 - three")
+    ('Sea Lake', 'bazaar indoor', '3')
+    """
+    if re.fullmatch(r"([A-Z][a-z]+){2,}", name):
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    if digit := re.fullmatch(r"(\d) - [a-z]+", name):
+        name = digit[1]
+    name = re.sub(r"^/?[a-z]/(?=\w)", "", name)
+    return " ".join(re.sub(r"[_/]", " ", name).split())
+
+
+def plainest_name(name: str) -> str:
+    """A class name without case, spaces, leading zeros, and what stands for spaces: `T-shirt`, `t shirt`.
+
+    >>> plainest_name("Aquarium_Fish"), plainest_name("T-shirt"), plainest_name("007")
+    ('aquariumfish', 'tshirt', '7')
+    """
+    plain = unicodedata.normalize("NFKC", readable_name(name)).casefold()
+    plain = re.sub(r"(?<=\w)[-\s]+(?=\w)", "", plain)
+    return str(int(plain)) if plain.isdecimal() else plain
+
+
+def match(names: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """Place of a name → place of the same name among others, however it is written, as far as that is clear."""
+    found: dict[int, int] = {}
+    for write in (str, readable_name, plainest_name):
+        # What is written alike is paired first: of `cat` and `Cat` each goes to its own.
+        rest = _once({i: write(name) for i, name in enumerate(names) if i not in found})
+        open_ = _once({i: write(name) for i, name in enumerate(others) if i not in found.values()})
+        found |= {rest[name]: open_[name] for name in rest.keys() & open_.keys()}
+    return found
+
+
+def pair(task: str, names: Sequence[str], rows: Sequence[str], strict: bool = True) -> list[int] | None:
+    """Which row of a head each class of the data is; None where one of them only numbers its classes: go by place.
+
+    Args:
+        task: for messages.
+        names: of the data's classes.
+        rows: of the head's.
+        strict: False where the data does not have the names itself: then others are no mistake.
+
+    Raises:
+        MergeError: a class that only one of them has.
+    """
+    found = match(names, rows)
+    if len(found) == len(names) == len(rows):
+        return [found[i] for i in range(len(names))]
+    if not strict or numbered(names) or numbered(rows):
+        return None
+    ours = [name for i, name in enumerate(names) if i not in found]
+    theirs = [name for i, name in enumerate(rows) if i not in found.values()]
+    raise MergeError(
+        f"task {task}: the data's classes are not those of its head: only the data has {_told(ours)}, only the head "
+        f"{_told(theirs)}: call them alike (a line of a class file may hold the data's name, a tab, and the words for "
+        "the text; or take the data's own names with classes: ${data})",
+        task=task,
+    )
+
+
+def numbered(names: Sequence[str]) -> bool:
+    """Whether these are numbers rather than names, as `LABEL_0` and `7` are."""
+    return all(re.fullmatch(r"(LABEL_)?[0-9]+", name) for name in names)
+
+
+def id2label(about: Mapping[str, Any]) -> list[str]:
+    """Names of classes from the configuration of a model of transformers.
+
+    Raises:
+        ValueError, KeyError, AttributeError, TypeError: there are none.
+    """
+    # transformers leaves out what it takes by default.
+    classifies = "ForSequenceClassification" in str(about.get("architectures"))
+    told = about["id2label"] if "id2label" in about or not classifies else UNNAMED
+    names = {int(row): str(name) for row, name in told.items()}
+    return [names[row] for row in sorted(names)]
+
+
+def _once(written: Mapping[int, str]) -> dict[str, int]:
+    """Name → its place, of those that are there once."""
+    counts = Counter(written.values())
+    return {name: i for i, name in written.items() if name and counts[name] == 1}
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "") if names else "none"
+
+
+MIXED = "mixed"
+MIXED_PROTOCOL = "tasks mixed in one stream: a prediction counts where it is right among the classes of all tasks"

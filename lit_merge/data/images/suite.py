@@ -1,0 +1,190 @@
+"""Suite: the images of a built-in zoo."""
+
+import hashlib
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+from lit_merge.checkpoints import SafetensorsFile
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
+from lit_merge.data.images.corruptions import CorruptedImages, Corruption, Kind
+from lit_merge.data.streams import Answers, ImageSource, ImageTensor, JoinedImages, OrderedImages
+from lit_merge.data.task_data import Labelled, TaskData
+from lit_merge.errors import MergeError
+
+PROTOCOLS = {
+    "inductive": "inductive (adapted on other images, of other fonts, than tested on)",
+    "transductive": "transductive (adapted on the test images themselves, without their labels)",
+    "online": "online (one pass over the test images, each batch predicted before it is adapted on; adapted: the merge "
+    "at the end of the stream, on the same images)",
+}
+Order = Literal["random", "label"]
+
+
+class Suite(TaskData):
+    """Images of a folder that scripts/build_zoo.py made: uint8, 32 × 32.
+
+    Args:
+        path: `zoo:8` (shipped), `zoo:14`, `zoo:20` or a folder.
+        protocol: `inductive` adapts on the adaptation images and tests on the test images; `transductive` adapts on
+            the test images, whose labels it does not read; `online` too, in one pass.
+        tasks: some of the suite's tasks; all by default.
+        order: of an online stream. `label` sorts it by class, which is as skewed as a stream can be; it reads labels
+            to do so, and hands on nothing but images.
+        sizes: task → number of its images to adapt on, for tasks of unequal sizes; all by default.
+        mixed: adapt on one stream of the images of all tasks, without saying which is whose.
+        corruption: noise, blur, contrast, brightness or pixelate, of all images: adapted and tested on.
+        severity: of the corruption, 1 to 5; 3 by default.
+        batch_size: images of each task, or of the mixed stream, per adaptation step and process.
+        eval_batch_size: images per batch of validation and test.
+        seed: of the order in which images are drawn, and of the noise.
+
+    Raises:
+        MergeError: no suite there, or a task or a number of images that it has not; no such corruption; an order
+            without `online`.
+    """
+
+    def __init__(
+        self,
+        path: str = "zoo:8",
+        protocol: Literal["inductive", "transductive", "online"] = "inductive",
+        tasks: list[str] | None = None,
+        order: Order = "random",
+        sizes: dict[str, int] | None = None,
+        mixed: bool = False,
+        corruption: Kind | None = None,
+        severity: int | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        # Images come from memory: a reading process would only cost.
+        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
+        if protocol not in PROTOCOLS:
+            raise MergeError(f"protocol={protocol!r}: expected {', '.join(PROTOCOLS)}")
+        if order != "random" and protocol != "online":
+            raise MergeError(
+                f"order={order} is of an online stream; other protocols draw at random: set protocol: online"
+            )
+        self.path: Path = resolve(path)
+        self._protocol, self._order = protocol, order
+        self.online, self.mixed = protocol == "online", mixed
+        if severity is not None and corruption is None:
+            raise MergeError(f"severity={severity} of no corruption: set corruption too")
+        self._corruption = (
+            None if corruption is None else Corruption(corruption, 3 if severity is None else severity, seed)
+        )
+        self._images = SafetensorsFile(self.path / "images.safetensors")
+        all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
+        for task in tasks or ():
+            if task not in all_tasks:
+                raise MergeError(f"{path} has no task {task!r}; it has {', '.join(all_tasks)}", task=task)
+            if tasks is not None and tasks.count(task) > 1:
+                raise MergeError(f"tasks={tasks} names {task!r} twice", task=task)
+        self._tasks = tuple(tasks or all_tasks)
+        self._sizes = self._checked(sizes or {})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._tasks
+
+    @property
+    def protocol(self) -> str:
+        notes = [PROTOCOLS[self._protocol]]
+        if self.mixed:
+            notes.append(MIXED_PROTOCOL)
+        if self._order == "label":
+            notes.append("stream sorted by class")
+        if self._sizes:
+            notes.append("adapted on " + ", ".join(f"{size} images of {task}" for task, size in self._sizes.items()))
+        if self._corruption is not None:
+            notes.append(f"all images corrupted: {self._corruption.kind}, severity {self._corruption.severity}")
+        return "; ".join(notes)
+
+    @property
+    def inductive(self) -> bool:
+        return self._protocol == "inductive"
+
+    @property
+    def _split(self) -> str:
+        """Which images are adapted on."""
+        return "adaptation" if self._protocol == "inductive" else "test"
+
+    def class_names(self, task: str) -> list[str] | None:
+        path = self.path / "zoo.json"
+        if not path.is_file():
+            return None
+        try:
+            about = parse_json(path.read_bytes())
+            return next((one["classes"] for one in about["tasks"] if one["name"] == task), None)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise MergeError(f"{path} names no classes: {error}") from error
+
+    def identity(self, split: str) -> list[Any]:
+        # Contents, which are small and read anyway: suites of other seeds have equal names and sizes.
+        return [*super().identity(split), hashlib.blake2b(self._images.path.read_bytes()).hexdigest()]
+
+    def unlabelled(self) -> Mapping[str, ImageSource]:
+        streams: dict[str, ImageSource] = {task: self._adapted(task) for task in self.tasks}
+        if self.mixed:
+            streams = {MIXED: JoinedImages(list(streams.values()))}
+        if not self.online:
+            return streams
+        return {name: OrderedImages(source, self._positions(name, len(source))) for name, source in streams.items()}
+
+    def answers(self) -> Mapping[str, Answers]:
+        if not self.online:
+            return {}
+        return {name: known.ordered(self._positions(name, len(known.tasks))) for name, known in self._known().items()}
+
+    def labelled(self, split: str) -> Mapping[str, Labelled]:
+        return {task: (self._source(f"{task}/{split}"), self._labels(task, split)) for task in self.tasks}
+
+    def _source(self, name: str) -> ImageSource:
+        images = ImageTensor(self._images.map(name))
+        return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
+
+    def _adapted(self, task: str) -> ImageSource:
+        source = self._source(f"{task}/{self._split}")
+        return OrderedImages(source, range(self._sizes[task])) if task in self._sizes else source
+
+    def _positions(self, stream: str, size: int) -> list[int]:
+        """The order in which an online stream passes."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{stream}".encode()))
+        order = torch.randperm(size, generator=generator)
+        if self._order == "label":
+            known = self._known()[stream]
+            keys = known.classes + (1 << 20) * torch.tensor([self.tasks.index(task) for task in known.tasks])
+            order = order[keys[order].argsort(stable=True)]
+        return order.tolist()
+
+    def _known(self) -> dict[str, Answers]:
+        """What is known of the images of every stream, as they lie in the file."""
+        found: dict[str, Answers] = {}
+        for task in self.tasks:
+            labels = self._labels(task, "test")[: self._sizes.get(task)].long()
+            found[task] = Answers([task] * len(labels), labels)
+        return {MIXED: Answers.joined(found.values())} if self.mixed else found
+
+    def _labels(self, task: str, split: str) -> Integer[Tensor, " N"]:
+        labels = SafetensorsFile(self.path / "labels.safetensors").read(f"{task}/{split}")
+        images = len(self._source(f"{task}/{split}"))
+        if images != len(labels):
+            raise MergeError(f"{self.path}: {task}/{split} has {images} images and {len(labels)} labels", task=task)
+        return labels
+
+    def _checked(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        for task, size in sizes.items():
+            if task not in self._tasks:
+                raise MergeError(f"sizes: there is no task {task!r}; there are {', '.join(self._tasks)}", task=task)
+            there = len(self._source(f"{task}/{self._split}"))
+            if not 1 <= size <= there:
+                raise MergeError(f"sizes: {size} images of {task}, which has {there} to adapt on", task=task)
+        return dict(sizes)

@@ -1,0 +1,121 @@
+"""Labels of texts: rows of a head by number, or by the names of its classes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.data.class_names import id2label, match, pair
+from lit_merge.data.texts.tables import read_text
+from lit_merge.errors import MergeError
+
+SAVE = "save it in UTF-8"
+
+
+@dataclass(frozen=True)
+class RawLabels:
+    """A column of labels, as it stands there.
+
+    Attributes:
+        location: the table.
+        values: of every row.
+        names: names of the classes, where the table itself knows them.
+    """
+
+    location: str
+    values: Sequence[Any]
+    names: list[str] | None = None
+
+    def of(self, rows: Sequence[int], task: str, names: Sequence[str] | None) -> Int64[Tensor, " N"]:
+        """Labels as rows of the task's head.
+
+        Args:
+            rows: of the table, whose labels are wanted.
+            task: for messages.
+            names: of the head's rows.
+
+        Raises:
+            MergeError: a label that is missing, below 0, or no name of a class.
+        """
+        values = [self.values[row] for row in rows]
+        for row, value in zip(rows, values, strict=True):
+            if value is None or value == "":
+                raise MergeError(f"{self.location}: row {row} has no label", task=task)
+        # Classes may be called by digits, in an order of their own.
+        named = names is not None and all(isinstance(value, str) and value in names for value in values)
+        if all(map(_is_number, values)) and not named:
+            numbers = torch.tensor([self._number(row, task) for row in rows])
+            # Numbers count the table's own classes, which may stand in another order than the head's.
+            order = None if names is None or self.names is None else pair(task, self.names, names)
+            return numbers if order is None or numbers.max() >= len(order) else torch.tensor(order)[numbers]
+        there = list(dict.fromkeys(map(str, values)))
+        places = {there[i]: row for i, row in match(there, names or ()).items()}
+        for row, value in zip(rows, values, strict=True):
+            if str(value) not in places:
+                raise MergeError(
+                    f"{self.location}: row {row} has the label {value!r}, which is no class of task {task}: "
+                    f"{', '.join(names or ())}",
+                    task=task,
+                )
+        return torch.tensor([places[str(value)] for value in values])
+
+    def _number(self, row: int, task: str) -> int:
+        if (label := int(self.values[row])) < 0:
+            raise MergeError(
+                f"{self.location}: row {row} has the label {label}, as data sets have whose labels are kept secret: "
+                "take a split with labels",
+                task=task,
+            )
+        return label
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and value.strip().removeprefix("-").isdecimal())
+
+
+def names_in(labels: Sequence[RawLabels]) -> list[str] | None:
+    """Names of a task's classes from its labels: the table's own, or those that occur, sorted; None for numbers."""
+    for one in labels:
+        if one.names is not None:
+            return one.names
+    if all(_is_number(value) for one in labels for value in one.values if value not in (None, "")):
+        return None
+    return sorted({str(value) for one in labels for value in one.values if value not in (None, "")})
+
+
+def read_class_names(task: str, location: str) -> list[str]:
+    """Names of a head's rows: from the folder of a fine-tuned model, or a text file with one on every line.
+
+    Raises:
+        MergeError: no such file, no names in it, or one twice.
+    """
+    path = resolve(location)
+    names = _of_model(path) if path.is_dir() else [one.strip() for one in read_text(path, "utf-8", SAVE).splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise MergeError(f"{path} (class names of task {task}) holds no name", task=task)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise MergeError(
+            f"{path} (class names of task {task}) names {', '.join(map(repr, twice))} twice: name every row of the "
+            "head once, in their order",
+            task=task,
+        )
+    return names
+
+
+def _of_model(folder: Path) -> list[str]:
+    path = folder / "config.json"
+    try:
+        about: Mapping[str, Any] = parse_json(read_text(path, "utf-8", SAVE))
+        return id2label(about)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, MergeError):
+            raise
+        raise MergeError(f"{path} names no classes (id2label): give a text file with one name on every line") from error

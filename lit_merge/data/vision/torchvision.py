@@ -1,0 +1,174 @@
+"""What torchvision reads of the vision tasks, as pictures that go through our own decoder where they are files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lit_merge.data.images.files import ImageFiles, Pictures, to_rgb
+from lit_merge.data.images.splits import Split
+from lit_merge.data.vision.layouts import Layout
+from lit_merge.errors import MergeError
+
+
+class ArrayPictures(Pictures):
+    """Images (N, H, W) or (N, H, W, 3) of uint8 that are in memory."""
+
+    def __init__(self, images: np.ndarray, image_size: int, where: str) -> None:
+        super().__init__(image_size)
+        self.images, self.where = images, where
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def picture(self, index: int) -> Image.Image:
+        return to_rgb(Image.fromarray(np.ascontiguousarray(self.images[index])))
+
+    def label(self, index: int) -> str:
+        return f"{self.where}, image {index}"
+
+    def content(self, index: int) -> bytes:
+        return self.images[index].tobytes()
+
+    def lengths(self) -> list[int]:
+        return [self.images[:1].nbytes] * len(self)
+
+
+class ItemPictures(Pictures):
+    """Images that a torchvision data set reads one at a time."""
+
+    def __init__(self, items: Any, image_size: int, where: str) -> None:
+        super().__init__(image_size)
+        self.items, self.where = items, where
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def picture(self, index: int) -> Image.Image:
+        return to_rgb(self.items[index][0])
+
+    def label(self, index: int) -> str:
+        return f"{self.where}, image {index}"
+
+    def content(self, index: int) -> bytes:
+        return self.pixels(index)
+
+    def lengths(self) -> list[int]:
+        # Of one size: what is read this way are the patches of PCAM.
+        return [len(self.content(0))] * len(self) if len(self) else []
+
+
+Take = Callable[[Any, Path, int, str], tuple[Pictures, Sequence[int]]]
+"""A torchvision data set, the root, the side of squares and what messages call it → images and labels."""
+
+
+def files(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+    """Of a data set whose loader was `Path`: items are paths, so nothing is decoded to learn the labels."""
+    items = [dataset[i] for i in range(len(dataset))]
+    return ImageFiles([path for path, _ in items], image_size, root), [int(label) for _, label in items]
+
+
+def signs(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+    """GTSRB, which takes no loader."""
+    return ImageFiles([Path(path) for path, _ in dataset._samples], image_size, root), [y for _, y in dataset._samples]
+
+
+def pets(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+    """OxfordIIITPet, which takes no loader."""
+    return ImageFiles(dataset._images, image_size, root), dataset._labels
+
+
+def arrays(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+    """Of a data set that holds all images in memory, channels last or first."""
+    images = np.asarray(dataset.data)
+    if images.ndim == 4 and images.shape[1] == 3:
+        images = images.transpose(0, 2, 3, 1)
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return ArrayPictures(images, image_size, where), np.asarray(labels).tolist()
+
+
+def faces(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+    """FER2013, a table of pixels."""
+    items = [dataset[i] for i in range(len(dataset))]
+    if any(label is None for _, label in items):
+        raise MergeError(f"{root}/fer2013: test.csv has no labels: take fer2013.csv or icml_face_data.csv")
+    images = np.stack([np.asarray(image) for image, _ in items])
+    return ArrayPictures(images, image_size, where), [label for _, label in items]
+
+
+def patches(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+    """PCAM: seven gigabytes, read image by image; labels are small."""
+    path = dataset._base_folder / dataset._FILES[dataset._split]["targets"][0]
+    with dataset.h5py.File(path) as targets:
+        labels = np.asarray(targets["y"]).reshape(-1)
+    return ItemPictures(dataset, image_size, where), labels.tolist()
+
+
+@dataclass(frozen=True)
+class Torchvision(Layout):
+    """What a class of `torchvision.datasets` reads.
+
+    Args:
+        dataset: the class.
+        folder: what it looks for below its root.
+        arguments: our splits → its arguments.
+        take: how images and labels are taken from it.
+        downloads: whether it can fetch its files.
+        home: a subfolder in which the task-arithmetic code has its root.
+    """
+
+    dataset: str
+    folder: str
+    arguments: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {"train": {"split": "train"}, "test": {"split": "test"}}
+    )
+    take: Take = files
+    downloads: bool = True
+    home: str = ""
+
+    @property
+    def looked_for(self) -> str:
+        return self.folder
+
+    def splits(self, root: Path) -> tuple[str, ...]:
+        return tuple(self.arguments) if (self._root(root) / self.folder).exists() else ()
+
+    def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
+        place = self._root(root)
+        dataset = self._open(task, place, split, False)
+        pictures, labels = self.take(dataset, place, image_size, f"{place / self.folder}, split {split}")
+        names = getattr(dataset, "classes", None)
+        return Split(pictures, torch.tensor(labels, dtype=torch.long), tuple(names) if names else None)
+
+    def download(self, task: str, root: Path) -> None:
+        """Fetches the task's files into the root."""
+        for split in self.arguments:
+            self._open(task, root, split, True)
+
+    def _root(self, root: Path) -> Path:
+        inner = root / self.home if self.home else root
+        return inner if (inner / self.folder).exists() else root
+
+    def _open(self, task: str, root: Path, split: str, download: bool) -> Any:
+        from torchvision import datasets
+
+        options = dict(self.arguments[split])
+        if self.take is files:
+            options["loader"] = Path
+        if self.downloads:
+            options["download"] = download
+        try:
+            return getattr(datasets, self.dataset)(str(root), **options)
+        except Exception as error:  # it fails in as many ways as files are broken
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "scipy" in told.lower() or "h5py" in told.lower():
+                told = f"{told}: pip install 'lit_merge[vision]'"
+            raise MergeError(
+                f"task {task}: torchvision's {self.dataset} cannot read its {split} split in {root / self.folder}: "
+                f"{told}",
+                task=task,
+            ) from error

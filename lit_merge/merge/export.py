@@ -1,0 +1,91 @@
+"""What a bank can leave the house as: a smaller bank, merged weights, one task's weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import Checkpoint, NamingName
+from lit_merge.checkpoints.conversion import parse_size
+from lit_merge.checkpoints.locations import destination
+from lit_merge.console import say
+from lit_merge.errors import MergeError
+from lit_merge.experts.experts import Experts
+from lit_merge.merge.layout import Layout, Rows, is_file
+
+Format = Literal["bank", "merged", "task"]
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+
+
+def compress(bank: TaskBank, rank_ratio: float = 1.0, energy: float = 1.0, dtype: DType | None = None) -> TaskBank:
+    """The bank cut as `TaskBank.truncate` does and stored in a precision; None keeps its own."""
+    bank = bank.truncate(rank_ratio, energy)
+    return bank if dtype is None else bank.to(getattr(torch, dtype))
+
+
+def export_bank(
+    bank: TaskBank,
+    output: str | Path,
+    format: Format = "bank",
+    task: str | None = None,
+    rank_ratio: float = 1.0,
+    energy: float = 1.0,
+    dtype: DType | None = None,
+    overwrite: bool = False,
+    naming: NamingName | None = None,
+    max_shard_size: str | None = None,
+    experts: Experts | None = None,
+    base: Checkpoint | None = None,
+) -> list[str]:
+    """Writes a bank in one of the formats.
+
+    Args:
+        bank: with the coefficients to use.
+        output: a folder for `bank`; for `merged` and `task` what `merge` writes: a .safetensors file, or a folder.
+        format: `bank`; `merged`, one model for all tasks; `task`, one task's model from the bank (task indexing).
+        task: which task, for `task`.
+        rank_ratio, energy: cut the bank first, as `TaskBank.truncate`.
+        dtype: of what is written; None keeps the bank's precision, and the experts' for weights.
+        overwrite: replace what stands there.
+        naming: which library's names a CLIP's weights get, or those of a bank's merges; None keeps the experts'.
+        max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
+        experts: that the bank was made of, where they are at hand: a folder of weights gets what lies beside them.
+        base: or the model that they were made from.
+
+    Returns:
+        Names of the files that were copied beside the weights.
+
+    Raises:
+        MergeError: `task` missing or not in the bank, a share outside (0, 1], a path that cannot be written; no such
+            naming, or one that does not have these weights; experts or a base of another model.
+    """
+    check_export(output, format, task, max_shard_size)
+    names = bank.naming_of(naming)
+    if format == "bank":
+        compress(replace(bank, naming=names), rank_ratio, energy, dtype).save(output, overwrite)
+        return []
+    kind = None if dtype is None else getattr(torch, dtype)
+    cut = bank.truncate(rank_ratio, energy)
+    chosen = cut if task is None or format == "merged" else cut.only(task)
+    layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
+    if experts is None and base is None and not is_file(destination(output)):
+        say("no configuration beside the weights: --model.experts or --model.base names the models that have it")
+    weights = (Rows(name, chosen.weight(name, kind)) for name in chosen.origin)
+    size = None if max_shard_size is None else parse_size(max_shard_size)
+    return layout.write(output, lambda unfinished: weights, None, size, overwrite, form=format)
+
+
+def check_export(output: str | Path, format: str, task: str | None, max_shard_size: str | None) -> None:
+    """Raises MergeError for options that do not go together, before a bank is built."""
+    if format not in get_args(Format):
+        raise MergeError(f"format={format!r}: expected {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
+    if format == "task" and task is None:
+        raise MergeError("format=task needs --task, one of the bank's tasks")
+    if max_shard_size is not None:
+        parse_size(max_shard_size)
+        if format == "bank":
+            raise MergeError("max_shard_size is of format=merged and format=task: a bank is one file")
+    if format != "bank":
+        is_file(destination(output))

@@ -1,0 +1,245 @@
+"""A method at work on the weights of its experts: all at once, some of them, or blocks of rows of large ones."""
+
+import functools
+import math
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_merge.bank.linalg import exact_decompositions
+from lit_merge.bank.low_rank import Delta, combine
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.console import track_bytes
+from lit_merge.errors import MergeError, MergeWarning
+from lit_merge.experts.decompositions import Decompositions
+from lit_merge.experts.experts import Experts
+from lit_merge.experts.stream import WeightStream
+from lit_merge.experts.weight import Weight
+from lit_merge.merge.scaling import at_scaling, self_consistent_scaling, start_coefficients
+from lit_merge.methods import Transform
+from lit_merge.methods.base import MergeMethod
+
+Svd = Literal["auto", "exact"]
+CPU = torch.device("cpu")
+# What reading and adding up one entry costs, in multiply-adds of a decomposition.
+ELEMENT = 300
+
+
+def check_merge(experts: Experts, method: MergeMethod, transform: Transform | None) -> bool:
+    """Whether the base's values are needed, from headers alone.
+
+    Raises:
+        MergeError: there is no base and it is needed; experts that the method cannot take.
+    """
+    transform = None if method.centred else transform
+    needed = method.needs_base or transform is not None or method.scale == "self_consistent"
+    if needed and experts.base is None:
+        needy = method if method.needs_base else transform
+        what = "scaling=self_consistent" if needy is None else type(needy).__name__
+        raise MergeError(f"{what} needs the pretrained checkpoint: pass base=…")
+    method.check(experts)
+    return needed
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a method makes of one weight, or of a block of rows of a large one.
+
+    Attributes:
+        name: of the weight.
+        origin: its rows of the origin.
+        delta: the same rows of every delta; None where experts do not differ, or the method has none.
+        row: the first of them; None for a whole weight.
+        last: whether the weight ends with them.
+    """
+
+    name: str
+    origin: Tensor
+    delta: Delta | None
+    row: int | None = None
+    last: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method, about to run over the weights of its experts.
+
+    Attributes:
+        experts: what is merged.
+        weights: one at a time, as the transform leaves them.
+        method: as it was given.
+        run: the same, with statistics of all weights where it takes any.
+        transform: what is done to the task vectors first.
+        svd: how matrices are decomposed.
+        report: what the transform has to say.
+        device: where matrices are decomposed.
+    """
+
+    experts: Experts
+    weights: WeightStream
+    method: MergeMethod
+    run: MergeMethod
+    transform: Transform | None
+    svd: Svd
+    report: dict[str, Any]
+    device: torch.device = CPU
+
+    @classmethod
+    def open(
+        cls,
+        experts: Experts,
+        method: MergeMethod,
+        transform: Transform | None,
+        decompositions: Decompositions | None,
+        svd: Svd,
+        device: torch.device = CPU,
+    ) -> "Job":
+        """Checks that all is there, and makes the passes over the weights that come before the one that merges."""
+        if transform is not None and method.centred:
+            name, other = type(method).__name__, type(transform).__name__
+            warnings.warn(
+                f"{other} changes nothing under {name}: centring removes every shared vector already; it is left out",
+                MergeWarning,
+                stacklevel=4,
+            )
+            transform = None
+        with_base = check_merge(experts, method, transform)
+        change = None if transform is None else transform.fit(experts)
+        weights = WeightStream(experts, with_base, change, decompositions)
+        tasks = len(experts.tasks)
+        if small := sorted(method.selected(experts.shapes) - method.selected(experts.shapes, tasks)):
+            told = f"{type(method).__name__}: {small[0]}{f' and {len(small) - 1} others' if small[1:] else ''}"
+            told += f": fewer directions than the {tasks} tasks, so merged as what is no matrix"
+            warnings.warn(told, MergeWarning, stacklevel=4)
+        for task in () if with_base else experts.of_base_file():
+            # Where the base is read, values tell; see `parts`.
+            warnings.warn(f"the expert {task} is the base: is a path wrong?", MergeWarning, stacklevel=4)
+        run, report = method.prepare(weights), getattr(change, "report", {})
+        return cls(experts, weights, method, run, transform, svd, report, device)
+
+    @functools.cached_property
+    def selected(self) -> frozenset[str]:
+        """Names of the weights that are decomposed."""
+        return self.method.selected(self.experts.shapes, len(self.experts.tasks))
+
+    def costs(self) -> dict[str, float]:
+        """What the work on every weight is in proportion to: m·n·min(m, n) for a decomposition, and the bytes."""
+        selected, shapes = self.selected, self.experts.shapes
+        return {n: float(math.prod(s) * (ELEMENT + (min(s) if n in selected else 0))) for n, s in shapes.items()}
+
+    def parts(
+        self,
+        dtype: torch.dtype | None,
+        names: Sequence[str] | None = None,
+        in_blocks: Collection[str] = (),
+        factors: bool = True,
+    ) -> Iterator[Part]:
+        """Origin, and delta where experts differ, of every weight in turn, as they are stored. Says which experts are
+        the same file twice, or the base, as far as can be told.
+
+        Args:
+            dtype: of origin and factors; None for the experts'.
+            names: of the weights to go through; None for all.
+            in_blocks: names of weights that may come as several parts where they are large, one block of rows after
+                the other. What is computed is the same to the bit.
+            factors: whether matrices are wanted as a bank holds them, or only their sum.
+        """
+        experts, label = self.experts, type(self.method).__name__
+        label = label if self.transform is None else f"{type(self.transform).__name__} and {label}"
+        names = list(experts.shapes) if names is None else names
+        # The base, where it is read, comes after the experts.
+        alike = set(combinations(range(len(experts.tasks) + self.weights.with_base), 2))
+        split = set(in_blocks) - self.selected if self.method.elementwise else set()
+        pieces = [piece for name in names for piece in (self.weights.blocks(name) if name in split else [(name, None)])]
+        progress = track_bytes(experts.sizes_of(pieces), f"merging with {label}")
+        agree, stream = False, self.weights.stream(pieces)
+        for (name, rows), _ in zip(pieces, progress, strict=True):
+            if rows is not None and rows.start == 0:
+                # As a whole: a mean of equal numbers need not be that number.
+                agree = all(one.agrees for one in self.weights.stream([piece for piece in pieces if piece[0] == name]))
+            yield self._part(next(stream), rows, dtype, agree, alike, factors)
+        for i, j in sorted(alike) if names else ():
+            if self._equal(i, j, set(experts.shapes).difference(names)):
+                both = experts.tasks[i], (*experts.tasks, "")[j]
+                told = "the experts {} and {} are identical" if both[1] else "the expert {} is the base"
+                told = told.format(*both)
+                warnings.warn(f"{told}: is a path wrong?", MergeWarning, stacklevel=4)
+
+    def _part(
+        self,
+        weight: Weight,
+        rows: slice | None,
+        dtype: torch.dtype | None,
+        agree: bool,
+        alike: set[tuple[int, int]],
+        factors: bool,
+    ) -> Part:
+        name, experts = weight.name, weight.experts
+        distinct = weight.distinct
+        # Counters come without the base's.
+        distinct += distinct[:1] if len(distinct) == len(experts) else []
+        alike &= {(i, j) for i, j in alike if torch.equal(distinct[i], distinct[j])}
+        del distinct
+        stored = dtype if dtype and experts.is_floating_point() else self.experts.dtypes[name]
+        row, last = (None, True) if rows is None else (rows.start, rows.stop == self.experts.shapes[name][0])
+        if agree if rows is not None else weight.agrees:
+            return Part(name, experts[0].to(stored), None, row, last)
+        del experts
+        selected = name in self.selected
+        if selected and weight.decompositions is None:  # those that are kept are on the CPU
+            weight = weight.to(self.device)
+        with exact_decompositions(self.svd == "exact"):
+            if factors:
+                origin, delta = (self.run.matrix if selected else self.run.rest)(weight)
+            else:
+                origin, delta = self.run.product(weight, selected)
+        origin, delta = origin.cpu(), None if delta is None else delta.cpu()
+        kept = stored
+        if dtype is None and weight.vectors is not None:
+            # Adapters hold more digits than the base that they are for, and their mean more than they.
+            kept = self.experts.precision(name)
+            stored = stored if torch.equal(origin.to(stored).to(origin.dtype), origin) else origin.dtype
+        return Part(name, origin.to(stored), None if delta is None else delta.to(kept), row, last)
+
+    def _equal(self, i: int, j: int, names: Collection[str]) -> bool:
+        one, other = ([*self.experts.checkpoints.values(), self.experts.base][k] for k in (i, j))
+        assert one is not None
+        assert other is not None
+        pairs = ((one.read(name), other.read(name)) for name in names)
+        return all(torch.equal(a.to(wide := torch.promote_types(a.dtype, b.dtype)), b.to(wide)) for a, b in pairs)
+
+    def merged(self, part: Part, dtype: torch.dtype | None = None) -> Tensor:
+        """The rows of a merged weight, at the coefficients at which a merge starts; None for the experts' dtype."""
+        column = None if part.delta is None else self.start((part.name,), part.delta.shape[0])[:, 0]
+        return combine(part.origin, part.delta, column, dtype or self.experts.dtypes[part.name])
+
+    def start(self, names: tuple[str, ...], rows: int) -> Float[Tensor, "rows L"]:
+        """The coefficients at which a merge starts."""
+        # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
+        precision = torch.float64 if torch.float64 in self.experts.dtypes.values() else torch.float32
+        return start_coefficients(self.method, names, rows, precision)
+
+    def bank(self, origins: dict[str, Tensor], deltas: dict[str, Delta]) -> TaskBank:
+        """All parts together, at the scale that the method names or a rule finds in the weights."""
+        rows = next((delta.shape[0] for delta in deltas.values()), len(self.experts.tasks))
+        about = self.method.describe()
+        if self.transform is not None:
+            about["transform"] = self.transform.describe() | self.report
+        bank = TaskBank(
+            tasks=self.experts.tasks,
+            origin=origins,
+            deltas=deltas,
+            coefficients=self.start(tuple(deltas), rows),
+            dtypes=dict(self.experts.dtypes),
+            method=about,
+            naming=self.experts.naming,
+        )
+        if self.method.scale != "self_consistent":
+            return bank
+        return at_scaling(bank, self.method, self_consistent_scaling(bank, self.weights, self.method))

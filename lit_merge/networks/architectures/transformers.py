@@ -1,0 +1,90 @@
+"""Models of transformers, built from a local configuration and without weights: this package hands those in."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.errors import MergeError
+
+
+def read_config(folder: str) -> Any:
+    """The configuration of a model in a folder (or its config.json itself).
+
+    Raises:
+        MergeError: transformers is missing; no such folder or no such configuration.
+    """
+    transformers = import_transformers()
+    path = resolve(folder)
+    path = path.parent if path.name == "config.json" else path
+    if not (path / "config.json").is_file():
+        there = "no such folder" if not path.is_dir() else "no config.json in it"
+        raise MergeError(f"{path}: {there}: expected the folder of a transformers model")
+    try:
+        return transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers fails in as many ways as configurations are broken
+        raise MergeError(f"{path / 'config.json'} cannot be read: {first_line(error)}") from error
+
+
+def build_classifier(config: Any, classes: int, path: str | Path) -> nn.Module:
+    """The architecture's sequence classifier, in evaluation mode. Its buffers are real, its weights are never filled.
+
+    Raises:
+        MergeError: an architecture without a sequence classifier.
+    """
+    transformers = import_transformers()
+    from transformers.initialization import no_init_weights
+
+    config = copy.deepcopy(config)
+    config.num_labels = classes
+    # Experts may be stored in half precision; the forward is in that of the weights handed in.
+    config.dtype = torch.float32
+    try:
+        with no_init_weights():
+            model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
+    except Exception as error:
+        raise MergeError(
+            f"{path}: transformers builds no text classifier of model type {config.model_type!r}: {first_line(error)}"
+        ) from error
+    if getattr(model, getattr(model, "base_model_prefix", ""), None) is None:
+        raise MergeError(f"{path}: {type(model).__name__} keeps its encoder under no name that transformers tells")
+    return model.eval()
+
+
+class Given(nn.Module):
+    """Stands for an encoder whose outputs are known already."""
+
+    outputs: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.outputs
+
+
+def split_outputs(outputs: Any, sizes: list[int]) -> list[Any]:
+    """Outputs of a model for parts of its batch; what is no tensor is left out."""
+    parts = {name: value.split(sizes) for name, value in outputs.items() if isinstance(value, Tensor)}
+    return [type(outputs)(**{name: value[i] for name, value in parts.items()}) for i in range(len(sizes))]
+
+
+def import_transformers() -> Any:
+    """transformers, told to be quiet.
+
+    Raises:
+        MergeError: it is not installed.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise MergeError("Hugging Face models need transformers: pip install 'lit_merge[hf]'") from error
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,136 @@
+"""Image towers of CLIP: open_clip's and Hugging Face's."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, UInt8
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import _build_vision_tower
+from torch import Tensor, nn, tensor
+
+from lit_merge.errors import MergeError, check_finite
+from lit_merge.networks.architectures.clip import read_config, read_folder, vision_options
+from lit_merge.networks.heads.linear import load_heads
+from lit_merge.networks.heads.released import ReleasedHeads
+from lit_merge.networks.heads.zero_shot import ZeroShotHeads
+from lit_merge.networks.network import Network, without_weights
+
+
+class ClipImages(Network):
+    """A network of square images, uint8, (B, H, W) or (B, 3, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def take(
+        self,
+        image_size: int | Sequence[int],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        heads: str | ZeroShotHeads | ReleasedHeads,
+        config: str,
+    ) -> None:
+        """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), heads."""
+        check_finite({"mean": mean, "std": std}, config)
+        self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
+        self.image_size = int(image_size if isinstance(image_size, int) else image_size[0])
+        self.register_buffer("mean", tensor(mean or OPENAI_DATASET_MEAN)[:, None, None], False)
+        self.register_buffer("std", tensor(std or OPENAI_DATASET_STD)[:, None, None], False)
+        self.freeze()
+
+    def prepare(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
+        if inputs.shape[-2:] != (self.image_size, self.image_size):
+            raise MergeError(
+                f"images of {' × '.join(map(str, inputs.shape[-2:]))} for a network that takes squares of "
+                f"{self.image_size}: set the data's image_size"
+            )
+        images = inputs if inputs.ndim == 4 else inputs[:, None].expand(-1, 3, -1, -1)
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+
+class OpenClipImageEncoder(ClipImages):
+    """The image tower of an open_clip model with frozen heads on it. Images are uint8, (B, H, W) or (B, 3, H, W).
+
+    Args:
+        config: name of an open_clip model (`ViT-B-32`), or path of its JSON configuration, or of Hugging Face's.
+        heads: path of a file {task: (classes, width)}, or {task.weight, task.bias} for linear ones, or of a folder of
+            `head_{task}.pt`; or how to make heads from the names of the classes, or which released files they are.
+
+    Raises:
+        MergeError: an unknown name, a file that is missing or no such configuration, heads that cannot be read or made.
+    """
+
+    def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
+        super().__init__()
+        options = read_config(config)
+        try:
+            self.encoder = without_weights(
+                lambda: _build_vision_tower(
+                    options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False)
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
+        preprocess = options.get("preprocess_cfg", {})
+        size = options["vision_cfg"].get("image_size", 224)
+        self.take(size, preprocess.get("mean"), preprocess.get("std"), heads, config)
+
+    def checkpoint_gradients(self) -> None:
+        cast(Any, self.encoder).set_grad_checkpointing(True)
+
+
+class HuggingFaceImageEncoder(ClipImages):
+    """transformers' CLIPVisionModelWithProjection with frozen heads on it. Images are uint8, (B, H, W) or (B, 3, H, W).
+
+    Mean and deviation of pixels are those of `preprocessor_config.json`, where it lies beside the configuration, and
+    CLIP's otherwise.
+
+    Args:
+        config: a folder with `config.json`, that file itself, or the name of a model (`openai/clip-vit-base-patch32`)
+            that Hugging Face's cache has.
+        heads: path of a safetensors file {task: (classes, width)}, or how to make heads from the names of the classes.
+
+    Raises:
+        MergeError: transformers is not installed; no such configuration, or not CLIP's; heads that cannot be read or
+            made.
+    """
+
+    def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
+        super().__init__()
+        options, preprocessing = read_folder(config)
+        vision = vision_options(options, config)
+        self.encoder = _tower(vision, config)
+        mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
+        self.take(vision["image_size"], mean, std, heads, config)
+
+    def encode(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B d"]:
+        found: Tensor = self.encoder(pixel_values=self.prepared(inputs)).image_embeds
+        return found
+
+    def checkpoint_gradients(self) -> None:
+        encoder: Any = self.encoder
+        # By its newer name first: warnings come with the older one.
+        name = "activation_checkpointing_enable"
+        getattr(encoder, name if hasattr(encoder, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
+        for module in encoder.modules():
+            # transformers asks each block whether it is in training; what is in it must not be, for dropout's sake.
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
+
+
+def _tower(vision: dict[str, Any], label: str) -> nn.Module:
+    """The tower, without memory for weights."""
+    try:
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    except ModuleNotFoundError as error:
+        raise MergeError("Hugging Face models need transformers: pip install 'lit_merge[hf]'") from error
+    try:
+        with torch.device("meta"):
+            made: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
+    except Exception as error:  # transformers fails in as many ways as configurations are broken
+        raise MergeError(f"{label} is no configuration of a CLIP: {error}") from error
+    # Counted rather than learnt: no file has them.
+    embeddings: Any = made.get_submodule("vision_model.embeddings")
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+    return made

@@ -1,0 +1,202 @@
+"""An encoder whose weights are handed to every forward, and the frozen heads on it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, cat, nn
+from torch.func import functional_call
+
+from lit_merge.checkpoints import Checkpoint, Naming, StateDict, canonical, is_image, rename
+from lit_merge.errors import MergeError
+from lit_merge.networks.compiling import compiled
+from lit_merge.networks.heads.base import Heads
+
+T = TypeVar("T")
+NO_NAMES: Mapping[str, Tensor] = {}
+
+
+class Network(nn.Module, ABC):
+    """`encoder` has the shapes of the experts' weights; its own values are never used, and not kept.
+
+    Weights come by canonical names, and go to the encoder by its own, which `freeze` finds out. What a whole CLIP has
+    beside its image tower is left out.
+    """
+
+    encoder: nn.Module
+    heads: Heads
+    naming: Naming
+    shapes: dict[str, tuple[int, ...]]
+
+    @abstractmethod
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """What the data holds → what the encoder takes."""
+
+    def token_mask(self, inputs: Tensor) -> Tensor | None:
+        """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
+        return None
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Inputs of several tasks as one batch."""
+        return cat(list(parts))
+
+    def encode(self, inputs: Tensor) -> Any:
+        """Features (B, d) of inputs, with the weights that the encoder holds; or whatever the heads take that can be
+        `split` into the inputs of each task."""
+        return self.encoder(self.prepared(inputs))
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Inputs as the encoder takes them, from `prepare`, in the precision of the weights that it holds."""
+        return self.prepare(inputs).to(next(self.encoder.parameters()).dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the heads lie, and the encoder runs."""
+        return next(self.heads.parameters()).device
+
+    def forward(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits (B, C) of every task, from one forward over the inputs of all tasks together."""
+        return self.holding(weights, lambda: self.logits(inputs))
+
+    def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
+        """Does something while the encoder's weights are these: a backward too, where blocks are computed again."""
+        own = rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
+        named = {f"encoder.{name}": value for name, value in own.items()}
+        found: T = functional_call(_Holding(self.encoder, work), named, ())
+        return found
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `forward`, with the weights that the encoder holds."""
+        features = self.encode(self.join(list(inputs.values())))
+        parts = features.split([len(x) for x in inputs.values()])
+        return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
+
+    def evaluate(self, weights: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """Logits (B, C) of a batch of one task, of its own head or of the one that the batch names."""
+        head = batch.get("head", batch["task"])
+        return self(weights, {head: batch["images"]})[head]
+
+    def rows(self, batch: Mapping[str, Any], label_rows: Mapping[str, Tensor] = NO_NAMES) -> Tensor:
+        """Which rows of those logits are right, (B,): those of the labels, counted from the task's first row.
+
+        Args:
+            batch: of one task, with labels.
+            label_rows: task → the head's row of every label, (C,); labels are rows themselves by default.
+
+        Raises:
+            MergeError: a label that the task's head has no row for, which could only be missed.
+        """
+        task, labels = batch["task"], batch["labels"]
+        if (highest := int(labels.max())) >= (classes := self.heads.classes(task)):
+            raise MergeError(f"task {task} has a label {highest}, its head {classes} classes", task=task)
+        if task in label_rows:
+            labels = label_rows[task].to(labels.device)[labels]
+        return labels + self.heads.first_row(batch.get("head", task), task)
+
+    def strangers(self, names: Iterable[str]) -> list[str]:
+        """Which of an expert's weights are none of the encoder's, as classifiers: left out of the merge unless a
+        configuration says what is. None by default: then every weight has to be the encoder's."""
+        return []
+
+    def take_heads(self, experts: Mapping[str, Checkpoint]) -> None:
+        """Takes the heads that lie in the experts' own files, where the network was given no others."""
+
+    def checkpoint_gradients(self) -> None:
+        """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.
+
+        Raises:
+            MergeError: an encoder that cannot.
+        """
+        raise MergeError(f"{type(self).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
+
+    def compile_encoder(self) -> None:
+        """torch.compile of the encoder's forward; its weights keep their names."""
+        self.encoder.forward = compiled(self.encoder.forward)
+
+    def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises MergeError where canonical names or shapes of the experts' weights are not the encoder's."""
+        own = self.shapes
+        weights = {name: shape for name, shape in weights.items() if self.runs(name)}
+        for name in sorted(own.keys() ^ weights.keys()):
+            where = "the experts have" if name in weights else "the network has"
+            lacks = "the network has not" if name in weights else "the experts have not"
+            # What lies beside a CLIP goes by its own name in the files.
+            name = name.removeprefix("other.")
+            raise MergeError(
+                f"{where} a weight {name}, {lacks}: take the configuration that the experts were trained with",
+                weight=name,
+            )
+        for name, shape in own.items():
+            if shape != weights[name]:
+                raise MergeError(
+                    f"{name} has shape {list(shape)} in the network and {list(weights[name])} in the experts",
+                    weight=name,
+                )
+
+    def freeze(self) -> None:
+        """Called once built: nothing in a network is trained, and dropout stays off.
+
+        The encoder's own weights go: they would be a whole model in memory, and a stale one. What is left of them are
+        names and shapes, which cannot be moved or broadcast, so the encoder is no registered module any more.
+        """
+        self.requires_grad_(False)
+        self.train(False)
+        encoder = self._modules.pop("encoder")
+        assert encoder is not None
+        kept = encoder.state_dict(keep_vars=True)
+        view = canonical(StateDict(kept, "the network"))
+        self.naming, self.shapes = view.naming, view.shapes
+        for module in encoder.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    module._parameters[name] = nn.Parameter(torch.empty_like(value, device="meta"), False)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and any(buffer is one for one in kept.values()):
+                    module._buffers[name] = torch.empty_like(buffer, device="meta")
+        object.__setattr__(self, "encoder", encoder)
+
+    def runs(self, weight: str) -> bool:
+        """Whether this is a weight of the encoder's, by its canonical name, and not of a tower beside it."""
+        return weight in self.shapes or is_image(weight) or weight.startswith("other.")
+
+    def train(self, mode: bool = True) -> "Network":
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Network":
+        found = super()._apply(fn, recurse)
+        if "encoder" not in self._modules:
+            # What the encoder computes with beside its weights, as masks of attention, moves with the network.
+            for module in self.encoder.modules():
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and not buffer.is_meta:
+                        module._buffers[name] = fn(buffer)
+        return found
+
+
+def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """In which a network runs weights of these: the widest of them, and at least float32.
+
+    >>> compute_dtype([torch.int64, torch.bfloat16])
+    torch.float32
+    """
+    return reduce(torch.promote_types, [dtype for dtype in dtypes if dtype.is_floating_point], torch.float32)
+
+
+def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, without memory for weights where it can do without: buffers that are no weights, as masks of
+    attention, have to be computed."""
+    with torch.device("meta"):
+        made = build()
+    weights = made.state_dict()
+    return made if all(name in weights for name, _ in made.named_buffers()) else build()
+
+
+class _Holding(nn.Module):
+    def __init__(self, encoder: nn.Module, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.encoder, self.work = encoder, work
+
+    def forward(self) -> Any:
+        return self.work()

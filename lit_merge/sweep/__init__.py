@@ -1,7 +1,0 @@
-"""Sweeps: methods × ranks × scales over one set of experts, chosen with labels or without."""
-
-from lit_merge.sweep.grid import RANK_RATIOS, Grid, walk
-from lit_merge.sweep.points import Inputs, Point, Select, choose
-from lit_merge.sweep.run import run_sweep
-
-__all__ = ["RANK_RATIOS", "Grid", "Inputs", "Point", "Select", "choose", "run_sweep", "walk"]

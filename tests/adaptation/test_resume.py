@@ -1,0 +1,318 @@
+"""A fit that is killed goes on by the same command, to the same bits."""
+
+import csv
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+from lit_merge import (
+    CART,
+    CollapseGuard,
+    ImageFolders,
+    MergedModel,
+    MergeError,
+    RankSchedule,
+    ResumePoint,
+    Stage,
+    TaskBank,
+)
+from lit_merge.adaptation.rank_masks import AdaRank
+from lit_merge.adaptation.run import run_fit
+from lit_merge.adaptation.unfinished import Unfinished
+from lit_merge.cli.trainer import Trainer
+from lit_merge.objectives import Entropy, Objective
+
+Make = Callable[..., MergedModel]
+MakeTrainer = Callable[..., Trainer]
+# Two passes and a half over the largest task.
+STAGES = (Stage("tied", 7, 0.05), Stage("layer", 16, 0.01))
+
+
+class Die(Exception):
+    """Stands for a kill in tests within one process: nothing of the fit may run after it."""
+
+
+class DieAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Die
+
+
+class Drawing(Objective):
+    """Draws, as dropout does. (Not from Python's generator: the type checks of the tests draw from that one.)"""
+
+    def __call__(self, logits: torch.Tensor, expert: torch.Tensor | None = None) -> torch.Tensor:
+        kept = torch.rand(logits.shape[0]) > 0.3
+        factor = 1 + 0.1 * float(np.random.rand())  # noqa: NPY002
+        return Entropy()(logits * kept[:, None] * factor)
+
+
+def killed_and_resumed(
+    stops: tuple[int, ...], make: Callable[[], MergedModel], trainer: Callable[..., Trainer], data: Any, run: Path
+) -> MergedModel:
+    for stop in stops:
+        with pytest.raises(Die):
+            run_fit(trainer(callbacks=[*callbacks(), DieAt(stop)]), make(), data(), run)
+        assert not run.exists()
+    model = make()
+    run_fit(trainer(callbacks=callbacks()), model, data(), run)
+    return model
+
+
+def callbacks() -> list[Callback]:
+    """The guard would stop this fit, whose objective is noise."""
+    return [ResumePoint(every_steps=2), CollapseGuard(every_n_steps=0)]
+
+
+@pytest.mark.parametrize("stops", [(3,), (9, 20)])
+def test_random_objectives_end_at_the_same_bits(
+    stops: tuple[int, ...], make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    """Whatever is drawn before the fit by the second process, in mid-pass and at its end (9 steps)."""
+    models = []
+    for name, places in (("whole", ()), ("killed", stops)):
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        data = lambda: ImageFolders(tiny.adapt_folders, tiny.test_folders, image_size=16, batch_size=4)  # noqa: E731
+        trainer = lambda **options: make_trainer(max_steps=23, **options)  # noqa: E731
+        make = lambda: make_model(stages=STAGES, objective=Drawing())  # noqa: E731
+        models.append(killed_and_resumed(places, make, trainer, data, tmp_path / name))
+    assert torch.equal(models[0].coefficients(), models[1].coefficients())
+    for file in ("coefficients.csv", "metrics.json", "log/metrics.csv"):
+        whole, killed = ((tmp_path / name / file).read_text() for name in ("whole", "killed"))
+        assert killed == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+def write_config(tiny: Any, path: Path) -> Path:
+    content = {
+        "seed_everything": 0,
+        "trainer": {
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "log_every_n_steps": 1,
+            "callbacks": [
+                {"class_path": "RankSchedule", "init_args": {"ratios": {0: 0.25, 9: 0.5}, "shape": "linear"}},
+                {"class_path": "ResumePoint", "init_args": {"every_steps": 1}},
+            ],
+        },
+        "model": {
+            "experts": tiny.experts,
+            "network": {
+                "class_path": "OpenClipImageEncoder",
+                "init_args": {"config": tiny.network, "heads": tiny.heads},
+            },
+            "method": {"class_path": "CART", "init_args": {"rank_ratio": 0.5, "scaling": 1.0}},
+            "ranks": {"rank_ratio": 0.3, "lr": 0.05},
+            "stages": [{"granularity": "tied", "steps": 12, "lr": 0.05}, {"steps": 28, "lr": 0.01}],
+        },
+        "data": {"class_path": "Suite", "init_args": {"path": tiny.suite, "batch_size": 4}},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_killed_at_random_moments_the_same_command_ends_at_the_same_bits(forks: Any, tiny: Any, tmp_path: Path) -> None:
+    config = write_config(tiny, tmp_path / "config.yaml")
+    command = ["fit", "--config", str(config), "--run"]
+    forks.run("--version")  # waits until everything is imported
+    begun = time.monotonic()
+    assert forks.run(*command, str(tmp_path / "whole")) == [0], forks.told.read_text()
+    lasted = time.monotonic() - begun
+    moments = random.Random(0)
+    # Killed once, killed twice; and again on a machine so busy that no kill has met a fit.
+    for attempt in range(8):
+        run = tmp_path / f"run{attempt}"
+        for _ in range(1 + attempt % 2):
+            if not run.exists():
+                forks.run(*command, str(run), kill_after=moments.uniform(0.2, 0.8) * lasted)
+        if not run.exists():
+            assert forks.run(*command, str(run)) == [0], forks.told.read_text()
+        for file in ("coefficients.csv", "bank/bank.safetensors", "metrics.json"):
+            assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        # What is only logged is summed in an order that depends on where tensors lie.
+        np.testing.assert_allclose(logged(run), logged(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
+        assert not list(tmp_path.glob(".*"))
+        if attempt and "going on at step" in forks.told.read_text():
+            break
+    else:
+        pytest.fail("no kill met a fit")
+
+
+def logged(run: Path) -> np.ndarray:
+    """The training log as numbers."""
+    return np.genfromtxt(run / "log" / "metrics.csv", delimiter=",", skip_header=1)
+
+
+def stopped(make: Make, make_trainer: MakeTrainer, data: Any, run: Path, **options: Any) -> None:
+    """Leaves an unfinished run at step 2."""
+    with pytest.raises(Die):
+        run_fit(make_trainer(max_steps=4, callbacks=[ResumePoint(every_steps=2), DieAt(3)]), make(**options), data, run)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"model": {"method": CART(rank_ratio=0.25, scaling=1.0)}}, "bank"),
+        ({"model": {"method": CART(rank_ratio=0.5, scaling=1.2)}}, "coefficients"),
+        ({"model": {"stages": (Stage("layer", 4, 0.1),)}}, "stages"),
+        ({"model": {"bounds": (0.0, 2.0)}}, "bounds"),
+        ({"model": {"objective": Entropy(per_log_classes=True)}}, "objective"),
+        ({"model": {"ranks": AdaRank(0.3)}}, "bank, ranks"),
+        ({"data": {"protocol": "transductive"}}, "data, test data"),
+        ({"data": {"batch_size": 5}}, "batch size"),
+        ({"data": {"seed": 1}}, "data seed"),
+        ({"trainer": {"max_steps": 5}}, "max_steps"),
+        ({"trainer": {"callbacks": [RankSchedule({0: 0.25})]}}, "callbacks"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_another_fit_does_not_go_on(
+    other: dict[str, Any], told: str, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stopped(make_model, make_trainer, tiny.data(), run)
+    model = make_model(**other.get("model", {}))
+    data, trainer = tiny.data(**other.get("data", {})), make_trainer(**{"max_steps": 4} | other.get("trainer", {}))
+    with pytest.raises(MergeError, match="--overwrite") as error:
+        run_fit(trainer, model, data, run)
+    assert f"{tmp_path / '.run.unfinished'} holds an unfinished fit with other {told}: " in str(error.value)
+    assert (tmp_path / ".run.unfinished" / "step.ckpt").exists()
+
+
+def test_overwrite_starts_another_fit_afresh_and_goes_on_with_the_same(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for batch_size, told in ((4, f"going on at step 2 of 4 ({tmp_path / '.run.unfinished'})\n"), (5, "")):
+        shutil.rmtree(run, ignore_errors=True)
+        stopped(make_model, make_trainer, tiny.data(), run)
+        capsys.readouterr()
+        run.mkdir()
+        model = make_model()
+        run_fit(make_trainer(max_steps=4), model, tiny.data(batch_size=batch_size), run, overwrite=True)
+        shown = capsys.readouterr().err
+        assert told in shown
+        assert bool(told) == ("going on" in shown)
+        expected = make_model()
+        make_trainer(max_steps=4).fit(expected, datamodule=tiny.data(batch_size=batch_size))
+        assert torch.equal(model.coefficients(), expected.coefficients())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_checkpoints_are_due_by_time_by_default(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    for every_seconds, left in ((1e-6, True), (3600.0, False)):
+        run = tmp_path / str(left)
+        with pytest.raises(Die):
+            run_fit(
+                make_trainer(max_steps=4, callbacks=[ResumePoint(every_seconds), DieAt(3)]),
+                make_model(),
+                tiny.data(),
+                run,
+            )
+        checkpoint = tmp_path / f".{left}.unfinished" / "step.ckpt"
+        assert checkpoint.exists() == left == checkpoint.parent.exists()
+    assert (tmp_path / ".True.unfinished" / "step.ckpt").stat().st_size < 64_000
+    assert torch.load(tmp_path / ".True.unfinished" / "step.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_kill_while_the_run_is_evaluated_costs_nothing_of_the_fit(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class DieAtTest(Callback):
+        def on_test_start(self, trainer: Any, module: Any) -> None:
+            if getattr(module, "label", "") == "adapted":
+                raise Die
+
+    point = ResumePoint(every_steps=3)
+    with pytest.raises(Die):
+        run_fit(make_trainer(max_steps=4, callbacks=[point, DieAtTest()]), make_model(), tiny.data(), tmp_path / "run")
+    capsys.readouterr()
+    model, expected = make_model(), make_model()
+    run_fit(make_trainer(max_steps=4), model, tiny.data(), tmp_path / "run")
+    assert "going on at step 4 of 4" in capsys.readouterr().err
+    make_trainer(max_steps=4).fit(expected, datamodule=tiny.data())
+    assert torch.equal(TaskBank.load(tmp_path / "run" / "bank").coefficients, expected.coefficients())
+    rows = list(csv.DictReader((tmp_path / "run" / "log" / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+
+
+def test_two_processes_do_not_write_one_run(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    with (
+        Unfinished(tmp_path / "run", {"some": "plan"}),
+        pytest.raises(MergeError, match=r"another process is at work on .*run: wait"),
+    ):
+        run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["plan.json", "scores.json", "step.ckpt"])
+def test_damaged_state(name: str, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    stopped(make_model, make_trainer, tiny.data(), tmp_path / "run")
+    (tmp_path / ".run.unfinished" / name).write_text("no such thing")
+    with pytest.raises(MergeError, match=f"{name} is damaged: remove .*unfinished to start afresh"):
+        run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "run")
+    (tmp_path / ".run.unfinished" / "plan.json").unlink()
+    with pytest.raises(MergeError, match="has no plan"):
+        run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "run")
+
+
+def test_resume_points_are_for_runs(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    with pytest.raises(MergeError, match="ModelCheckpoint"):
+        make_trainer(max_steps=1, callbacks=[ResumePoint()]).fit(make_model(), datamodule=tiny.data())
+    with pytest.raises(MergeError, match="above 0"):
+        ResumePoint(every_steps=0)
+
+
+def test_a_checkpoint_of_a_fit_on_other_data_is_refused(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(make_model(), datamodule=tiny.data())
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    suite = tmp_path / "suite"
+    shutil.copytree(tiny.suite, suite)
+    images = bytearray((suite / "images.safetensors").read_bytes())
+    images[-1] ^= 1
+    (suite / "images.safetensors").write_bytes(images)
+    others = [type(tiny.data())(str(suite), batch_size=4), ImageFolders(tiny.adapt_folders, image_size=16)]
+    for data in others:
+        with pytest.raises(MergeError, match="other data"):
+            make_trainer(max_steps=4).fit(
+                make_model(), datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True
+            )
+    # Tested it may be on any.
+    make_trainer().test(make_model(), datamodule=others[0], ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+
+
+def test_folders_are_told_apart_by_names_and_sizes(tiny: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(tiny.adapt_folders["alpha"], folder)
+    first = ImageFolders({"alpha": str(folder)}).fingerprint
+    shutil.move(folder, tmp_path / "moved")
+    folder = tmp_path / "moved"
+    assert ImageFolders({"alpha": str(folder)}).fingerprint == first
+    assert ImageFolders({"alpha": str(folder)}, image_size=16).fingerprint != first
+    one = sorted(folder.iterdir())[0]
+    one.write_bytes(one.read_bytes() + b" ")
+    assert ImageFolders({"alpha": str(folder)}).fingerprint != first
+    one.unlink()
+    assert ImageFolders({"alpha": str(folder)}).fingerprint != first

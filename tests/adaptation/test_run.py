@@ -1,0 +1,202 @@
+"""A run's folder is whole, or not there."""
+
+import csv
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+from lit_merge import (
+    CART,
+    CompressionExport,
+    Experts,
+    ImageFolders,
+    IsoC,
+    MergedModel,
+    MergeError,
+    MergeWarning,
+    RankSchedule,
+    Stage,
+    TaskBank,
+    WeightAveraging,
+    build_bank,
+)
+from lit_merge.adaptation.run import run_fit
+from lit_merge.cli.trainer import Trainer
+
+Make = Callable[..., MergedModel]
+MakeTrainer = Callable[..., Trainer]
+
+
+class Break(Callback):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        raise self.error
+
+
+def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    model, run = make_model(stages=(Stage("layer", 4, 0.05),)), tmp_path / "run"
+    experts = Experts(tiny.experts, tiny.base)
+    report = run_fit(make_trainer(max_steps=4), model, tiny.data(), run, experts, {"some": "config"})
+    assert report.states == ["pretrained", "static", "adapted", "expert"]
+    saved = json.loads((run / "metrics.json").read_text())
+    assert saved["bytes"]["bank"] == sum(file.stat().st_size for file in (run / "bank").iterdir())
+    assert saved["bytes"]["experts"] == sum(Path(path).stat().st_size for path in tiny.experts.values())
+    rows = list(csv.DictReader((run / "coefficients.csv").read_text().splitlines()))
+    bank = TaskBank.load(run / "bank")
+    assert len(rows) == bank.coefficients.numel()
+    for row in rows:
+        value = bank.coefficients[bank.tasks.index(row["task"]), bank.layers.index(row["weight"])].item()
+        assert float(row["adapted"]) == pytest.approx(value, rel=1e-7)
+        assert float(row["start"]) == 1.0
+    assert (run / "table.txt").read_text() == report.to_text()
+    versions = json.loads((run / "versions.json").read_text())
+    assert torch.__version__.startswith(versions["torch"])
+    log = csv.DictReader((run / "log" / "metrics.csv").read_text().splitlines())
+    # The guard may have gone back, and says so in a last line.
+    steps = [row for row in log if not row.get("kept_step")]
+    assert len(steps) == 4
+    assert {"loss", "loss/alpha", "coefficient"} <= set(steps[0])
+
+    assert {path.name for path in run.iterdir()} == {
+        "accuracy.png",
+        "bank",
+        "coefficients",
+        "coefficients.csv",
+        "config.yaml",
+        "log",
+        "metrics.csv",
+        "metrics.json",
+        "table.txt",
+        "versions.json",
+    }
+    assert yaml.safe_load((run / "config.yaml").read_text()) == {"some": "config"}
+    assert (run / "metrics.csv").read_text() == report.to_csv()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_bank_on_disk_tests_as_the_run_reported(
+    dtype: torch.dtype, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    model = make_model(dtype=dtype, stages=(Stage("tied", 3, 0.5), Stage("layer", 4, 0.05)))
+    schedule = RankSchedule({0: 0.5, 2: 0.25})
+    run_fit(make_trainer(max_steps=7, callbacks=[schedule]), model, tiny.data(), tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    bank = TaskBank.load(tmp_path / "run" / "bank")
+    assert max(bank.ranks.values()) == 8
+    again = MergedModel(bank, tiny.encoder())
+    make_trainer().test(again, datamodule=tiny.data(), verbose=False)
+    for task, score in again.scores.items():
+        assert score.accuracy == saved["tasks"][task]["adapted_accuracy"]
+        assert score.entropy == saved["tasks"][task]["adapted_entropy"]
+    # The run counts what its adapted model gets right, not what its static merge does.
+    assert any(row["adapted_entropy"] != row["static_entropy"] for row in saved["tasks"].values())
+
+
+def test_static_merge_and_experts_are_measured_as_they_are(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    model = make_model()
+    make_trainer().test(model, datamodule=tiny.data(), verbose=False)
+    report = run_fit(make_trainer(max_steps=3), make_model(), tiny.data(), tmp_path / "run", Experts(tiny.experts))
+    assert report.states == ["static", "adapted", "expert"]
+    assert report.scores["static"] == model.scores
+    # An expert merged with none but itself.
+    for task, path in tiny.experts.items():
+        with pytest.warns(MergeWarning):
+            alone = MergedModel(build_bank({task: path}, method=CART()), tiny.encoder())
+        make_trainer().test(alone, datamodule=tiny.data(tasks=[task]), verbose=False)
+        assert alone.scores[task].accuracy == report.scores["expert"][task].accuracy
+
+
+def test_without_experts_there_are_fewer_columns(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    report = run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), tmp_path / "run")
+    assert report.states == ["static", "adapted"]
+    assert set(report.sizes) == {"bank"}
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_without_labelled_images_there_are_no_accuracies(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    data = ImageFolders(tiny.adapt_folders, image_size=16, batch_size=4)
+    model, run = make_model(), tmp_path / "run"
+    report = run_fit(make_trainer(max_steps=2), model, data, run, Experts(tiny.experts, tiny.base))
+    assert report.states == []
+    assert not (run / "accuracy.png").exists()
+    assert json.loads((run / "metrics.json").read_text())["tasks"] == {}
+    assert "no labelled test inputs" in (run / "table.txt").read_text()
+    assert torch.equal(TaskBank.load(run / "bank").coefficients, model.coefficients())
+
+
+def test_a_shared_delta_has_one_line_per_weight(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    run_fit(make_trainer(max_steps=1), make_model(IsoC()), tiny.data(), tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "coefficients.csv").read_text().splitlines()))
+    assert {row["task"] for row in rows} == {"all"}
+    assert len({row["weight"] for row in rows}) == len(rows) == len(TaskBank.load(tmp_path / "run" / "bank").layers)
+
+
+class PressControlC(Callback):
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # Python answers between two of its instructions: this one is enough.
+
+
+def test_interrupted_run_leaves_nothing(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    # Whatever handler an earlier test has left, as libraries do that start threads or processes.
+    handler = signal.default_int_handler
+    signal.signal(signal.SIGINT, handler)
+    exports = CompressionExport(str(tmp_path / "export"))
+    trainer = make_trainer(max_steps=4, callbacks=[PressControlC(), exports], default_root_dir=tmp_path / "elsewhere")
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(trainer, make_model(), tiny.data(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), MergeError("broken"), SystemExit(1)])
+def test_a_run_that_fails_leaves_nothing(
+    error: BaseException, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=4, callbacks=[Break(error)], default_root_dir=tmp_path / "elsewhere")
+    with pytest.raises(type(error)):
+        run_fit(trainer, make_model(), tiny.data(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".run")]
+
+
+def test_overwriting(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "old").touch()
+    with pytest.raises(MergeError, match="--overwrite"):
+        run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run)
+    assert (run / "old").exists()
+    broken = make_trainer(max_steps=4, callbacks=[Break(RuntimeError("broken"))])
+    with pytest.raises(RuntimeError, match="broken"):
+        run_fit(broken, make_model(), tiny.data(), run, overwrite=True)
+    assert (run / "old").exists()
+    run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run, overwrite=True)
+    assert not (run / "old").exists()
+    assert (run / "bank").is_dir()
+
+
+def test_nothing_to_fit_is_told_at_once(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="nothing to fit"):
+        run_fit(make_trainer(max_steps=1), make_model(WeightAveraging()), tiny.data(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,131 @@
+"""Text models through the verbs: adapted, tested and predicted like images."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from lit_merge import CART, HuggingFaceTextEncoder, MergeWarning, Stage, TextFiles, adapt, build_bank, evaluate
+from lit_merge.cli.main import main
+
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+
+
+def configuration(texts: Any, kind: str, **data: Any) -> dict[str, Any]:
+    tables = {split: texts.tables(split) for split in ("adapt", "test", "validation")}
+    return {
+        "seed_everything": 0,
+        "model": {
+            "experts": texts.experts(kind),
+            "base": texts.folder(kind),
+            "network": {"class_path": "HuggingFaceTextEncoder", "init_args": {"config": texts.folder(kind)}},
+            "method": {"class_path": "CART", "init_args": {"rank_ratio": 0.5, "scaling": 1.0}},
+            "stages": [{"granularity": "block", "steps": 3, "lr": 0.05}],
+        },
+        "data": {
+            "class_path": "TextFiles",
+            "init_args": {"tokenizer": texts.folder(kind), "batch_size": 5, "eval_batch_size": 6} | tables | data,
+        },
+    }
+
+
+def write(path: Path, config: dict[str, Any]) -> list[str]:
+    path.write_text(yaml.safe_dump(config))
+    return ["--config", str(path)]
+
+
+def test_fit_and_predict(texts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = write(tmp_path / "texts.yaml", configuration(texts, "distilbert"))
+    run = tmp_path / "run"
+    # Off: it might go back to where all coefficients are one.
+    guard = [{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 0}}]
+    assert main(["fit", *files, "--run", str(run), *QUIET, "--trainer.callbacks", json.dumps(guard)]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "not merged, beside the encoder: classifier." in told
+    assert "ham: 17 texts in" in told
+    lines = list(csv.DictReader((run / "coefficients.csv").read_text().splitlines()))
+    # One coefficient for every task and block, and one for what is in none.
+    for task in texts.tasks:
+        mine = {line["weight"]: line["adapted"] for line in lines if line["task"] == task}
+        assert len({value for name, value in mine.items() if name.startswith("distilbert.transformer.layer.1.")}) == 1
+        assert len(set(mine.values())) == 3
+    assert (run / "coefficients" / "coefficients_end.png").exists()
+    assert set(json.loads((run / "metrics.json").read_text())["mean"]) == {"pretrained", "static", "adapted", "expert"}
+    assert main(["predict", *files, "--model.bank", str(run / "bank"), "--output", f"{tmp_path}/p.csv", *QUIET]) == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row["file"] for row in rows if row["task"] == "mood"] == [f"mood-test.csv:{i}" for i in range(13)]
+    assert main(["validate", *files, "--model.bank", str(run / "bank"), *QUIET]) == 0
+
+
+def test_a_process_of_its_own(texts: Any, tmp_path: Path) -> None:
+    """Nothing of transformers' own reaches the user."""
+    files = write(tmp_path / "texts.yaml", configuration(texts, "bert"))
+    command = [sys.executable, "-m", "lit_merge", "fit", *files, "--run", str(tmp_path / "run"), *QUIET]
+    # With a look of the guard before the fit ends.
+    command += ["--trainer.callbacks", json.dumps([{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 2}}])]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if not line.startswith("lit_merge: warning: ")]
+    assert [line.partition(":")[0] for line in told] == ["not merged, beside the encoder", *2 * texts.tasks]
+    assert "bert.encoder.layer.1.output.dense.weight" in (tmp_path / "run" / "coefficients.csv").read_text()
+
+
+def test_methods_that_look_at_inputs(texts: Any, tmp_path: Path) -> None:
+    config = configuration(texts, "bert")
+    config["model"]["method"] = {"class_path": "ESM", "init_args": {"samples": 4, "scaling": 1.0}}
+    files = write(tmp_path / "texts.yaml", config)
+    with pytest.warns(MergeWarning, match="1 of 14 matrices have no second moments"):  # tables are looked up
+        assert main(["merge", *files, "--output", f"{tmp_path}/merged.safetensors", *QUIET]) == 0
+    expected = load_file(f"{texts.folder('bert')}/model.safetensors")
+    assert load_file(tmp_path / "merged.safetensors").keys() == {f"bert.{name}" for name in expected}
+
+
+def test_online_and_mixed(texts: Any) -> None:
+    network = HuggingFaceTextEncoder(texts.folder("bert"), heads=texts.experts("bert"))
+    bank = build_bank(texts.experts("bert"), method=CART(0.5, 1.0), exclude=["classifier.*"])
+    tables = texts.tables("test")
+    for adapted_on, online in ((tables, True), ({"mixed": tables["topic"]}, False)):
+        data = TextFiles(adapted_on, texts.folder("bert"), test=tables, online=online, batch_size=4)
+        steps = [Stage("layer", data.steps or 2, 0.01)]
+        adapted = adapt(bank, network, data, stages=steps, guard=False, accelerator="cpu", progress=False)
+        assert (adapted.coefficients != bank.coefficients).any()
+        assert evaluate(adapted, network, data, accelerator="cpu").keys() == set(texts.tasks)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_from_python(texts: Any, kind: str) -> None:
+    """Adapted and evaluated without a configuration: the experts' classifiers by their folders."""
+    network = HuggingFaceTextEncoder(texts.folder(kind), heads=texts.experts(kind))
+    data = TextFiles(texts.tables("adapt"), texts.folder(kind), test=texts.tables("test"), batch_size=4)
+    bank = build_bank(texts.experts(kind), method=CART(0.5, 1.0), exclude=["classifier.*"])
+    adapted = adapt(
+        bank, network, data, stages=[Stage("layer", 2, 0.01)], guard=False, accelerator="cpu", progress=False
+    )
+    assert adapted.layers[0].startswith(f"{kind}.embeddings.")
+    assert evaluate(adapted, network, data, accelerator="cpu")["ham"].images == 13
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--data.text", "words", "ham-test.csv has no column 'words'; it has text, label"),
+        ("--data.tokenizer", "nowhere", "nowhere: no such folder of a tokenizer"),
+        ("--model.exclude", '["head.*"]', "exclude: the pattern 'head.*' matches no weight of the experts"),
+        ("--model.exclude", "[]", "is left out of the merge with exclude: [classifier.bias]"),
+        ("--data.encoding", "latin-7000", "encoding='latin-7000': there is no such encoding"),
+    ],
+)
+def test_mistakes(
+    option: str, value: str, told: str, texts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write(tmp_path / "texts.yaml", configuration(texts, "bert"))
+    assert main(["test", *files, option, value, *QUIET]) == 2
+    assert told in capsys.readouterr().err.replace("\n", " ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.yaml"]

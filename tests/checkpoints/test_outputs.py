@@ -1,0 +1,190 @@
+"""Files appear whole or not at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_merge import MergeError
+from lit_merge.checkpoints import check_output, replacing, write_safetensors, write_text
+from lit_merge.checkpoints.locks import clear_leftovers, lock, unlock
+
+
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    write_text(target, "old")
+    with pytest.raises(KeyboardInterrupt), replacing(target, overwrite=True) as beside:  # noqa: PT012
+        beside.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for name in ("old", "new"):
+        with replacing(target, overwrite=True) as beside:
+            beside.mkdir()
+            (beside / name).touch()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    with pytest.raises(MergeError, match="is a folder"):
+        write_text(tmp_path / "folder", "text", overwrite=True)
+    assert (tmp_path / "folder" / "mine").exists()
+
+
+def test_existing_and_unwritable_places(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MergeError, match="--overwrite"):
+        check_output(tmp_path / "file")
+    with pytest.raises(MergeError, match="is a file"):
+        check_output(tmp_path / "file" / "inside")
+    check_output(tmp_path / "new" / "deep" / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_messages_name_the_place_and_not_the_workplace(tmp_path: Path) -> None:
+    with pytest.raises(MergeError) as error, replacing(tmp_path / "run") as beside:  # noqa: PT012
+        beside.mkdir()
+        (beside / "there").touch()
+        write_text(beside / "there", "")
+    assert str(tmp_path / "run" / "there") in str(error.value)
+
+
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+WRITERS = """
+import os, random, signal, sys, time, torch
+import lit_merge.checkpoints.writer as writer
+
+def numbers(path, i):
+    with path.open("w") as file:
+        for _ in range(50):
+            file.write(f"{i}\\n" * 20)
+            file.flush()
+
+def write(kind, target, i):
+    if kind == "safetensors":
+        writer.write_safetensors(target, {str(n): torch.full((2000,), float(i)) for n in range(20)}, overwrite=True)
+        return
+    with writer.replacing(target, overwrite=True) as beside:
+        if kind == "file":
+            return numbers(beside, i)
+        beside.mkdir()
+        numbers(beside / "a", i)
+        numbers(beside / "b", i)
+
+kind, target = sys.argv[1:]
+if kind == "folder in two steps":
+    writer._exchange = lambda new, target: False
+write(kind, target, 0)
+moments = random.Random(kind)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        for i in range(1, 10**9):
+            write(kind, target, i)
+    time.sleep(moments.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print("killed", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("kind", ["safetensors", "file", "folder", "folder in two steps"])
+def test_killed_at_random_moments_leaves_the_old_or_the_new(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITERS, kind, target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    caught = 0
+    for _ in range(20):
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "killed\n"
+        caught += any(tmp_path.glob(".target.*.writing"))
+        if kind == "folder in two steps":
+            clear_leftovers(target)  # mends the one moment with neither
+        if kind == "safetensors":
+            values = torch.cat(list(load_file(target).values())).tolist()
+            expected = 20 * 2000
+        else:
+            files = [target / name for name in "ab"] if kind.startswith("folder") else [target]
+            values = [float(line) for file in files for line in file.read_text().splitlines()]
+            expected = 1000 * len(files)
+        assert len(set(values)) == 1
+        assert len(values) == expected
+    process.communicate()
+    assert caught
+    (tmp_path / "other").touch()
+    clear_leftovers(target)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "other"}
+
+
+def test_leftovers_of_a_living_process_and_other_hidden_folders_stay(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for name in (".target.abcdefgh", ".target.unfinished", ".other.abc.writing", ".target.abc.writing"):
+        (tmp_path / name).mkdir()
+    with replacing(target) as first:
+        first.write_text("first")
+        write_text(target, "second")
+        assert first.exists()
+        target.unlink()
+    assert target.read_text() == "first"
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"target", ".target.abcdefgh", ".target.unfinished", ".other.abc.writing"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_moved_away_by_a_killed_process_comes_back(whole: bool, tmp_path: Path) -> None:
+    workplace = tmp_path / ".target.abc.writing"
+    (workplace / "target.old").mkdir(parents=True)
+    (workplace / "target.old" / "old").touch()
+    if whole:
+        (workplace / "target").mkdir()
+        (workplace / "target" / "new").touch()
+    clear_leftovers(tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["new" if whole else "old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_fork_does_not_keep_a_lock(tmp_path: Path) -> None:
+    """As the reading processes of a DataLoader do, which outlive a killed parent for seconds."""
+    held = lock(tmp_path)
+    begun, goes_on = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(goes_on[1])
+        os.write(begun[1], b".")
+        os.read(goes_on[0], 1)
+        os._exit(0)
+    os.read(begun[0], 1)
+    with pytest.raises(BlockingIOError):
+        lock(tmp_path)
+    unlock(held)
+    unlock(lock(tmp_path))
+    os.close(goes_on[1])
+    assert os.waitpid(child, 0)[1] == 0
+    for descriptor in (*begun, goes_on[0]):
+        os.close(descriptor)

@@ -1,0 +1,181 @@
+"""What the README and docs show runs: every command, every configuration, every example."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_merge.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^(?:python -m lit_merge|scripts/|pip ).*$", README, re.MULTILINE)
+# What cuts a command to a few seconds: it goes over the configuration as any option does.
+SHORT = {
+    "fit": ["--trainer.max_steps", "2", "--trainer.limit_test_batches", "2"],
+    "test": ["--trainer.limit_test_batches", "2"],
+    "predict": ["--trainer.limit_predict_batches", "2"],
+    "sweep": ["--rank_ratios", "[0.16]", "--scalings", "[6.0]", "--images", "2"],
+    "analyze": ["--matrices", '["*.c_fc.weight"]'],
+}
+QUIET = ["--trainer.enable_progress_bar", "false"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
+def test_commands_in_the_order_of_the_readme(workplace: Path) -> None:
+    ours = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python -m lit_merge ")]
+    assert {"fit", "test", "predict", "merge", "export", "sweep", "analyze", "zoo", "inspect"} == {
+        arguments[0] for arguments in ours
+    }
+    for arguments in ours:
+        extra = SHORT.get(arguments[0], []) + (QUIET if arguments[0] not in ("zoo", "inspect") else [])
+        assert main([*arguments, *extra]) == 0, arguments
+    assert (workplace / "runs" / "quickstart" / "accuracy.png").is_file()
+
+
+@pytest.fixture
+def on_tiny(tiny: Any) -> list[str]:
+    """Options that put the tiny zoo in the place of the built-in suite."""
+    network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
+    return ["--model.experts", f"{tiny.root}/experts", "--model.base", tiny.base, *network, "--data.path", tiny.suite]
+
+
+@pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
+# Those in folders, of the vision tasks: test_vision_configs.py.
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_runs(path: Path, workplace: Path, on_tiny: list[str]) -> None:
+    start = ["--config", str(path), *on_tiny]
+    merged = ["--output", "merged.safetensors"]
+    if path.stem in ("esm", "regmean", "awd_esm", "esm_official"):  # fewer images than those configurations look at
+        start += ["--model.method.samples", "8"]
+    assert main(["merge", *start, *merged]) == 0
+    if path.stem == "weight_averaging":
+        assert main(["test", *start, *QUIET]) == 0
+    else:
+        plain = ["--trainer.callbacks+=CoefficientLog", "--trainer.callbacks.figures=false"]
+        assert main(["fit", *start, "--data.batch_size", "4", *SHORT["fit"], *QUIET, *plain]) == 0
+        assert (workplace / "runs" / path.stem / "bank").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_python_example(workplace: Path) -> None:
+    (example,) = blocks(README, "python")
+    assert len(example.strip().splitlines()) <= 20
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["weights"]
+
+
+def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, test = blocks((ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8"), "python")
+    assert len(source.strip().splitlines()) <= 30
+    (tmp_path / "my_module.py").write_text(source)
+    (tmp_path / "test_my_module.py").write_text(test)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]
+    network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
+    network += ["--model.network.heads", tiny.heads, "--model.method", "my_module.MedianLowRank"]
+    assert main(["merge", *experts, *network, "--output", str(tmp_path / "merged.safetensors")]) == 0
+
+
+def test_adaptation_examples(workplace: Path, on_tiny: list[str]) -> None:
+    text = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    found = blocks(text, "yaml")
+    assert len(found) == 4
+    start = ["--config", "configs/cart.yaml"]
+    plain = ["--trainer.callbacks+=CoefficientLog", "--trainer.callbacks.figures=false"]
+    for i, block in enumerate(found):
+        # A compiler takes minutes (test_compiling.py), and there need not be a GPU.
+        block = block.replace("compile: true", "compile: false").replace("accelerator: gpu", "accelerator: cpu")
+        Path(f"block{i}.yaml").write_text(block)
+        options = [*start, "--config", f"block{i}.yaml", *on_tiny, "--data.batch_size", "4", "--run", f"run{i}"]
+        assert main(["fit", *options, *SHORT["fit"], *QUIET, *plain]) == 0
+
+
+def test_callbacks_examples(workplace: Path, on_tiny: list[str]) -> None:
+    text = (ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8")
+    callbacks, logs = blocks(text, "yaml")
+    if find_spec("tensorboard") is None:
+        logs = logs.replace("TensorBoardLogger", "CSVLogger")
+    for name, example in (("callbacks", callbacks), ("logs", logs)):
+        # The fits of this test are short, and a schedule may not go on after their end.
+        (workplace / f"{name}.yaml").write_text(example.replace("100: 0.16", "2: 0.16"))
+        config = ["--config", "configs/cart.yaml", "--config", f"{name}.yaml", *on_tiny, "--data.batch_size", "4"]
+        assert main(["fit", *config, "--run", "runs/cart", "--overwrite", *SHORT["fit"], *QUIET]) == 0
+    assert (workplace / "runs" / "small-bank" / "bank.json").is_file()
+    assert (workplace / "runs" / "cart" / "lightning_logs").is_dir()
+    for example in blocks(text, "python"):
+        exec(example, {})
+    assert (workplace / "coefficients.svg").is_file()
+    (export,) = blocks(text, "bash")
+    assert main([*shlex.split(export)[3:], *on_tiny, *QUIET]) == 0
+    assert (workplace / "small" / "bank.json").is_file()
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> dict[str, str]:
+    """An environment whose python is this one, but whose pip only notes what it was asked for."""
+    python = tmp_path / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1 $2" = "-m pip" ]; then echo "$@" >> {tmp_path}/pip.log; exit 0; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    return os.environ | {"VIRTUAL_ENV": str(tmp_path / "environment"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
+def test_the_two_scripts_install_once_and_run(shim: dict[str, str], tmp_path: Path) -> None:
+    assert {"scripts/quickstart", "scripts/test"} <= set(COMMANDS)
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=ROOT, env=shim, check=True, capture_output=True, text=True).stdout
+
+    run("scripts/quickstart", "--run", str(tmp_path / "run"), *SHORT["fit"], *QUIET)
+    assert (tmp_path / "run" / "table.txt").is_file()
+    assert "1 passed" in run("scripts/test", "tests/cli/test_main.py", "-k", "version", "--numprocesses", "0")
+    assert "usage:" in run("scripts/quickstart", "--help")
+    assert "pytest" in run("scripts/test", "--version")
+    asked = (tmp_path / "pip.log").read_text().splitlines()
+    assert [line.split()[-1] for line in asked] == [".", ".[test]"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        ('case "$1$2" in -cimport\\ sys*) exit 1;; --version) echo Python 3.8.1;; esac', "Python 3.8.1 is too old"),
+        ('case "$2" in "import venv"*) exit 1;; esac', "no venv module"),
+    ],
+)
+def test_scripts_say_what_is_missing(behaviour: str, told: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/bash\n{behaviour}\n")
+    python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "CONDA_PREFIX"}
+    environment |= {"PYTHON": str(python), "VIRTUAL_ENV": str(tmp_path / "none")}
+    done = subprocess.run([ROOT / "scripts/quickstart"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert told in done.stderr
