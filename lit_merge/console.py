@@ -1,6 +1,7 @@
 """What a user sees while something runs: progress bars, single lines, and warnings of one line each."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from lit_merge.errors import MergeWarning
 
 T = TypeVar("T")
+# Where Lightning, torchrun and clusters say which process this is.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # Names that a line holds.
 TOLD = 8
 
@@ -49,10 +52,8 @@ def track_weights(weights: Iterable[T], sizes: Mapping[str, int], description: s
 
 def say(text: str) -> None:
     """A line on standard error, once however many processes there are."""
-    # Here: verbs that read files only do not wait for Lightning.
-    from lightning.fabric.utilities import rank_zero_only
-
-    rank_zero_only(terminal(stderr=True).print)(text, soft_wrap=True, highlight=False)
+    if all(os.environ.get(name, "0") == "0" for name in RANKS):
+        terminal(stderr=True).print(text, soft_wrap=True, highlight=False)
 
 
 def quiet() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_merge import CART, MergedModel, MergeMethod, Suite, build_bank
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.networks import OpenClipImageEncoder
 
 # Small tensors: more threads than this only cost.

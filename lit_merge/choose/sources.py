@@ -1,8 +1,7 @@
 """What a configuration merges: experts and a method, or a bank that was saved."""
 
 import functools
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from lit_merge import __version__
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints import Checkpoint, canonical, named, open_checkpoint
+from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.choose.unlabelled import Unlabelled
+from lit_merge.choose.unlabelled import Later, Unlabelled, built
 from lit_merge.console import TOLD, say
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
@@ -21,10 +20,7 @@ from lit_merge.experts.experts import Experts
 from lit_merge.experts.files import expert_files, open_all
 from lit_merge.merge.build import build_bank
 from lit_merge.merge.job import Job, Svd
-from lit_merge.merge.layout import Layout, Rows
-from lit_merge.merge.processes import ALONE, CPU, Processes
-from lit_merge.merge.resuming import Unfinished
-from lit_merge.merge.write import write_job
+from lit_merge.merge.processes import CPU
 from lit_merge.methods import MergeMethod, MomentsMethod, Transform
 from lit_merge.networks import Network
 
@@ -40,7 +36,7 @@ class Sources:
 
     def __init__(
         self,
-        network: Network | None,
+        network: Network | Later[Network] | None,
         experts: dict[str, str] | str | None,
         base: str | None,
         exclude: list[str] | None,
@@ -50,7 +46,7 @@ class Sources:
         bank: str | None,
         decompositions: str | None,
         svd: Svd,
-        data: TaskData | None,
+        data: TaskData | Later[TaskData] | None,
         accelerator: str,
     ) -> None:
         files = expert_files(experts) if experts else None
@@ -137,7 +133,11 @@ class Sources:
 
 
 def open_experts(
-    network: Network | None, files: dict[str, str], base: str | None, exclude: list[str] | None, crop: bool = False
+    network: Network | Later[Network] | None,
+    files: dict[str, str],
+    base: str | None,
+    exclude: list[str] | None,
+    crop: bool = False,
 ) -> Experts:
     """The experts, without what lies beside the network's encoder unless `exclude` says what is left out; the network
     takes its heads from them where it wants any.
@@ -146,6 +146,13 @@ def open_experts(
         MergeError: as `Experts`; a head that the network cannot take.
     """
     sources, opened_base = open_all(files, base)
+    if isinstance(network, Later) and (exclude is not None or network.kind.strangers is Network.strangers):
+        # Nothing of it is needed to open experts. Its heads are taken from them when it is built.
+        experts = Experts(sources, opened_base, exclude or (), crop)
+        later, build = network, network.build
+        later.build = lambda: with_heads(build(), experts)
+        return experts
+    network = built(network)
     if exclude is None and network is not None:
         opened = [*sources.values(), *([] if opened_base is None else [opened_base])]
         exclude = network.strangers(dict.fromkeys(name for file in opened for name in (*file.shapes, *file.unfit)))
@@ -161,9 +168,15 @@ def open_experts(
             say(f"not merged, beside the encoder: {', '.join(exclude[:TOLD])}{more}")
     experts = Experts(sources, opened_base, exclude or (), crop)
     if network is not None:
-        network.take_heads(experts.whole)
-        network.heads.mix(experts.tasks)
+        with_heads(network, experts)
     return experts
+
+
+def with_heads(network: Network, experts: Experts) -> Network:
+    """The network, with heads from the experts' own files where it wants any."""
+    network.take_heads(experts.whole)
+    network.heads.mix(experts.tasks)
+    return network
 
 
 def _told(*files: Path) -> list[object]:
@@ -183,45 +196,3 @@ def keep(where: str, experts: Experts, transform: Transform | None) -> Decomposi
     if experts.identity is None:
         raise MergeError("decompositions are kept in a folder for experts in files only: take memory")
     return Decompositions(where, [experts.identity, None if transform is None else transform.describe()])
-
-
-def layout_of(sources: Sources, naming: str | None, dtype: torch.dtype | None = None) -> Layout:
-    """How the merge of a configuration is written.
-
-    Raises:
-        MergeError: a naming that these weights have not.
-    """
-    if sources.saved is not None:
-        bank, _ = sources.stored
-        return Layout.of_bank(bank, bank.naming_of(naming), sources.experts, sources.base, dtype=dtype)
-    assert sources.experts is not None
-    names = None if naming is None else named(naming, sources.experts.shapes)
-    return Layout.of(sources.experts, names, dtype=dtype)
-
-
-def write_merge(
-    sources: Sources,
-    output: str,
-    naming: str | None = None,
-    max_shard_bytes: int | None = None,
-    overwrite: bool = False,
-    processes: Processes = ALONE,
-    dtype: torch.dtype | None = None,
-) -> list[str]:
-    """Merges and writes, weight by weight, each process its share. See `Layout.write`."""
-    layout = layout_of(sources, naming, dtype)
-    job = sources.job(processes.device) if sources.saved is None else None
-    plan = sources.plan()
-    plan = None if plan is None else [*plan, str(processes.device.type), str(dtype)]
-    if job is not None:
-        return write_job(layout, job, output, plan, max_shard_bytes, overwrite, processes, sources.at_scale, dtype)
-    weights = partial(_of_bank, *sources.stored, dtype)
-    return layout.write(output, weights, plan, max_shard_bytes, overwrite, processes)
-
-
-def _of_bank(
-    frame: TaskBank, read: Callable[[str], Tensor], dtype: torch.dtype | None, unfinished: Unfinished
-) -> Iterator[Rows]:
-    """Of a bank that was saved, of which one weight at a time is read."""
-    names = unfinished.share({name: float(value.numel()) for name, value in frame.origin.items()})
-    yield from (Rows(name, frame.weight_alone(name, read).weight(name, dtype)) for name in names)

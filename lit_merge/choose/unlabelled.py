@@ -1,10 +1,12 @@
 """What methods may see of unlabelled inputs before there is a trainer: second moments, and a scale by entropy."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from lightning.fabric import Fabric
+import torch
 
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.locations import resolve
@@ -18,6 +20,29 @@ from lit_merge.merge.scaling import at_scaling
 from lit_merge.methods import MergeMethod, MomentsMethod
 from lit_merge.networks import Network
 
+T = TypeVar("T")
+
+
+class Later(Generic[T]):
+    """A network or data that is built when it is first needed: most merges look at neither.
+
+    Args:
+        kind: its class.
+        build: builds it.
+    """
+
+    def __init__(self, kind: type[T], build: Callable[[], T]) -> None:
+        self.kind, self.build = kind, build
+
+    @functools.cached_property
+    def built(self) -> T:
+        return self.build()
+
+
+def built(value: T | Later[T] | None) -> T | None:
+    """The value itself, built now where it was to be built later."""
+    return value.built if isinstance(value, Later) else value
+
 
 @dataclass(frozen=True)
 class Unlabelled:
@@ -29,8 +54,8 @@ class Unlabelled:
         accelerator: where the network runs for this.
     """
 
-    network: Network | None
-    data: TaskData | None
+    network: Network | Later[Network] | None
+    data: TaskData | Later[TaskData] | None
     accelerator: str = "auto"
 
     def check(self, method: MergeMethod) -> None:
@@ -54,18 +79,19 @@ class Unlabelled:
         folder = method.moments if isinstance(method.moments, str) else None
         if method.moments is not None and (folder is None or resolve(folder).exists()):
             return method
-        check_tasks(self.data, experts.tasks)
-        if self.data.mixed:
+        network, data = built(self.network), built(self.data)
+        assert network is not None
+        assert data is not None
+        check_tasks(data, experts.tasks)
+        if data.mixed:
             raise MergeError(
                 f"{type(method).__name__} looks at inputs of every task by itself, and the data mixes them: name a "
                 "folder of moments with --model.method.moments"
             )
-        with self._on_device(self.network):
-            sources = self.data.unlabelled()
+        with self._on_device(network):
+            sources = data.unlabelled()
             try:
-                moments = collect_moments(
-                    experts, self.network, sources, method.samples, seed=self.data.seed, folder=folder
-                )
+                moments = collect_moments(experts, network, sources, method.samples, seed=data.seed, folder=folder)
             except MergeError:
                 # Another process of the same run may have been faster.
                 if folder is None or not resolve(folder).exists():
@@ -74,18 +100,34 @@ class Unlabelled:
 
     def most_confident(self, bank: TaskBank, method: MergeMethod) -> TaskBank:
         """The bank at the scale that `choose_scaling` finds."""
-        assert self.data is not None
-        assert self.network is not None
-        check_tasks(self.data, bank.tasks)
-        with self._on_device(self.network):
-            choice = choose_scaling(bank, method, Probe.draw(self.network, self.data))
+        network, data = built(self.network), built(self.data)
+        assert network is not None
+        assert data is not None
+        check_tasks(data, bank.tasks)
+        with self._on_device(network):
+            choice = choose_scaling(bank, method, Probe.draw(network, data))
         return at_scaling(bank, method, choice.scaling)
 
     @contextmanager
     def _on_device(self, network: Network) -> Iterator[None]:
         place = next(network.parameters()).device
-        network.to(Fabric(accelerator=self.accelerator, devices=1).device)
+        network.to(device_of(self.accelerator))
         try:
             yield
         finally:
             network.to(place)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The first device of this kind: `auto` is a GPU where there is one, `gpu` any GPU.
+
+    Raises:
+        MergeError: there is none.
+    """
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "cpu" or (accelerator == "auto" and there is None):
+        return torch.device("cpu")
+    if there is None or accelerator not in ("auto", "gpu", there.type):
+        found = "none" if there is None else there.type
+        raise MergeError(f"accelerator={accelerator}: there is no such device (beside the CPU: {found})")
+    return torch.device(there.type, 0)

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +15,10 @@ from rich.text import Text
 
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.checkpoints.companions.files import companions_of, ties_head
-from lit_merge.choose.sources import Sources, layout_of
-from lit_merge.errors import MergeError
+from lit_merge.choose.sources import Sources
+from lit_merge.choose.write import layout_of
+from lit_merge.console import terminal
+from lit_merge.errors import MergeError, MisfitError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.weight import Weight
 from lit_merge.merge.build import needs_all
@@ -189,3 +191,24 @@ def try_out(experts: Experts, method: MergeMethod, name: str) -> Trial:
         taken = time.perf_counter() - start
     share = delta.rank / min(m, n) if isinstance(delta, LowRank) else None
     return Trial(taken * math.prod(shape) * min(shape) / (m * n * min(m, n)), share)
+
+
+def dry_run(sources: Callable[[], Sources], naming: str | None) -> None:
+    """Says what `merge` would do, from headers alone.
+
+    Args:
+        sources: opens them.
+        naming: which library's names the weights would get.
+
+    Raises:
+        MergeError: checkpoints that do not fit together, once every way in which they do not is told.
+    """
+    console = terminal()
+    # Into a file or a pipe nothing is cut off.
+    console = console if console.is_terminal else terminal(width=1000)
+    try:
+        plan = plan_of(sources(), naming)
+    except MisfitError as error:
+        console.print(mismatches(error.all), soft_wrap=True, highlight=False)
+        raise MergeError(f"these do not fit together, in {len(error.all)} ways: nothing can be merged") from error
+    console.print(plan, highlight=False)

@@ -1,71 +1,71 @@
-"""Banks of a configuration's experts, written as they are built."""
+"""The verb `export`: a bank, its merge, or one task's model."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
+from jsonargparse import ArgumentParser
 
-from lit_merge.bank.low_rank import check_energy, check_rank_ratio
-from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints import PLAIN, NamingName, named
-from lit_merge.choose.sources import Sources
-from lit_merge.merge.build import needs_all
-from lit_merge.merge.export import DType, compress
-from lit_merge.merge.job import Job, Part
-from lit_merge.merge.parts import bank_of, build_parts
-from lit_merge.merge.processes import ALONE, Processes
-from lit_merge.merge.resuming import resuming
+from lit_merge.checkpoints import NamingName
+from lit_merge.choose.write import write_bank
+from lit_merge.cli.configuration import Configuration
+from lit_merge.cli.workers import work_together
+from lit_merge.cli.written_output import say_copied, say_written
+from lit_merge.errors import MergeError
+from lit_merge.merge.export import DType, Format, check_export, export_bank
+from lit_merge.merge.processes import Accelerator, Processes
+
+ABOUT = "Writes a task bank, compressed if asked; or the merged weights; or the weights of one task."
 
 
-def write_bank(
-    sources: Sources,
-    output: str | Path,
+def options(
+    format: Format = "bank",
+    task: str | None = None,
     rank_ratio: float = 1.0,
     energy: float = 1.0,
     dtype: DType | None = None,
     naming: NamingName | None = None,
-    overwrite: bool = False,
-    processes: Processes = ALONE,
+    max_shard_size: str | None = None,
+    devices: int = 1,
+    accelerator: Accelerator = "cpu",
 ) -> None:
-    """Builds a bank of experts and writes it, the same to the byte as `export_bank` of `Sources.bank`, in the memory of
-    one weight of all experts. Methods that look at all deltas at once have the bank in memory, in the first process.
+    """Options of export:
 
     Args:
-        sources: experts and a method.
-        output: the folder of the bank.
-        rank_ratio, energy, dtype, naming, overwrite: as of `export_bank`.
-        processes: which build it together; each decomposes its share of the matrices.
+        format: `bank` (compressed, all tasks), `merged` (one model), or `task` (one task's model from the bank).
+        task: which task, for `task`.
+        rank_ratio: cut every matrix to this share of min(m, n) first.
+        energy: cut every matrix to as many directions as keep this share of its squared singular values.
+        dtype: precision of what is written; the bank's own by default.
+        naming: whose names a CLIP's weights get; those of the experts' files by default.
+        max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
+        devices: number of processes that share the work of building a bank.
+        accelerator: where matrices are decomposed.
+    """
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_function_arguments(options)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Builds or loads a bank, and writes it in one of the formats.
 
     Raises:
-        MergeError: as `export_bank` and `build_bank`.
+        MergeError: anything that the user can mend.
     """
-    check_rank_ratio(rank_ratio)
-    check_energy(energy)
-    job = sources.job(processes.device)
-    experts = job.experts
-    names = experts.naming if naming is None else named(naming, experts.shapes)
-    at_once = needs_all(job.method)
-    plan = sources.plan()
-    # What is cut before it is written is another part.
-    plan = None if plan is None else [*plan, processes.device.type, None if at_once else (rank_ratio, energy, dtype)]
-    with resuming(output, plan, overwrite=overwrite, processes=processes) as unfinished:
-        if at_once:
-            parts = build_parts(job, unfinished)
-            if processes.first:
-                bank = replace(sources.at_scale(bank_of(job, parts)), naming=names)
-                compress(bank, rank_ratio, energy, dtype).save(unfinished.path, overwrite=True)
+    config = Configuration("export", arguments, _add_options, ABOUT)
+    output = config.check_output("output")
+    check_export(output, config["format"], config["task"], config["max_shard_size"])
+    cut = {name: config[name] for name in ("rank_ratio", "energy", "dtype", "naming", "overwrite")}
+
+    def work(processes: Processes) -> None:
+        sources = config.sources()
+        if config["format"] == "bank" and sources.saved is None:
+            write_bank(sources, output, **cut, processes=processes)
             return
-        parts = build_parts(job, unfinished, lambda part: _cut(job, part, rank_ratio, energy, dtype))
-        if processes.first:
-            frame = replace(job.bank(*parts.collect(experts.shapes, parts.empty)), naming=names)
-            values = {"coefficients": frame.coefficients}
-            frame.save(unfinished.path, True, lambda key: values[key] if key in values else parts.read(key))
+        if processes.count > 1:
+            raise MergeError(f"devices={processes.count}: several processes merge, or build a bank (format=bank)")
+        form = {name: config[name] for name in ("format", "task", "max_shard_size")}
+        say_copied(export_bank(sources.bank(), output, **cut, **form, experts=sources.experts, base=sources.base))
 
-
-def _cut(job: Job, part: Part, rank_ratio: float, energy: float, dtype: DType | None) -> Part:
-    """The part as it is in the bank when that is compressed."""
-    deltas = {} if part.delta is None else {part.name: part.delta}
-    origin, none = {part.name: part.origin}, torch.zeros(0, 0)
-    alone = TaskBank(job.experts.tasks, origin, deltas, none, job.experts.dtypes, {}, PLAIN)
-    cut = compress(alone, rank_ratio, energy, dtype)
-    return replace(part, origin=cut.origin[part.name], delta=cut.deltas.get(part.name))
+    if work_together(work, config["devices"], config["accelerator"], output, ["export", *arguments]):
+        say_written(output)

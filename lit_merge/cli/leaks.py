@@ -7,8 +7,8 @@ from typing import Any
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from lit_merge.cli.parsing import MODE, parsing
-from lit_merge.console import quiet, terminal
-from lit_merge.data.task_data import TaskData
+from lit_merge.console import terminal
+from lit_merge.data import TaskData, only_read
 from lit_merge.errors import MergeError, check_finite
 
 ABOUT = (
@@ -43,14 +43,14 @@ def leaks_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: a leak; data whose test images are adapted on by intent; anything else that the user can mend.
     """
-    quiet()
     made, only = parser(), ArgumentParser(exit_on_error=False)
     # Apart from the rest, of which nothing is to be built.
     only.add_subclass_arguments(TaskData, "data")
     with parsing(arguments, lambda: [action.dest for action in made._actions]):
         options = made.parse_args(list(arguments))
         check_finite({"data": options.data.as_dict()})
-        data: TaskData = only.instantiate_classes(Namespace(data=options.data)).data
+        with only_read():
+            data: TaskData = only.instantiate_classes(Namespace(data=options.data)).data
     if not data.has_test:
         raise MergeError("the data has no test images to look for")
     if not data.inductive:

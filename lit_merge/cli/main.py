@@ -3,8 +3,11 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from lit_merge import __version__
+from lit_merge.cli.threads import settle_threads
+from lit_merge.console import quiet
 from lit_merge.errors import MergeError
 
 VERBS = {
@@ -21,6 +24,19 @@ VERBS = {
     "leaks": "look for test images among the images adapted on",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
+
+# Verb → the module of its function, and the function.
+HOMES = {
+    "merge": ("merge", "merge"),
+    "export": ("export", "export"),
+    "sweep": ("sweep", "sweep"),
+    "analyze": ("analyze", "analyze_command"),
+    "inspect": ("inspect", "inspect_command"),
+    "convert": ("convert", "convert_command"),
+    "leaks": ("leaks", "leaks_command"),
+    "zoo": ("zoo", "zoo"),
+}
+LIGHTNING = ("lightning_verbs", "run_with_lightning")
 
 HELP = f"""\
 usage: python -m lit_merge VERB [--config FILE.yaml] [--option value …]
@@ -54,31 +70,12 @@ def main(arguments: Sequence[str]) -> int:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
-        # Imported here: torch and Lightning take seconds, which a --help or a typing error must not.
-        if verb == "zoo":
-            from lit_merge.cli.zoo import zoo
-
-            zoo(rest)
-        elif verb == "inspect":
-            from lit_merge.cli.inspect import inspect_command
-
-            inspect_command(rest)
-        elif verb == "convert":
-            from lit_merge.cli.convert import convert_command
-
-            convert_command(rest)
-        elif verb == "analyze":
-            from lit_merge.cli.analyze import analyze_command
-
-            analyze_command(rest)
-        elif verb == "leaks":
-            from lit_merge.cli.leaks import leaks_command
-
-            leaks_command(rest)
-        else:
-            from lit_merge.cli.lightning_cli import run
-
-            run(list(arguments))
+        quiet()
+        rest = settle_threads(rest)
+        # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
+        module, name = HOMES.get(verb, LIGHTNING)
+        run = getattr(import_module(f"lit_merge.cli.{module}"), name)
+        run([verb, *rest] if verb not in HOMES else rest)
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
         return 2

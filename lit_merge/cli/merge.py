@@ -1,58 +1,66 @@
 """The verb `merge`: weights written as they are merged, or what would be done."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
+from jsonargparse import ActionYesNo, ArgumentParser
 
+from lit_merge.checkpoints import NamingName
 from lit_merge.checkpoints.conversion import DType, parse_size
-from lit_merge.choose.sources import Sources, write_merge
-from lit_merge.cli.dry_run import mismatches, plan_of, selection
+from lit_merge.choose.write import write_merge
+from lit_merge.cli.configuration import Configuration
+from lit_merge.cli.dry_run import dry_run, selection
+from lit_merge.cli.workers import work_together
+from lit_merge.cli.written_output import say_copied, say_written
 from lit_merge.console import terminal
-from lit_merge.errors import MergeError, MisfitError
-from lit_merge.merge.processes import ALONE, Processes
+from lit_merge.merge.processes import Accelerator, Processes
+
+ABOUT = "Merges experts without adapting, as one safetensors file or as the folder of a model. Reads no label."
 
 
-def merge(
-    sources: Sources,
-    output: str,
-    naming: str | None,
-    max_shard_size: str | None,
-    overwrite: bool,
-    processes: Processes = ALONE,
+def options(
+    naming: NamingName | None = None,
+    max_shard_size: str | None = None,
     dtype: DType | None = None,
+    devices: int = 1,
+    accelerator: Accelerator = "cpu",
 ) -> None:
-    """Merges, writes, and says which matrices were decomposed and which files were copied. See `Layout.write`."""
-    size = None if max_shard_size is None else parse_size(max_shard_size)
-    kind = None if dtype is None else getattr(torch, dtype)
-    copied = write_merge(sources, output, naming, size, overwrite, processes, kind)
-    console = terminal()
-    if sources.experts is not None and sources.method is not None and sources.saved is None:
-        console.print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
-    say_copied(copied)
-
-
-def say_copied(names: list[str]) -> None:
-    """Names the files that lie beside the weights."""
-    if names:
-        terminal().print(f"Copied beside the weights: {', '.join(names)}", soft_wrap=True, highlight=False)
-
-
-def dry_run(sources: Callable[[], Sources], naming: str | None) -> None:
-    """Says what `merge` would do, from headers alone.
+    """Options of merge:
 
     Args:
-        sources: opens them.
-        naming: which library's names the weights would get.
+        naming: whose names a CLIP's weights get; those of the experts' files by default.
+        max_shard_size: of one file in a folder, as 2GB; 5GB by default.
+        dtype: of the floating-point weights; the experts' by default.
+        devices: number of processes that share the work.
+        accelerator: where matrices are decomposed.
+    """
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_function_arguments(options)
+    parser.add_argument("--dry_run", "--dry-run", action=ActionYesNo, help="say what would be done: reads headers")
+
+
+def merge(arguments: Sequence[str]) -> None:
+    """Merges, writes, and says which matrices were decomposed and which files were copied.
 
     Raises:
-        MergeError: checkpoints that do not fit together, once every way in which they do not is told.
+        MergeError: anything that the user can mend.
     """
-    console = terminal()
-    # Into a file or a pipe nothing is cut off.
-    console = console if console.is_terminal else terminal(width=1000)
-    try:
-        plan = plan_of(sources(), naming)
-    except MisfitError as error:
-        console.print(mismatches(error.all), soft_wrap=True, highlight=False)
-        raise MergeError(f"these do not fit together, in {len(error.all)} ways: nothing can be merged") from error
-    console.print(plan, highlight=False)
+    config = Configuration("merge", arguments, _add_options, ABOUT)
+    if config["dry_run"]:
+        dry_run(config.sources, config["naming"])
+        return
+    output = config.check_output("output")
+    size = None if config["max_shard_size"] is None else parse_size(config["max_shard_size"])
+    dtype = None if config["dtype"] is None else getattr(torch, config["dtype"])
+
+    def work(processes: Processes) -> None:
+        sources = config.sources()
+        copied = write_merge(sources, output, config["naming"], size, config["overwrite"], processes, dtype)
+        if sources.experts is not None and sources.method is not None and sources.saved is None:
+            terminal().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
+        say_copied(copied)
+
+    if work_together(work, config["devices"], config["accelerator"], output, ["merge", *arguments]):
+        say_written(output)

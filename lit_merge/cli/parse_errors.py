@@ -21,9 +21,12 @@ _FIELD = re.compile(
     r"Given value: (?P<value>.*?)(?= - Expected | Given value type|$)"
 )
 # Of OmegaConf: what it could not put in, and where.
-_INTERPOLATION = re.compile(r"^.*? full_key: \w+\.([\w.\[\]]+)")
+_INTERPOLATION = re.compile(r"^.*? full_key: (?:(?:fit|validate|test|predict)\.)?([\w.\[\]]+)")
 _PLACE = re.compile(r'^Parser key "([\w.]+)": ')
-_UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: --([\w.]+)|"
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option|does not accept option|^Option) '(?P<option>[\w.]+)'"
+)
 _SWITCH = re.compile(r"Value not boolean: (.*)\.$")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
@@ -71,7 +74,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _UNION.search(message):
         return f"{place}: expected {_kind(match['kind'])}, got {match['value']}"
     if match := _UNKNOWN.search(message):
-        return _unknown_option(match.group(1) or match.group(2), options)
+        return _unknown_option(match[1] or ".".join(filter(None, (match["group"], match["option"]))), options)
     if match := _REQUIRED.search(message):
         missing = ", ".join("--" + name.partition(".")[2] for name in match.group(1).split(", "))
         return f"missing {missing}: give a file with --config (configs/quickstart.yaml is an example), or the options"

@@ -50,6 +50,31 @@ def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> I
         raise refused[0]
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """Around the building of what a configuration names.
+
+    Raises:
+        MergeError: what jsonargparse has wrapped; a package that is missing, as tensorboard may be.
+    """
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError) as error:
+        if (cause := cause_of(error)) is None:
+            raise
+        raise cause from error
+
+
+def cause_of(error: BaseException) -> MergeError | None:
+    """The mistake of a user that has led to this error, if one has."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, MergeError):
+        if isinstance(found, ModuleNotFoundError):
+            return MergeError(f"a package is missing: {str(found).splitlines()[0]}")
+        found = found.__cause__ or found.__context__
+    return found
+
+
 def _read_plainly(text: str, path: Any = "") -> Any:
     """What YAML text holds. jsonargparse hands the path to every loader after one that takes it: it is not used."""
     return _load(text)

@@ -1,21 +1,18 @@
-"""MergeRecipe: a MergedModel from what a configuration file says."""
+"""Recipe: what stands under `model` in a configuration."""
 
-from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.adaptation.rank_masks import AdaRank
-from lit_merge.adaptation.stages import TWO_STAGES, Stage
+from lit_merge.adaptation.stages import Stage
 from lit_merge.adaptation.step import MicroBatch
 from lit_merge.adaptation.stored_bank import BankDevice
-from lit_merge.choose.sources import Sources
 from lit_merge.data import TaskData
-from lit_merge.errors import MergeError
 from lit_merge.merge.job import Svd
 from lit_merge.methods import MergeMethod, Transform
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
 
 
-class MergeRecipe(MergedModel):
-    """Builds or loads a task bank and makes its coefficients learnable.
+class Recipe:
+    """The model: a task bank, built or loaded, with learnable coefficients.
 
     Args:
         network: encoder and heads; merge and export need none.
@@ -72,15 +69,4 @@ class MergeRecipe(MergedModel):
         data: TaskData | None = None,
         accelerator: str = "auto",
     ) -> None:
-        if network is None:
-            raise MergeError("this verb runs a network: give --model.network, for example OpenClipImageEncoder")
-        sources = Sources(
-            network, experts, base, exclude, crop, method, transform, bank, decompositions, svd, data, accelerator
-        )
-        built = sources.bank()
-        opened = sources.experts
-        super().__init__(
-            *(built, network, objective, stages or TWO_STAGES, bounds, ranks),
-            *(sharpness, microbatch, gradient_checkpointing, opened, bank_device, compile),
-        )
-        self.sources = sources
+        self.options = {name: value for name, value in locals().items() if name != "self"}

@@ -4,7 +4,7 @@ from lit_merge.data.images.folders import ImageFolders
 from lit_merge.data.images.hub import HubImages
 from lit_merge.data.images.suite import Suite
 from lit_merge.data.leaks import Leak, find_leaks
-from lit_merge.data.task_data import TaskData, check_tasks
+from lit_merge.data.task_data import TaskData, check_tasks, only_read
 from lit_merge.data.texts.files import TextFiles
 from lit_merge.data.vision.tasks import VisionTasks
 
@@ -18,4 +18,5 @@ __all__ = [
     "VisionTasks",
     "check_tasks",
     "find_leaks",
+    "only_read",
 ]

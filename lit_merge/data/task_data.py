@@ -1,16 +1,17 @@
-"""TaskData: a DataModule with one unlabelled stream per task to adapt on, and labelled images to evaluate on."""
+"""TaskData: a DataModule with one unlabelled stream per task to adapt on, and labelled inputs to evaluate on."""
 
 import functools
 import hashlib
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Integer
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,13 +27,21 @@ from lit_merge.data.streams import (
 )
 from lit_merge.errors import MergeError, MergeWarning
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+else:
+    # It joins when data is made, see `_data_module`.
+    LightningDataModule = object
+
+_only_read: ContextVar[bool] = ContextVar("only_read", default=False)
 Labelled = tuple[ImageSource, Tensor | None]
+Data = TypeVar("Data", bound="TaskData")
 PairClasses = Callable[[str, Sequence[str] | None, bool], Sequence[int] | None]
 """See `Heads.rows_of`."""
 
 
-class TaskData(LightningDataModule, ClassNames):
-    """What every data set of lit_merge is.
+class TaskData(ClassNames, LightningDataModule):
+    """What every data set of lit_merge is: a LightningDataModule, of which Lightning's part joins when one is made.
 
     Args:
         batch_size: images of each task per adaptation step and process.
@@ -48,6 +57,14 @@ class TaskData(LightningDataModule, ClassNames):
     online: bool = False
     mixed: bool = False
     on_leak: OnLeak = "ignore"
+    trainer: Any = None
+
+    def __new__(cls: type[Data], *args: Any, **options: Any) -> Data:
+        made: Data = object.__new__(cls if _only_read.get() else _data_module(cls))
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_again, (getattr(type(self), "plain", None) or type(self),), self.__dict__
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -216,6 +233,32 @@ class TaskData(LightningDataModule, ClassNames):
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+@contextmanager
+def only_read() -> Iterator[None]:
+    """Inside, data is made without Lightning: it can be read, and no Trainer takes it."""
+    token = _only_read.set(True)
+    try:
+        yield
+    finally:
+        _only_read.reset(token)
+
+
+@functools.cache
+def _data_module(cls: type[Data]) -> type[Data]:
+    """The class with Lightning's hooks. Importing Lightning takes seconds, which nobody who names a class waits for."""
+    from lightning.pytorch import LightningDataModule as Hooks
+
+    if not TYPE_CHECKING and issubclass(cls, Hooks):
+        return cls
+    # A private name: a configuration names the class itself.
+    names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}._DataModule", "plain": cls}
+    return type(cls.__name__, (cls, Hooks), names)
+
+
+def _make_again(cls: type[Data]) -> Data:
+    return cls.__new__(cls)
 
 
 def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ from lit_merge import (
     TaskBank,
     WeightAveraging,
 )
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.objectives import entropy
 
 Make = Callable[..., MergedModel]

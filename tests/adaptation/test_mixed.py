@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from lit_merge import ImageFolders, MergedModel, MergeError, OnlineScores, RegMean, Stage, Suite
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.cli.main import main
-from lit_merge.cli.trainer import Trainer
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.objectives import Entropy
 

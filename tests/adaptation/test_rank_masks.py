@@ -19,8 +19,8 @@ from lit_merge import (
     build_bank,
 )
 from lit_merge.adaptation.rank_masks import RankMasks
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.bank.low_rank import rank_of
-from lit_merge.cli.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

@@ -28,8 +28,8 @@ from lit_merge import (
 )
 from lit_merge.adaptation.rank_masks import AdaRank
 from lit_merge.adaptation.run import run_fit
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.adaptation.unfinished import Unfinished
-from lit_merge.cli.trainer import Trainer
 from lit_merge.objectives import Entropy, Objective
 
 Make = Callable[..., MergedModel]

@@ -30,7 +30,7 @@ from lit_merge import (
     build_bank,
 )
 from lit_merge.adaptation.run import run_fit
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lit_merge import CoefficientLog, MergedModel, MergeError
 from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.run_logs import log_into
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

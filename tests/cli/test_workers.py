@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_merge import CART, ESM, TIES, MergeError, MergeMethod, TaskArithmetic, WeightAveraging
-from lit_merge.choose.sources import Sources, write_merge
-from lit_merge.cli.export import write_bank
+from lit_merge.choose.sources import Sources
+from lit_merge.choose.write import write_bank, write_merge
 from lit_merge.cli.main import main
 from lit_merge.merge.export import export_bank
 from lit_merge.merge.processes import ALONE, Processes

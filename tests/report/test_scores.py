@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_merge import ImageFolders, MergeError
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.objectives import entropy
 from lit_merge.report.scores import Evaluator, TaskMetrics, TaskScore, mean_accuracy
 

@@ -14,6 +14,7 @@ from lit_merge.choose.sweep.folder import SweepFolder
 from lit_merge.choose.sweep.grid import Grid, walk
 from lit_merge.choose.sweep.points import Inputs, Point, Select, at_edge, choose
 from lit_merge.choose.sweep.tables import tables
+from lit_merge.choose.unlabelled import built
 from lit_merge.console import terminal
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError, MergeWarning
@@ -50,7 +51,7 @@ def run_sweep(
     Raises:
         MergeError: experts that are not known (a bank only), no labels to select by, another sweep in the folder.
     """
-    experts, network = sources.experts, sources.network
+    experts, network = sources.experts, built(sources.network)
     if experts is None:
         raise MergeError("sweep builds banks from experts: give --model.experts")
     if network is None:

@@ -12,7 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lit_merge import CoefficientLog, IsoC, MergedModel, MergeError, Stage
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

@@ -28,7 +28,7 @@ from lit_merge import (
     build_bank,
 )
 from lit_merge.adaptation.run import run_fit
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.data.streams import ImageSource, ImageTensor
 from lit_merge.networks import OpenClipImageEncoder
 from lit_merge.report.accuracy_figure import save_figure

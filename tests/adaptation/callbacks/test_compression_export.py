@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_merge import CompressionExport, MergedModel, MergeError, Stage, TaskBank
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

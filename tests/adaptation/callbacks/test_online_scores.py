@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_merge import MergedModel, MergeError, MergeWarning, OnlineScores, ResumePoint, Stage
 from lit_merge.adaptation.run import run_fit
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.cli.main import main
-from lit_merge.cli.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_merge import ImageFolders, MergedModel, MergeError, PredictionWriter
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]

@@ -7,7 +7,7 @@ import pytest
 
 from lit_merge import MergedModel
 from lit_merge.adaptation.callbacks import MergeProgress
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 from lit_merge.report.scores import Evaluator
 
 

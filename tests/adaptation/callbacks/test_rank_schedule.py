@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from lit_merge import CART, CollapseGuard, CompressionExport, LowRank, MergedModel, MergeError, RankSchedule, Stage
 from lit_merge.adaptation.callbacks.rank_schedule import share_at
-from lit_merge.cli.trainer import Trainer
+from lit_merge.adaptation.trainer import Trainer
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""What a command line and its configuration files say of a verb: read without Lightning, built part by part."""
+
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from lit_merge import data, methods, networks, objectives  # noqa: F401  short class names are found once imported
+from lit_merge.checkpoints import check_output
+from lit_merge.checkpoints.locations import destination, resolve
+from lit_merge.choose.sources import Sources
+from lit_merge.choose.unlabelled import Later
+from lit_merge.cli.parsing import MODE, building, parsing
+from lit_merge.cli.recipe import Recipe
+from lit_merge.cli.trainer_options import trainer_options
+from lit_merge.data import TaskData, only_read
+from lit_merge.errors import MergeError, check_finite
+from lit_merge.experts.files import expert_files
+
+# The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 10,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+# What of a model says what is merged how.
+MERGED = ("experts", "base", "exclude", "crop", "method", "transform", "bank", "decompositions", "svd")
+
+
+class Configuration:
+    """The options of one verb, all checked; classes among them are built when they are asked for.
+
+    Attributes:
+        verb: of the command line.
+        options: as they were given, with defaults.
+    """
+
+    def __init__(self, verb: str, arguments: Sequence[str], own: Callable[[ArgumentParser], None], about: str) -> None:
+        """Parses.
+
+        Args:
+            verb: of the command line.
+            arguments: what follows it.
+            own: adds the verb's own options.
+            about: what the verb does, for its help.
+
+        Raises:
+            MergeError: an unknown option or value, in one line.
+        """
+        self.verb, self._parser = verb, parser_of(verb, own, about)
+        with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
+            self.options = self._parser.parse_args(list(arguments))
+        check_finite(self.options.as_dict())
+        for name in ("run", "output"):
+            if self.options.get(name) is not None:
+                self.options[name] = str(destination(self.options[name]))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.options[name]
+
+    def check_output(self, option: str) -> str:
+        """The place that the verb writes to.
+
+        Raises:
+            MergeError: it is not given; something is there that is not to be replaced; it cannot be written.
+        """
+        if self.options[option] is None:
+            raise MergeError(f"{self.verb} needs --{option}, the place to write to")
+        check_output(self.options[option], self.options.overwrite)
+        return str(self.options[option])
+
+    def check_inputs(self) -> None:
+        """Raises MergeError where a path of experts, base or bank is none, before anything heavy is imported."""
+        model = self.options.model
+        files = expert_files(model.experts) if model.experts else {}
+        for label, place in (*files.items(), ("base", model.base), ("bank", model.bank)):
+            if place is not None and not (path := resolve(place)).exists():
+                raise MergeError(f"{label}: {path}: no such file or folder")
+
+    def sources(self) -> Sources:
+        """What is merged, opened. Networks and data are built when a method looks at unlabelled inputs."""
+        wanted = self.options.model.clone()
+        for name in vars(wanted).keys() - set(MERGED):
+            wanted[name] = None
+        made = self._built(Namespace(model=wanted)).model
+        return Sources(
+            self._later("model.network"),
+            **{name: made[name] for name in MERGED},
+            data=self._later("data"),
+            accelerator=self.options.trainer.accelerator,
+        )
+
+    def data(self) -> TaskData:
+        """The data, built.
+
+        Raises:
+            MergeError: none is named.
+        """
+        later: Later[TaskData] | None = self._later("data")
+        if later is None:
+            raise MergeError(f"{self.verb} needs --data: the class and options of the data, for example Suite")
+        return later.built
+
+    def built(self, name: str) -> Any:
+        """One option, with its classes built."""
+        return self._built(Namespace({name: self.options[name]}))[name]
+
+    def _later(self, key: str) -> Later[Any] | None:
+        asked = self.options.get(key)
+        if asked is None:
+            return None
+
+        def build() -> Any:
+            return self._built(Namespace({key: asked}))[key]
+
+        module, _, name = asked.class_path.rpartition(".")
+        return Later(getattr(import_module(module), name), build)
+
+    def _built(self, part: Namespace) -> Namespace:
+        # By its newer name first: warnings come with the older one.
+        build = getattr(self._parser, "instantiate", None) or self._parser.instantiate_classes
+        with building(), only_read():
+            return cast(Namespace, build(part, instantiate_groups=False))
+
+
+def parser_of(verb: str, own: Callable[[ArgumentParser], None], about: str) -> ArgumentParser:
+    """The parser of a verb: its own options come first in its help, the Trainer's last."""
+    made = ArgumentParser(
+        prog=f"python -m lit_merge {verb}",
+        description=about,
+        exit_on_error=False,
+        parser_mode=MODE,
+        allow_abbrev=False,
+    )
+    made.add_argument("-c", "--config", action="config", help="a YAML file of options, which serves every verb")
+    made.add_argument("--run", type=str | None, help="fit: the folder that it leaves")
+    made.add_argument("--output", type=str | None, help="the other verbs: what they write")
+    made.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
+    made.add_argument("--threads", type=int | None, help="as many threads; by default those that this machine allows")
+    made.add_argument("--seed_everything", type=bool | int, default=True, help="seed of all random numbers")
+    own(made)
+    made.add_class_arguments(Recipe, "model", skip={"data", "accelerator"}, sub_configs=True)
+    made.add_subclass_arguments(TaskData, "data", required=False)
+    made.add_class_arguments(trainer_options(), "trainer")
+    made.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    for name in ("optimizer", "lr_scheduler"):
+        made.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+    return made

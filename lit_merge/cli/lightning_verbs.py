@@ -1,0 +1,98 @@
+"""The verbs that Lightning's Trainer runs: what can be refused without Lightning is refused before it is imported."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.cli.configuration import Configuration
+from lit_merge.errors import MergeError
+from lit_merge.report.prediction_files import prediction_format
+
+ABOUT = {
+    "fit": "Merges, adapts the coefficients on unlabelled data, reports, and saves the task bank.",
+    "validate": "Accuracy and entropy per task on the validation data.",
+    "test": "Accuracy and entropy per task on the test data.",
+    "predict": "The five most probable classes of every test input, as CSV, Parquet or JSON lines.",
+}
+
+
+def fit_options(ckpt_path: str | None = None, weights_only: bool | None = None) -> None:
+    """Options of fit:
+
+    Args:
+        ckpt_path: a checkpoint of a fit of the same bank to go on from.
+        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
+    """
+
+
+def evaluation_options(ckpt_path: str | None = None, verbose: bool = True, weights_only: bool | None = None) -> None:
+    """Options of validate and test:
+
+    Args:
+        ckpt_path: a checkpoint of a fit of the same bank, whose coefficients are taken.
+        verbose: Lightning's; results are printed as a table in any case.
+        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
+    """
+
+
+def prediction_options(
+    return_predictions: bool | None = None, ckpt_path: str | None = None, weights_only: bool | None = None
+) -> None:
+    """Options of predict:
+
+    Args:
+        return_predictions: Lightning's; predictions are written to `output` in any case.
+        ckpt_path: a checkpoint of a fit of the same bank, whose coefficients are taken.
+        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
+    """
+
+
+OPTIONS: dict[str, Callable[..., None]] = {
+    "fit": fit_options,
+    "validate": evaluation_options,
+    "test": evaluation_options,
+    "predict": prediction_options,
+}
+
+
+def run_with_lightning(arguments: Sequence[str]) -> None:
+    """Checks what can be checked, then hands the verb, the first argument, to Lightning's command line.
+
+    Raises:
+        MergeError: anything that the user can mend.
+    """
+    verb, *rest = arguments
+
+    def add_options(parser: ArgumentParser) -> None:
+        parser.add_function_arguments(OPTIONS[verb])
+
+    config = Configuration(verb, rest, add_options, ABOUT[verb])
+    if verb == "fit":
+        config.check_output("run")
+        if config["output"] is not None:
+            raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
+    elif verb == "predict" or config["output"] is not None:
+        config.check_output("output")
+    if verb == "predict":
+        prediction_format(config["output"])
+    config.check_inputs()
+    if config["ckpt_path"]:
+        _check_checkpoint(resolve(config["ckpt_path"]))
+    from lit_merge.cli.lightning_cli import run
+
+    run(list(arguments))
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Raises MergeError unless Lightning will be able to read this file of a few kB."""
+    if not path.is_file():
+        raise MergeError(f"{path}: no such file")
+    try:
+        whole = "lit_merge" in torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch.load fails in as many ways as there are other files
+        whole = False
+    if not whole:
+        raise MergeError(f"{path} is no checkpoint of a fit (banks go to --model.bank)")

@@ -1,0 +1,69 @@
+"""The verb `sweep`: a grid of merges, and the best of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lit_merge.choose.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
+from lit_merge.choose.unlabelled import device_of
+from lit_merge.cli.configuration import Configuration
+from lit_merge.cli.written_output import say_folder
+from lit_merge.console import terminal
+from lit_merge.errors import MergeError
+from lit_merge.methods import MergeMethod
+
+ABOUT = "Merges at every point of a grid, and chooses the best by labelled validation data or without labels."
+
+
+def options(
+    methods: list[MergeMethod] | None = None,
+    rank_ratios: list[float] | None = None,
+    scalings: list[float] | None = None,
+    select: Select = "accuracy",
+    inputs: Inputs | None = None,
+    images: int = 256,
+) -> None:
+    """Options of sweep:
+
+    Args:
+        methods: what is swept; the configuration's method by default.
+        rank_ratios: shares of min(m, n); .04 to .32 by default.
+        scalings: 1/3 to 4 times every method's usual scale by default.
+        select: `accuracy` looks at labels; `agreement` with the experts' own predictions, `entropy` and
+            `self_consistent` do not.
+        inputs: `validation`, whose labels only `accuracy` makes use of, or `unlabelled`, those that fit adapts on;
+            validation inputs by default, where there are some.
+        images: of every task, where they are unlabelled.
+    """
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_function_arguments(options)
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """Sweeps into the folder `output`, which the same command goes on with, and shows what was found.
+
+    Raises:
+        MergeError: anything that the user can mend.
+    """
+    config = Configuration("sweep", arguments, _add_options, ABOUT)
+    output, devices = config["output"], config["trainer"].devices
+    if output is None:
+        raise MergeError("sweep needs --output, the place to write to")
+    if devices not in ("auto", 1, "1", [0]):
+        raise MergeError("sweep runs in one process: pass --trainer.devices 1")
+    # All banks of a sweep share one decomposition.
+    config["model"].decompositions = config["model"].decompositions or "memory"
+    sources, data = config.sources(), config.data()
+    swept = config.built("methods") or [sources.method]
+    if None in swept:
+        raise MergeError("no method: give --model.method")
+    grid = Grid(tuple(swept), tuple(config["rank_ratios"] or RANK_RATIOS), tuple(config["scalings"] or ()) or None)
+    device = device_of(config["trainer"].accelerator)
+    run_sweep(
+        sources, data, grid, output, config["select"], config["inputs"], config["images"], config["overwrite"], device
+    )
+    terminal().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
+    say_folder(output)
