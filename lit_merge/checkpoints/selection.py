@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
+from lit_merge.checkpoints.families import FAMILIES
 from lit_merge.checkpoints.updates import Update
 
-# What layer normalisation was called in the first BERT, whose files still are.
-OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Beginnings of names that are tried, and names that they are found by.
 LIKELY, SAMPLE = 8, 100
 
@@ -109,8 +108,8 @@ def _end(name: str) -> str:
 
 
 def modernised(name: str) -> str:
-    """The name that transformers gives a weight today."""
-    for old, new in OLD_NAMES.items():
+    """The name that the weight's family gives it today."""
+    for old, new in ((old, new) for family in FAMILIES for old, new in family.old_names.items()):
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
