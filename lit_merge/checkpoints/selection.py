@@ -53,9 +53,9 @@ def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
 
 
 def named_like(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
-    """A base under the experts' names, where they differ in how names begin only (`bert.`, which transformers puts
-    before an encoder that has a head; wrappers of trainers), or name layer normalisation as the first BERT did; itself
-    otherwise. Whatever the base lacks, or has beside: what fits most weights counts.
+    """A base under the experts' names, where theirs begin otherwise (`bert.`, which transformers puts before an encoder
+    that has a head; wrappers of trainers), or are names of older files; itself otherwise. The beginning by which most
+    weights fit counts: the base may lack some weights, and have others.
 
     Args:
         checkpoint: the base.
