@@ -77,3 +77,13 @@ def test_public_names_exist() -> None:
 
     for name in lit_merge.__all__:
         assert getattr(lit_merge, name).__name__ == name
+
+
+def test_heavy_libraries_wait_for_their_use() -> None:
+    heavy = {"open_clip", "transformers", "torchvision", "datasets", "torchmetrics", "pyarrow"}
+    for module, path in MODULES.items():
+        if room_of(f"{module}.") in ("checkpoints", "bank", "data", "experts", "networks"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+                assert not heavy & {name.partition(".")[0] for name in names}, f"{module} imports {names}"

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
-from lit_merge.checkpoints import PLAIN, Family, Naming, SafetensorsFile, replacing, write_stream
+from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, replacing, write_stream
 from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.checkpoints.families import FAMILIES
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.safetensors_writer import is_finite
@@ -126,7 +127,7 @@ def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
         naming = None
     if (
         naming is None
-        or naming.family not in get_args(Family)
+        or naming.family not in [family.name for family in FAMILIES]
         or not all(isinstance(part, str) for part in (naming.prefix, naming.image, naming.text))
     ):
         raise MergeError(f"{Path(path) / 'bank.json'}: unknown naming {about['naming']!r}: update lit_merge")

@@ -1,8 +1,9 @@
 """Reading weights lazily and writing files so that a failure leaves the old file or the new one."""
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
+from lit_merge.checkpoints.families.family import is_image
 from lit_merge.checkpoints.folders import holds_model
-from lit_merge.checkpoints.naming import PLAIN, Family, Naming, NamingName, detect, is_image, named
+from lit_merge.checkpoints.naming import PLAIN, Naming, NamingName, detect, named
 from lit_merge.checkpoints.outputs import check_output, replacing, write_text
 from lit_merge.checkpoints.reader import open_checkpoint
 from lit_merge.checkpoints.renaming import Named, Renamed, canonical, canonical_weights, rename
@@ -13,7 +14,6 @@ from lit_merge.checkpoints.selection import Selection, modernised, named_like, w
 __all__ = [
     "PLAIN",
     "Checkpoint",
-    "Family",
     "Named",
     "Naming",
     "NamingName",

@@ -1,31 +1,26 @@
-"""How files name the weights of a CLIP: everything inside goes by one naming, so that files of several fit together."""
+"""How a file names its weights. Inside, those of a CLIP have canonical names, so that files of all families fit."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
 
-from lit_merge.checkpoints.clip_names import Place, hugging_face_place, open_clip_weight
+from lit_merge.checkpoints.families import FAMILIES, ClipFamily, Family, clip_families, has_role
+from lit_merge.checkpoints.families.family import Place, is_image
 from lit_merge.errors import MergeError
 
-Family = Literal["plain", "open_clip", "hugging_face"]
-NamingName = Literal["open_clip", "openai", "hugging_face", "canonical"]
-"""What an output may be named as: open_clip's image tower, or its whole model where there is a text tower; OpenAI's
-release, whose image tower is `visual.…` always; Hugging Face's CLIP; or the names that a bank has inside."""
+CANONICAL = "canonical"
 
-# Counters and masks that some versions of the libraries write and others do not; none of them is learnt.
-BUFFERS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
-SCALES = ("logit_scale", "logit_bias")
-# A name that only the family has, and what then lies beside it.
-SIGNATURES: dict[Family, tuple[str, tuple[str, ...]]] = {
-    "open_clip": ("class_embedding", ("conv1.weight",)),
-    "hugging_face": (
-        "embeddings.class_embedding",
-        ("embeddings.patch_embedding.weight", "pre_layrnorm.weight"),
-    ),
-}
-# What the image tower of the other family would have.
-FOREIGN = {"open_clip": (".self_attn.", "encoder.layers."), "hugging_face": (".resblocks.", ".in_proj_")}
-TITLES = {"open_clip": "open_clip", "hugging_face": "Hugging Face"}
+
+def naming_names() -> list[str]:
+    """What an output may be named as: any family of CLIPs, or `canonical`, the names that a bank has inside."""
+    return [*(family.name for family in clip_families()), CANONICAL]
+
+
+if TYPE_CHECKING:
+    NamingName = str
+else:
+    NamingName = Literal[tuple(naming_names())]
 
 
 @dataclass(frozen=True)
@@ -33,55 +28,61 @@ class Naming:
     """The names in a file, relative to the canonical ones.
 
     Canonical are the names of open_clip's image tower (`conv1.weight`, `transformer.resblocks.0.attn.in_proj_weight`),
-    `text.…` for its text tower, `logit_scale`, and `other.…` for what lies beside the model. Any model that is no CLIP
-    keeps its names (`plain`).
+    `text.…` for its text tower, `logit_scale`, and `other.…` for what is not part of the model. Any model that is no
+    CLIP keeps its names (`plain`).
 
     Args:
-        family: which library's names.
+        family: name of the family.
         prefix: what the model's names begin with: `module.`, `model.`, ….
         image: what the names of the image tower begin with after that; nothing where it stands alone.
-        text: the same of open_clip's text tower: nothing, or `text.`.
+        text: what the names of open_clip's text tower begin with after that: nothing, or `text.`.
     """
 
-    family: Family = "plain"
+    family: str = "plain"
     prefix: str = ""
     image: str = ""
     text: str = ""
 
     @property
+    def rules(self) -> Family:
+        """What is said of the family."""
+        return next(one for one in FAMILIES if one.name == self.family)
+
+    @property
     def identity(self) -> bool:
         """Whether files name their weights by the canonical names."""
-        return self.family != "hugging_face" and not self.prefix and not self.image
+        return not (self.prefix or self.image or self.rules.translates)
 
     def place(self, weight: str) -> Place:
-        """Where a weight of this canonical name lies in the file.
+        """Where the weight of this canonical name is in the file.
 
         Raises:
-            MergeError: the library has no such weight.
+            MergeError: the family has no such weight.
         """
         if self.identity:
             return Place((weight,))
         if weight.startswith("other."):
             return Place((weight.removeprefix("other."),))
-        if self.family == "hugging_face":
-            return self._hugging_face_place(weight)
-        if is_image(weight):
-            return Place((f"{self.prefix}{self.image}{weight}",))
-        inside = weight.startswith("text.")
-        return Place((self.prefix + (self.text + weight.removeprefix("text.") if inside else weight),))
+        place = self.rules.place(weight, self.image, self.text)
+        if place is None:
+            raise MergeError(
+                f"{self.rules.title}'s CLIP has no weight for {weight}: leave naming out, or take open_clip's",
+                weight=weight,
+            )
+        return place._replace(names=tuple(self.prefix + name for name in place.names))
 
     def weight(self, name: str) -> str | None:
-        """The canonical name of what a file calls `name`, whole or a part of it; None for what is no weight."""
+        """The canonical name of the weight of which `name` in the file is the whole or a part; None for no weight."""
         if self.identity:
             return name
-        if name.rpartition(".")[2] in BUFFERS:
+        if has_role("buffer", name):
             return None
         inside = name.removeprefix(self.prefix)
-        weight = self._hugging_face_weight if self.family == "hugging_face" else self._open_clip_weight
-        return (weight(inside) if name.startswith(self.prefix) else None) or f"other.{name}"
+        own = name.startswith(self.prefix)
+        return (self.rules.weight(inside, self.image, self.text) if own else None) or f"other.{name}"
 
     def places(self, names: Collection[str], label: str) -> dict[str, Place]:
-        """Canonical name → where it lies, of every weight of a file with these names.
+        """Canonical name → where it is, of every weight of a file with these names.
 
         Raises:
             MergeError: a weight of which a part is missing; `label` says where.
@@ -98,62 +99,43 @@ class Naming:
                     )
         return found
 
-    def _hugging_face_place(self, weight: str) -> Place:
-        place = hugging_face_place(weight)
-        if place is None:
-            raise MergeError(
-                f"Hugging Face's CLIP has no weight for {weight}: leave naming out, or take open_clip's", weight=weight
-            )
-        tower = "vision_model."
-        names = (self.image + name.removeprefix(tower) if name.startswith(tower) else name for name in place.names)
-        return place._replace(names=tuple(self.prefix + name for name in names))
-
-    def _hugging_face_weight(self, inside: str) -> str | None:
-        alone = None if self.image else open_clip_weight(f"vision_model.{inside}")
-        return alone or open_clip_weight(inside)
-
-    def _open_clip_weight(self, inside: str) -> str | None:
-        if inside.startswith(self.image):
-            return inside.removeprefix(self.image)
-        if inside in SCALES or (self.text and inside.startswith(("text.", "text_decoder."))):
-            return inside
-        return None if self.text else f"text.{inside}"
-
 
 PLAIN = Naming()
 
 
-def is_image(weight: str) -> bool:
-    """Whether a canonical name is of a CLIP's image tower."""
-    return weight not in SCALES and not weight.startswith(("text.", "text_decoder.", "other."))
-
-
 def detect(names: Collection[str], label: str = "state dict") -> Naming:
-    """The naming of a file with these names, of which nothing else is looked at; `PLAIN` for what is no CLIP.
+    """The naming of a file by the names in it alone; `PLAIN` for what is no CLIP.
 
     Raises:
-        MergeError: names of two libraries in one image tower; `label` says where.
+        MergeError: names of two families in one image tower; `label` says where.
     """
-    towers = _towers(names)
-    if len({family for family, _ in towers}) > 1:
-        (one, first), (other, second) = (next(t for t in towers if t[0] == family) for family in SIGNATURES)
-        raise _half(label, first + SIGNATURES[one][0], one, second + SIGNATURES[other][0], other)
+    families = [one for one in clip_families() if not one.found_as]
+    signed = [(one, tower) for one in families for tower in one.towers(names)]
+    first = dict(reversed(signed))
+    if len(first) > 1:
+        one, other, *_ = (family for family in families if family in first)
+        raise _half(label, first[one] + one.signature[0], one, first[other] + other.signature[0], other)
+    towers = signed or [(one, tower) for one in families for tower in one.towers_of_whole(names)]
     if len(towers) != 1:
         # No CLIP, or several: a pair of teacher and student fits another pair by its names.
         return PLAIN
-    family, tower = towers[0]
-    foreign = next(
-        (n for n in names if n.startswith(tower) and any(sign in n[len(tower) :] for sign in FOREIGN[family])), None
-    )
-    if foreign is not None:
-        other = next(one for one in SIGNATURES if one != family)
-        own = next(name for name in names if name.startswith(tower) and name.endswith("class_embedding"))
-        raise _half(label, own, family, foreign, other)
-    image = "vision_model." if family == "hugging_face" else "visual."
-    image = image if tower == image or tower.endswith(f".{image}") else ""
+    ((family, tower),) = towers
+    for other in families if signed else ():
+        for name in names:
+            if other is not family and name.startswith(tower) and any(s in name[len(tower) :] for s in other.signs):
+                raise _half(label, tower + family.signature[0], family, name, other)
+    image = family.image if tower == family.image or tower.endswith(f".{family.image}") else ""
     prefix = tower.removesuffix(image)
-    text = "text." if image and any(name.startswith(f"{prefix}text.") for name in names) else ""
-    return Naming(family, prefix, image, text if family == "open_clip" else "")
+    texts = family.text and image and any(name.startswith(prefix + family.text) for name in names)
+    return Naming(family.name, prefix, image, family.text if texts else "")
+
+
+def check_naming(naming: str) -> None:
+    """Raises MergeError where there is no naming of this name."""
+    names = naming_names()
+    if naming not in names:
+        near = get_close_matches(naming, names, n=1, cutoff=0)
+        raise MergeError(f"naming={naming!r}: expected one of {', '.join(names)}; the nearest is {near[0]}")
 
 
 def named(naming: str, weights: Iterable[str]) -> Naming:
@@ -162,39 +144,22 @@ def named(naming: str, weights: Iterable[str]) -> Naming:
     Raises:
         MergeError: no such naming, or the model is no CLIP.
     """
-    if naming not in get_args(NamingName):
-        raise MergeError(f"naming={naming!r}: expected one of {', '.join(get_args(NamingName))}")
+    check_naming(naming)
     weights = set(weights)
-    if naming == "canonical":
+    if naming == CANONICAL:
         return PLAIN
     if not any(is_image(name) and name.endswith(("class_embedding", "conv1.weight")) for name in weights):
         raise MergeError(
             f"naming={naming}: these weights ({', '.join(sorted(weights)[:3])}, …) are not a CLIP's: leave naming out"
         )
-    if naming == "hugging_face":
-        return Naming("hugging_face", image="vision_model.")
-    alone = naming == "open_clip" and all(is_image(name) or name.startswith("other.") for name in weights)
-    return Naming("open_clip", image="" if alone else "visual.")
+    family = next(one for one in clip_families() if one.name == naming)
+    alone = family.image_alone and all(is_image(name) or name.startswith("other.") for name in weights)
+    return Naming(family.found_as or family.name, image="" if alone else family.image)
 
 
-def _towers(names: Collection[str]) -> list[tuple[Family, str]]:
-    """Family and prefix of every image tower."""
-    found: list[tuple[Family, str]] = []
-    for family, (last, beside) in SIGNATURES.items():
-        prefixes = [name.removesuffix(last) for name in names if name == last or name.endswith(f".{last}")]
-        found += [(family, one) for one in prefixes if all(one + other in names for other in beside)]
-    if not found:
-        # Towers of other kinds (ResNet, timm) have no name in common, but the whole model has.
-        roots = [name.removesuffix("logit_scale") for name in names if name.rpartition(".")[2] == "logit_scale"]
-        found += [
-            ("open_clip", f"{root}visual.") for root in roots if any(n.startswith(f"{root}visual.") for n in names)
-        ]
-    return found
-
-
-def _half(label: str, own: str, family: Family, foreign: str, other: Family) -> MergeError:
+def _half(label: str, own: str, family: ClipFamily, foreign: str, other: ClipFamily) -> MergeError:
     return MergeError(
-        f"{label} has {own}, as {TITLES[family]} names it, and {foreign}, as {TITLES[other]} does: convert it whole, "
+        f"{label} has {own}, as {family.title} names it, and {foreign}, as {other.title} does: convert it whole, "
         "or take the file that it was made from",
         weight=foreign,
     )

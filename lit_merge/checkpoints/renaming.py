@@ -12,7 +12,8 @@ from lit_merge.errors import MergeError
 
 
 class Renamed(Checkpoint):
-    """A view of a checkpoint by canonical names: parts are put together and layouts turned when they are read.
+    """A view of a checkpoint by canonical names: weights in several parts are put together when they are read, and
+    transposed ones turned.
 
     Raises:
         MergeError: a part that is missing, or parts that do not fit together.
@@ -64,14 +65,14 @@ class Renamed(Checkpoint):
         try:
             return ", ".join(self.naming.place(weight).names)
         except MergeError:
-            return weight  # of a library that has no such weight
+            return weight  # of a family that has no such weight
 
 
 class Named(Checkpoint):
     """A view of a checkpoint of canonical names by another naming. One whole weight is read for each of its parts.
 
     Raises:
-        MergeError: a weight that the naming's library has not.
+        MergeError: a weight that the naming's family does not have.
     """
 
     def __init__(self, source: Checkpoint, naming: Naming) -> None:
@@ -103,7 +104,7 @@ def canonical_weights(weights: Mapping[str, Tensor], label: str = "state dict") 
     """Weights of any naming by canonical names, differentiable.
 
     Raises:
-        MergeError: as `canonical`.
+        MergeError: names of two families, or a part that is missing.
     """
     naming = detect(weights, label)
     places = naming.places(weights, label)
@@ -116,7 +117,7 @@ def rename(weights: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """Weights of canonical names by another naming, differentiable. Parts of one weight are views of it.
 
     Raises:
-        MergeError: a weight that the naming's library has not.
+        MergeError: a weight that the naming's family does not have.
     """
     if naming.identity:
         return dict(weights)

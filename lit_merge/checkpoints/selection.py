@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
+from lit_merge.checkpoints.families import FAMILIES
 from lit_merge.checkpoints.updates import Update
 
-# What layer normalisation was called in the first BERT, whose files still are.
-OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Beginnings of names that are tried, and names that they are found by.
 LIKELY, SAMPLE = 8, 100
 
@@ -54,9 +53,9 @@ def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
 
 
 def named_like(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
-    """A base under the experts' names, where they differ in how names begin only (`bert.`, which transformers puts
-    before an encoder that has a head; wrappers of trainers), or name layer normalisation as the first BERT did; itself
-    otherwise. Whatever the base lacks, or has beside: what fits most weights counts.
+    """A base under the experts' names, where theirs begin otherwise (`bert.`, which transformers puts before an encoder
+    that has a head; wrappers of trainers), or are names of older files; itself otherwise. The beginning by which most
+    weights fit counts: the base may lack some weights, and have others.
 
     Args:
         checkpoint: the base.
@@ -109,8 +108,8 @@ def _end(name: str) -> str:
 
 
 def modernised(name: str) -> str:
-    """The name that transformers gives a weight today."""
-    for old, new in OLD_NAMES.items():
+    """The name that the weight's family gives it today."""
+    for old, new in ((old, new) for family in FAMILIES for old, new in family.old_names.items()):
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn, get_args
 
-from lit_merge.checkpoints import NamingName
 from lit_merge.checkpoints.conversion import DType, convert, parse_size
+from lit_merge.checkpoints.naming import check_naming, naming_names
 from lit_merge.errors import MergeError
 
 ABOUT = """\
@@ -36,10 +36,14 @@ def convert_command(arguments: Sequence[str]) -> None:
         "--max_shard_size", help="as 5GB: files of that size at most, with an index, as transformers has"
     )
     parser.add_argument(
-        "--naming", choices=get_args(NamingName), help="whose names a CLIP's weights get; as they are by default"
+        "--naming",
+        metavar=f"{{{','.join(naming_names())}}}",
+        help="whose names a CLIP's weights get; as they are by default",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     options = parser.parse_args(arguments)
+    if options.naming is not None:
+        check_naming(options.naming)
     size = None if options.max_shard_size is None else parse_size(options.max_shard_size)
     held = convert(options.source, options.output, options.dtype, options.base, size, options.overwrite, options.naming)
     print(f"{len(held.shapes)} weights of {held.label} written to {options.output}")

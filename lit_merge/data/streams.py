@@ -1,9 +1,8 @@
-"""The streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
+"""Streams: unlabelled batches of every task for adaptation, labelled batches of one task for evaluation."""
 
-import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 
 class ImageSource(ABC):
@@ -33,11 +32,11 @@ class ImageSource(ABC):
         return f"image {index}"
 
     def content(self, index: int) -> bytes:
-        """What stands in an image's file, or its pixels where there is none: equal for copies."""
+        """The bytes of an image's file, or its pixels where there is no file: equal for copies."""
         return self.read([index]).numpy().tobytes()
 
     def lengths(self) -> list[int]:
-        """Bytes of every image's `content`; contents of another length need not be read to be told apart."""
+        """Number of bytes in every image's `content`: contents of different lengths differ without being read."""
         return [len(self.content(i)) for i in range(len(self))]
 
     def pixels(self, index: int) -> bytes:
@@ -129,7 +128,7 @@ class OrderedImages(ImageSource):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a simulation knows of a stream, image by image in its order, and adaptation is never told.
+    """What a simulation knows of every image of a stream, in the order of the stream. Adaptation never sees it.
 
     Args:
         tasks: which task each image belongs to.
@@ -149,7 +148,7 @@ class Answers:
 
 
 class UnlabelledImages(Dataset[dict[str, Tensor]]):
-    """{task: images}, and nothing else: adaptation never sees a label. Indexed by what `TaskBatchSampler` yields."""
+    """{task: images} without labels. An index is what `TaskBatchSampler` yields."""
 
     def __init__(self, sources: Mapping[str, ImageSource]) -> None:
         self.sources = dict(sources)
@@ -158,85 +157,9 @@ class UnlabelledImages(Dataset[dict[str, Tensor]]):
         return {task: self.sources[task].read(chosen) for task, chosen in indices.items()}
 
 
-class TaskBatchSampler(Sampler[dict[str, list[int]]]):
-    """One batch of every task per step, an epoch being one pass over the largest task.
-
-    Every task is an endless sequence of permutations of its images, seeded by (seed, task, pass). A step's batch is a
-    function of its number alone: nothing to store for a resume, and processes take turns without talking.
-
-    Args:
-        sizes: task → number of images.
-        batch_size: images of each task per step and process.
-        seed: of the permutations.
-        rank, world_size: this process among how many.
-        position: asked at the start of every pass: the number of the step that comes next. By default a pass goes on
-            where the last one ended.
-    """
-
-    def __init__(
-        self,
-        sizes: Mapping[str, int],
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        position: Callable[[], int] | None = None,
-    ) -> None:
-        self.sizes = dict(sizes)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank, self.world_size = rank, world_size
-        self.position = position
-        self.next = 0
-
-    def __len__(self) -> int:
-        return -(-max(self.sizes.values()) // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        first = self.next if self.position is None else self.position()
-        for step in range(first, first + len(self)):
-            self.next = step + 1
-            start = (step * self.world_size + self.rank) * self.batch_size
-            yield {task: self._draw(task, start) for task in self.sizes}
-
-    def _draw(self, task: str, start: int) -> list[int]:
-        size = self.sizes[task]
-        drawn: list[int] = []
-        while len(drawn) < self.batch_size:
-            turn, offset = divmod(start + len(drawn), size)
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{task}/{turn}".encode()))
-            order = torch.randperm(size, generator=generator)
-            drawn += order[offset : offset + self.batch_size - len(drawn)].tolist()
-        return drawn
-
-
-class OnePassSampler(Sampler[dict[str, list[int]]]):
-    """Every image once, in order, one batch of every task per step; a task that is used up is left out of later ones.
-
-    Args:
-        sizes: task → number of images.
-        batch_size: images of each task per step.
-        position: asked at the start: the number of the step that comes next, 0 by default.
-    """
-
-    def __init__(self, sizes: Mapping[str, int], batch_size: int, position: Callable[[], int] | None = None) -> None:
-        self.sizes = dict(sizes)
-        self.batch_size = batch_size
-        self.position = position
-
-    def __len__(self) -> int:
-        return -(-max(self.sizes.values()) // self.batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        for step in range(self.position() if self.position else 0, len(self)):
-            start = step * self.batch_size
-            ends = {task: min(start + self.batch_size, size) for task, size in self.sizes.items() if start < size}
-            yield {task: list(range(start, end)) for task, end in ends.items()}
-
-
 class LabelledImages(Dataset[dict[str, Any]]):
-    """Batches {"task", "images", "labels", "indices"} of one task each, all tasks in turn; "files" where they are, and
-    "head" where images are not classified by the head of their own task."""
+    """Batches {"task", "images", "labels", "indices"} of one task each, task after task. "labels" is there where they
+    are known, "files" where images are files, "head" where another head than the task's own classifies them."""
 
     def __init__(
         self, sources: Mapping[str, tuple[ImageSource, Tensor | None]], batch_size: int, head: str | None = None

@@ -17,14 +17,8 @@ from torch.utils.data import DataLoader
 
 from lit_merge.data.class_names import MIXED, ClassNames
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
-from lit_merge.data.streams import (
-    Answers,
-    ImageSource,
-    LabelledImages,
-    OnePassSampler,
-    TaskBatchSampler,
-    UnlabelledImages,
-)
+from lit_merge.data.samplers import OnePassSampler, TaskBatchSampler
+from lit_merge.data.streams import Answers, ImageSource, LabelledImages, UnlabelledImages
 from lit_merge.errors import MergeError, MergeWarning
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from lit_merge.checkpoints import Checkpoint, is_image, named_like, without
+from lit_merge.checkpoints import PLAIN, Checkpoint, is_image, named_like, without
 from lit_merge.checkpoints.companions.cropping import Cropped, is_vocabulary, resized, rows_of, vocabulary
 from lit_merge.checkpoints.companions.vocabularies import Conflict, conflicts, tokenizer_of
+from lit_merge.checkpoints.families import has_role
 from lit_merge.errors import MergeError, MergeWarning
 
 
@@ -26,16 +27,15 @@ def optional_weights(experts: Sequence[Checkpoint], base: Checkpoint | None) -> 
     for name in set().union(*(one.shapes for one in everything)) - shared:
         having = [one for one in everything if name in one.shapes]
         beside = base is not None and having == [base] and _is_beside(name, base, experts[0])
-        if beside or name.endswith("position_ids") or all(_is_copy(name, one, shared) for one in having):
+        if beside or has_role("buffer", name) or all(_is_copy(name, one, shared) for one in having):
             found.add(name)
     return found
 
 
 def _is_beside(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
-    if base.naming.family == "plain" or name.startswith("other."):
+    if base.naming.family == PLAIN.family or name.startswith("other."):
         return False
-    # Hugging Face's vision model ends before the projection.
-    return not is_image(name) or (name == "proj" and expert.naming.family == "hugging_face")
+    return not is_image(name) or name in expert.naming.rules.may_lack
 
 
 def _is_copy(name: str, checkpoint: Checkpoint, shared: set[str]) -> bool:

@@ -4,18 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from lit_merge.checkpoints.companions.cropping import is_vocabulary
+from lit_merge.checkpoints.families import has_role
 from lit_merge.errors import MergeError
 
 Matrices = str | list[str]
 
-# Weights inside a numbered block ("resblocks.3.", "layer.11.") that belong to its attention or its MLP, in the
-# names of open_clip, OpenAI, Hugging Face's CLIP, BERT, RoBERTa, Llama and GPT-2.
-_BLOCK = re.compile(r"\.\d+\..*(attn|attention|mlp|ffn|moe|expert|intermediate|output|fc\d|c_fc|c_proj)", re.IGNORECASE)
-_NUMBERED = re.compile(r"\.\d+\.")
 _NOT_BLOCK = re.compile(r"(ln_|norm|bias|embed)", re.IGNORECASE)
-# BERT's table of two segments.
-_SEGMENTS = "token_type_embeddings"
 # What a name begins with up to the number of its block.
 _UP_TO_BLOCK = re.compile(r"^.*?\.\d+\.")
 
@@ -34,14 +28,14 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
     """
     two_d = [name for name, shape in shapes.items() if len(shape) == 2]
     if matrices == "block":
-        inside = [name for name in two_d if _NUMBERED.search(name) and not _NOT_BLOCK.search(name)]
+        inside = [name for name in two_d if block_of(name) and not _NOT_BLOCK.search(name)]
         # A model that names its parts in ways of its own still has numbered blocks.
-        selected = {name for name in inside if _BLOCK.search(name)} or set(inside)
+        selected = {name for name in inside if has_role("block", name.removeprefix(block_of(name)))} or set(inside)
     elif matrices in ("all", "every"):
         # Tables that are looked up are no maps of features.
-        selected = {name for name in two_d if not is_vocabulary(name) and _SEGMENTS not in name}
+        selected = {name for name in two_d if not has_role("vocabulary", name) and not has_role("segments", name)}
         if matrices == "all":
-            selected = {name for name in selected if not name.endswith("text_projection")}
+            selected = {name for name in selected if not has_role("text_projection", name)}
     elif isinstance(matrices, str):
         raise MergeError(f"matrices={matrices!r}: expected block, all, every or a list of name patterns")
     else:

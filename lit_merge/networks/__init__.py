@@ -1,12 +1,13 @@
 """Networks that run a forward with weights handed in, and their frozen heads."""
 
-from lit_merge.networks.clip import HuggingFaceImageEncoder, OpenClipImageEncoder
-from lit_merge.networks.heads.base import CosineHeads, Heads
+from lit_merge.networks.heads.base import Heads
+from lit_merge.networks.heads.cosine import CosineHeads
 from lit_merge.networks.heads.linear import LinearHeads
 from lit_merge.networks.heads.released import ReleasedHeads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
+from lit_merge.networks.image_encoders import HuggingFaceImageEncoder, OpenClipImageEncoder
 from lit_merge.networks.network import Network, compute_dtype
-from lit_merge.networks.text import HuggingFaceTextEncoder
+from lit_merge.networks.text_encoders import HuggingFaceTextEncoder
 
 __all__ = [
     "CosineHeads",

@@ -11,7 +11,8 @@ from lit_merge.errors import MergeError
 
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, compiled at its first call for each kind of input; merged weights may have a graph behind."""
+    """A function that torch.compile compiles at its first call for each kind of input. Weights in it may be the result
+    of a merge, with a graph of their own."""
     fast = torch.compile(forward)
 
     @wraps(forward)

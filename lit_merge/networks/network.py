@@ -19,10 +19,10 @@ NO_NAMES: Mapping[str, Tensor] = {}
 
 
 class Network(nn.Module, ABC):
-    """`encoder` has the shapes of the experts' weights; its own values are never used, and not kept.
+    """A model whose `encoder` has the names and shapes of the experts' weights; its own values are not kept.
 
-    Weights come by canonical names, and go to the encoder by its own, which `freeze` finds out. What a whole CLIP has
-    beside its image tower is left out.
+    Weights have canonical names here (see `Naming`); `freeze` finds out by which names the encoder takes them. Of a
+    whole CLIP only the image tower is run. docs/add_a_network.md makes a network of your own.
     """
 
     encoder: nn.Module
@@ -32,10 +32,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, inputs: Tensor) -> Tensor:
-        """What the data holds → what the encoder takes."""
+        """What the encoder takes, made of what the data holds."""
 
     def token_mask(self, inputs: Tensor) -> Tensor | None:
-        """(B, S) for inputs of S tokens each: which are no padding, so that statistics count them. None: all."""
+        """Which tokens are no padding, (B, S), for inputs of S tokens: statistics count those. None: all count."""
         return None
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
@@ -43,17 +43,17 @@ class Network(nn.Module, ABC):
         return cat(list(parts))
 
     def encode(self, inputs: Tensor) -> Any:
-        """Features (B, d) of inputs, with the weights that the encoder holds; or whatever the heads take that can be
-        `split` into the inputs of each task."""
+        """Features (B, d) of inputs, with the weights that the encoder holds now; or anything that the heads take and
+        that can be `split` into the inputs of each task."""
         return self.encoder(self.prepared(inputs))
 
     def prepared(self, inputs: Tensor) -> Tensor:
-        """Inputs as the encoder takes them, from `prepare`, in the precision of the weights that it holds."""
+        """What `prepare` makes of inputs, in the precision of the weights that the encoder holds now."""
         return self.prepare(inputs).to(next(self.encoder.parameters()).dtype)
 
     @property
     def device(self) -> torch.device:
-        """Where the heads lie, and the encoder runs."""
+        """The device of the heads, on which the encoder runs too."""
         return next(self.heads.parameters()).device
 
     def forward(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,25 +61,25 @@ class Network(nn.Module, ABC):
         return self.holding(weights, lambda: self.logits(inputs))
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
-        """Does something while the encoder's weights are these: a backward too, where blocks are computed again."""
+        """Runs `work` while the encoder has these weights. A backward that computes blocks again must be part of it."""
         own = rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
         named = {f"encoder.{name}": value for name, value in own.items()}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `forward`, with the weights that the encoder holds."""
+        """Logits (B, C) of every task, with the weights that the encoder holds now."""
         features = self.encode(self.join(list(inputs.values())))
         parts = features.split([len(x) for x in inputs.values()])
         return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
 
     def evaluate(self, weights: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
-        """Logits (B, C) of a batch of one task, of its own head or of the one that the batch names."""
+        """Logits (B, C) of a batch of one task, by the head that the batch names, or by the task's own."""
         head = batch.get("head", batch["task"])
         return self(weights, {head: batch["images"]})[head]
 
     def rows(self, batch: Mapping[str, Any], label_rows: Mapping[str, Tensor] = NO_NAMES) -> Tensor:
-        """Which rows of those logits are right, (B,): those of the labels, counted from the task's first row.
+        """The right row of `evaluate`'s logits for every input, (B,): its label, counted from the task's first row.
 
         Args:
             batch: of one task, with labels.
@@ -96,15 +96,15 @@ class Network(nn.Module, ABC):
         return labels + self.heads.first_row(batch.get("head", task), task)
 
     def strangers(self, names: Iterable[str]) -> list[str]:
-        """Which of an expert's weights are none of the encoder's, as classifiers: left out of the merge unless a
-        configuration says what is. None by default: then every weight has to be the encoder's."""
+        """Names of an expert's weights that are not the encoder's, as classifiers are: they are left out of the merge
+        unless a configuration says what is. By default there are none, and every weight has to be the encoder's."""
         return []
 
     def take_heads(self, experts: Mapping[str, Checkpoint]) -> None:
-        """Takes the heads that lie in the experts' own files, where the network was given no others."""
+        """Takes the heads in the experts' own files, if the network was given no others."""
 
     def checkpoint_gradients(self) -> None:
-        """Keeps the inputs of blocks only and computes the rest again in the backward: less memory, more time.
+        """Has blocks keep their inputs only and compute the rest again in the backward: less memory, more time.
 
         Raises:
             MergeError: an encoder that cannot.
@@ -122,7 +122,7 @@ class Network(nn.Module, ABC):
         for name in sorted(own.keys() ^ weights.keys()):
             where = "the experts have" if name in weights else "the network has"
             lacks = "the network has not" if name in weights else "the experts have not"
-            # What lies beside a CLIP goes by its own name in the files.
+            # What is not part of a CLIP has its own name in the files.
             name = name.removeprefix("other.")
             raise MergeError(
                 f"{where} a weight {name}, {lacks}: take the configuration that the experts were trained with",
@@ -158,7 +158,7 @@ class Network(nn.Module, ABC):
         object.__setattr__(self, "encoder", encoder)
 
     def runs(self, weight: str) -> bool:
-        """Whether this is a weight of the encoder's, by its canonical name, and not of a tower beside it."""
+        """Whether the weight of this canonical name is the encoder's, and not the other tower's."""
         return weight in self.shapes or is_image(weight) or weight.startswith("other.")
 
     def train(self, mode: bool = True) -> "Network":
@@ -167,7 +167,7 @@ class Network(nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Network":
         found = super()._apply(fn, recurse)
         if "encoder" not in self._modules:
-            # What the encoder computes with beside its weights, as masks of attention, moves with the network.
+            # What the encoder has besides weights, as masks of attention, moves with the network.
             for module in self.encoder.modules():
                 for name, buffer in module._buffers.items():
                     if buffer is not None and not buffer.is_meta:
@@ -176,7 +176,7 @@ class Network(nn.Module, ABC):
 
 
 def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """In which a network runs weights of these: the widest of them, and at least float32.
+    """The dtype in which a network runs weights of these dtypes: the widest of them, and at least float32.
 
     >>> compute_dtype([torch.int64, torch.bfloat16])
     torch.float32
@@ -185,8 +185,8 @@ def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, without memory for weights where it can do without: buffers that are no weights, as masks of
-    attention, have to be computed."""
+    """The model that `build` makes, without memory for weights. With it where the model has buffers that are not saved,
+    as masks of attention: they have to be computed."""
     with torch.device("meta"):
         made = build()
     weights = made.state_dict()

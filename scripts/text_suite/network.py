@@ -10,7 +10,7 @@ from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.data import TaskData
 from lit_merge.data.streams import ImageSource
 from lit_merge.data.task_data import Labelled
-from lit_merge.networks.heads.base import CosineHeads
+from lit_merge.networks.heads.cosine import CosineHeads
 from lit_merge.networks.network import Network
 from text_suite.encoder import fast_products, read_encoder, real_tokens, trimmed
 

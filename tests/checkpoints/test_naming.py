@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lit_merge import MergeError
 from lit_merge.checkpoints import PLAIN, Naming, StateDict, canonical, canonical_weights, detect, named, rename
-from lit_merge.checkpoints.clip_names import PLACES, WEIGHTS, hugging_face_place, open_clip_weight
+from lit_merge.checkpoints.families import FAMILIES, clip_families
+from lit_merge.checkpoints.families.family import TranslatedClip
 from tests.clip_models import hugging_face_model, hugging_face_tower, open_clip_model, state
 
 PREFIXES = ("", "module.", "model.", "image_encoder.model.", "module.model.")
@@ -34,12 +35,22 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_table_is_one_to_one() -> None:
-    assert len(WEIGHTS) == sum(len(place.names) for place in PLACES.values())
-    for weight in (name.replace("#", "11") for name in PLACES):
-        place = hugging_face_place(weight)
-        assert place is not None
-        assert {open_clip_weight(name) for name in place.names} == {weight}
+def test_tables_are_one_to_one() -> None:
+    for family in (one for one in FAMILIES if isinstance(one, TranslatedClip)):
+        names = [name for place in family.places.values() for name in place.names]
+        assert len(set(names)) == len(names)
+        for weight in (name.replace("#", "11") for name in family.places):
+            place = family.place(weight, family.image, "")
+            assert place is not None
+            assert {family.weight(name, family.image, "") for name in place.names} == {weight}
+
+
+def test_families_are_told_apart() -> None:
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    found = [family for family in clip_families() if not family.found_as]
+    for field in ("signature", "signs"):
+        parts = [part for family in found for part in getattr(family, field)]
+        assert len(set(parts)) == len(parts)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -122,6 +133,7 @@ def test_other_models_keep_their_names(clip: dict[str, Tensor]) -> None:
 
 def test_towers_of_other_kinds_in_a_whole_model(clip: dict[str, Tensor]) -> None:
     resnet = {"module.visual.layer1.0.conv1.weight": torch.ones(2, 2), "module.logit_scale": torch.ones(())}
+    assert detect([*resnet, "module.visual.trunk.self_attn.weight"]).image == "visual."
     found = canonical_weights(resnet | {"module.ln_final.bias": torch.ones(2)})
     assert found.keys() == {"layer1.0.conv1.weight", "logit_scale", "text.ln_final.bias"}
     with pytest.raises(MergeError, match=r"CLIP has no weight for layer1\.0\.conv1\.weight"):
@@ -129,8 +141,9 @@ def test_towers_of_other_kinds_in_a_whole_model(clip: dict[str, Tensor]) -> None
 
 
 def test_unknown_namings(clip: dict[str, Tensor]) -> None:
-    with pytest.raises(MergeError, match="naming='timm': expected one of open_clip, openai, hugging_face, canonical"):
-        named("timm", canonical_weights(clip))
+    told = "naming='openclip': expected one of open_clip, openai, hugging_face, canonical; the nearest is open_clip"
+    with pytest.raises(MergeError, match=told):
+        named("openclip", canonical_weights(clip))
 
 
 def test_a_part_that_is_missing(theirs: dict[str, Tensor]) -> None:

@@ -364,4 +364,6 @@ def test_convert(whole: dict[str, Weights], tmp_path: Path, capsys: pytest.Captu
     output = str(tmp_path / "never.safetensors")
     assert main(["convert", str(tmp_path / "other.safetensors"), "--output", output, "--naming", "openai"]) == 2
     assert "naming=openai: these weights (wte.weight, …) are not a CLIP's" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "missing.pt"), "--output", output, "--naming", "huggingface"]) == 2
+    assert "hugging_face, canonical; the nearest is hugging_face" in capsys.readouterr().err
     assert not Path(output).exists()

@@ -16,7 +16,7 @@ import lit_merge
 from lit_merge import MergeMethod, VisionTasks
 from lit_merge.cli.main import main
 from lit_merge.data.vision.task_list import TASKS
-from lit_merge.networks.architectures.clip import read_config
+from lit_merge.networks.clip_configurations import open_clip_options
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [(model, tasks) for model in ("b-32", "b-16", "l-14") for tasks in (8, 14, 20)]
@@ -47,7 +47,7 @@ def images(vision_root: Path, vision_files: Any, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ViT-B/32's configuration, made small."""
-    options = read_config("ViT-B-32-quickgelu")
+    options = open_clip_options("ViT-B-32-quickgelu")
     sizes = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 64}
     small = options | {"embed_dim": 16, "vision_cfg": options["vision_cfg"] | sizes}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -111,7 +111,7 @@ def test_a_test(model: str, tasks: int, run: Callable[..., int], tmp_path: Path)
 def test_networks_methods_and_figures(model: str, tasks: int) -> None:
     text = (ROOT / "configs" / f"clip-vit-{model}" / f"{tasks}.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)["model"]
-    read_config(content["network"]["init_args"]["config"])
+    open_clip_options(content["network"]["init_args"]["config"])
     others = [yaml.safe_load(found) for found in OTHER.findall(text)]
     assert len(others) == text.count("# method:") >= 4
     for choice in [content["method"], *others]:

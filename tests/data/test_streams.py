@@ -8,14 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_merge.data.samplers import OnePassSampler, TaskBatchSampler
 from lit_merge.data.streams import (
     Answers,
     ImageTensor,
     JoinedImages,
     LabelledImages,
-    OnePassSampler,
     OrderedImages,
-    TaskBatchSampler,
     UnlabelledImages,
 )
 

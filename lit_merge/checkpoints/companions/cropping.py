@@ -9,25 +9,17 @@ from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.companions.vocabularies import token_count, tokenizer_of
+from lit_merge.checkpoints.families import has_role
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.selection import Selection
 from lit_merge.checkpoints.updates import Update
 
-# Matrices and biases with a row for every token, in the names of BERT, GPT-2, Llama, T5, XLNet, Mamba and their kin.
-_VOCABULARY = re.compile(
-    r"\b((token|word|tok)_embeddings?|embed_tokens(_per_layer)?|tokens_embed|wte|embed_out|embed_in|lm_loss"
-    r"|(generator_)?lm_head(?!\.(dense|layer_?norm|transform))|vocab_projector|final_logits_bias|pred_layer\.proj"
-    r"|predictions\.(decoder|bias)|backbone\.embeddings?(?=\.weight$))\b|(^|\bmodel\.)shared\.weight$",
-    re.IGNORECASE,
-)
 _NUMBER = re.compile(r"(^|\.)\d+(\.|$)")
-# Tables of something else, and what has one entry for every feature.
-_OTHER = re.compile(r"position|wpe|token_type|segment|norm|ln_", re.IGNORECASE)
 
 
 def is_vocabulary(name: str) -> bool:
     """Whether a weight of this name has a row for every token."""
-    return bool(_VOCABULARY.search(name))
+    return has_role("vocabulary", name)
 
 
 def vocabulary(checkpoint: Checkpoint) -> set[str]:
@@ -40,7 +32,7 @@ def vocabulary(checkpoint: Checkpoint) -> set[str]:
     others = {
         name: shape[0]
         for name, shape in checkpoint.shapes.items()
-        if shape and shape[0] not in blocks and not _NUMBER.search(name) and not _OTHER.search(name)
+        if shape and shape[0] not in blocks and not _NUMBER.search(name) and not has_role("no_tokens", name)
     }
     sizes = _sizes(checkpoint, bool(named)) if others.keys() - named else set()
     return named | {name for name, rows in others.items() if rows in sizes}
@@ -58,7 +50,7 @@ def resized(name: str, shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
 
 
 def _axis(name: str) -> int:
-    return int(name.endswith("final_logits_bias"))
+    return int(has_role("token_columns", name))
 
 
 def _sizes(checkpoint: Checkpoint, named: bool) -> set[int]:

@@ -13,6 +13,7 @@ from lit_merge.checkpoints.companions.config_fit import CONFIG, changed, read_co
 from lit_merge.checkpoints.companions.cropping import is_vocabulary, rows_of
 from lit_merge.checkpoints.companions.trimming import trim
 from lit_merge.checkpoints.companions.vocabularies import prints, token_count, tokenizer_of
+from lit_merge.checkpoints.families import has_role
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.console import say
@@ -23,7 +24,6 @@ SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _TOKENIZER = re.compile(
     r"(tokenizer|vocab|merges|added_tokens|special_tokens_map|spiece|sentencepiece|chat_template).*|.*\.(jinja|model|tiktoken)"
 )
-_HEAD = re.compile(r"(lm_head|embed_out)\b")
 # Of a training, not of the model.
 LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", ADAPTER_CONFIG)
 
@@ -124,7 +124,7 @@ def ties_head(folder: Path, names: Collection[str]) -> str | None:
         tied = bool(about.get("tie_word_embeddings", True)) and ("LMHead" in kinds or "CausalLM" in kinds)
     except (OSError, ValueError, AttributeError, TypeError):
         return None
-    if not tied or any(_HEAD.search(name) for name in names):
+    if not tied or any(has_role("output_layer", name) for name in names):
         return None
     return next((name for name in names if is_vocabulary(name)), None)
 

@@ -14,13 +14,13 @@ from lit_merge.checkpoints import Checkpoint
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.data.class_names import id2label
 from lit_merge.errors import MergeError
-from lit_merge.networks.architectures.transformers import Given, split_outputs
 from lit_merge.networks.heads.base import Heads, wide
+from lit_merge.networks.transformers_models import Given, split_outputs
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder of transformers says of token sequences, and the sequences: classifiers pool as they please.
+    """Outputs of an encoder of transformers, and its inputs: each classifier pools them in its own way.
 
     Attributes:
         outputs: the encoder's, as `last_hidden_state` (B, S, d).
@@ -38,11 +38,11 @@ class Encoded:
 
 
 class ClassifierHeads(Heads):
-    """What stands on the encoder in transformers' sequence classifiers: `classifier`, `pre_classifier`, `score`, ….
+    """What follows the encoder in transformers' sequence classifiers: `classifier`, `pre_classifier`, `score`, ….
 
     Args:
         model: a sequence classifier of two classes whose encoder is taken out, replaced by `Given`.
-        other: the same of three classes: where shapes differ lie the classes.
+        other: the same model of three classes: axes whose sizes differ are those of the classes.
         prefix: what `model` calls its encoder.
     """
 
@@ -116,13 +116,13 @@ class ClassifierHeads(Heads):
                     task=task,
                     weight=name,
                 )
-            told = file.shapes[name]
-            fits = len(told) == len(shape) and all(
-                one == size for one, size in zip(told, expected, strict=True) if size != "classes"
+            found = file.shapes[name]
+            fits = len(found) == len(shape) and all(
+                one == size for one, size in zip(found, expected, strict=True) if size != "classes"
             )
             if not fits:
                 raise MergeError(
-                    f"{file.label}: the head {name} has shape {list(told)}, expected {' × '.join(map(str, expected))}",
+                    f"{file.label}: the head {name} has shape {list(found)}, expected {' × '.join(map(str, expected))}",
                     task=task,
                     weight=name,
                 )
@@ -146,7 +146,7 @@ class ClassifierHeads(Heads):
 
 
 def _names(experts: Mapping[str, Checkpoint]) -> dict[str, list[str]]:
-    """Task → the names of classes in the config.json beside an expert's weights, where that is of this expert alone."""
+    """Task → the names of classes in config.json in the folder of an expert, if no other expert is in that folder."""
     folders = {task: {path.parent for path in file.files} for task, file in experts.items()}
     used = Counter(folder for places in folders.values() for folder in places)
     found = {}

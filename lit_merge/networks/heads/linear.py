@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads.base import CosineHeads, Heads, check_width, read_names, read_rows, wide
+from lit_merge.networks.heads.base import Heads, check_width, wide
+from lit_merge.networks.heads.cosine import CosineHeads, read_row_names, read_rows
 from lit_merge.networks.heads.released import head_files, released_heads
 
 WEIGHT, BIAS = ".weight", ".bias"
@@ -65,11 +66,11 @@ class LinearHeads(Heads):
                 raise MergeError(f"{file.label}: head {task}{BIAS} holds NaN or infinity", task=task)
         try:
             made = cls({task: read_rows(file, task + WEIGHT, task) for task in tasks}, biases)
-            made.name_rows(read_names(file), file.label)
+            made.name_rows(read_row_names(file), file.label)
             return made
         except MergeError as error:
-            told = str(error) if file.label in str(error) else f"{file.label}: {error}"
-            raise MergeError(told, task=error.task) from error
+            line = str(error) if file.label in str(error) else f"{file.label}: {error}"
+            raise MergeError(line, task=error.task) from error
 
     def count(self, task: str) -> int:
         return len(self._pair(task)[0])
@@ -86,11 +87,11 @@ class LinearHeads(Heads):
 
 
 def load_heads(path: str | os.PathLike[str]) -> Heads:
-    """Heads from a file, which says by its names what they are: {task.weight, task.bias} are linear, {task} are rows
-    that features are compared with by their cosines. From a folder of `head_{task}.pt`, those of a release.
+    """Heads from a file, whose names say which kind they are: {task.weight, task.bias} are linear, {task} are the rows
+    of `CosineHeads`. From a folder of `head_{task}.pt`, the heads of a release.
 
     Raises:
-        MergeError: as `LinearHeads.load` and `CosineHeads.load`.
+        MergeError: what `LinearHeads.load` and `CosineHeads.load` raise.
     """
     if (folder := resolve(path)).is_dir():
         heads: Heads = released_heads(head_files(folder))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.errors import MergeError
-from lit_merge.networks.heads.base import CosineHeads
+from lit_merge.networks.heads.cosine import CosineHeads
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ReleasedHeads:
     files: dict[str, str]
 
     def build(self, config: str) -> CosineHeads:
-        """The heads; the configuration of the network tells nothing about them.
+        """The heads. They do not depend on the configuration of the network.
 
         Raises:
             MergeError: a file that is missing or holds no such head.

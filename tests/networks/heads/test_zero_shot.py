@@ -15,7 +15,7 @@ from lit_merge import MergeError, MergeWarning, OpenClipImageEncoder, ZeroShotHe
 from lit_merge.cli.main import main
 from lit_merge.data.class_names import ClassNames
 from lit_merge.networks.heads import zero_shot
-from lit_merge.networks.heads.zero_shot import TEMPLATES
+from lit_merge.networks.heads.class_texts import clip_templates
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 NAMES = {"alpha": ["cat", "guinea pig", "Pokémon"], "beta": [f"sort {i} of tea" for i in range(23)]}
@@ -68,7 +68,7 @@ def test_heads_are_those_of_open_clip(model: Model) -> None:
         torch.testing.assert_close(heads._row(task), rows, rtol=1e-4, atol=1e-5)
         # Classes are apart by far more than that.
         assert (rows @ rows.T - 2 * torch.eye(len(rows))).max() < 0.999
-    assert len(TEMPLATES) == 80
+    assert len(clip_templates()) == 80
 
 
 def test_logits_are_those_of_the_whole_model(model: Model) -> None:

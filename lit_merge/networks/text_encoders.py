@@ -1,4 +1,4 @@
-"""Text encoders of transformers: BERT, RoBERTa, DistilBERT, MiniLM, or whatever else it builds a classifier of."""
+"""Text encoders of transformers as networks: BERT, RoBERTa, and any model of which it builds a classifier."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from lit_merge.checkpoints import Checkpoint, modernised, open_checkpoint
 from lit_merge.errors import MergeError
-from lit_merge.networks.architectures.transformers import build_classifier, read_config
 from lit_merge.networks.heads.classifiers import ClassifierHeads, Encoded, take_apart
 from lit_merge.networks.heads.linear import load_heads
 from lit_merge.networks.network import Network
+from lit_merge.networks.transformers_models import build_classifier, checkpoint_blocks, read_configuration
 
 PADDING = -1
 """Stands where a text has ended already."""
 SEGMENT = 1 << 24
-"""A token of a pair's second text is its id and this."""
+"""What is added to the id of every token in the second text of a pair."""
 Pooling = Literal["cls", "mean", "pooler"]
 T = TypeVar("T")
 
@@ -32,20 +32,20 @@ class HuggingFaceTextEncoder(Network):
 
     Args:
         config: folder with the config.json of the pretrained model or of any expert.
-        heads: what the experts' own classifiers are not: path of a safetensors file {task.weight, task.bias}, or {task}
-            for cosines; or task → expert, whose classifier is taken. By default those of the experts that are merged.
+        heads: other heads than the classifiers of the experts that are merged: path of a safetensors file {task.weight,
+            task.bias}, or {task} for cosines; or task → expert, whose classifier is taken.
         pooling: for heads of a file: the first token's last hidden state (`cls`), the mean of all tokens' (`mean`), or
             what the model's own pooler makes of the first (`pooler`). Classifiers pool by themselves.
 
     Raises:
         MergeError: no such configuration; heads that cannot be read or are of another width; pooling where classifiers
-            do it, or none where nothing else does; a pooler that the model has not.
+            do it, or none where nothing else does; a pooler that the model does not have.
     """
 
     def __init__(self, config: str, heads: str | dict[str, str] | None = None, pooling: Pooling | None = None) -> None:
         super().__init__()
         self.folder, self.pooling = config, pooling
-        about = read_config(config)
+        about = read_configuration(config)
         model, encoder, self.prefix = take_apart(build_classifier(about, 2, config))
         self.encoder = encoder
         self.padding_id = getattr(about, "pad_token_id", None) or 0
@@ -70,8 +70,8 @@ class HuggingFaceTextEncoder(Network):
             self.heads.take(experts)
 
     def strangers(self, names: Iterable[str]) -> list[str]:
-        """What lies beside the encoder in a file, as classifiers do and heads of pretraining, and counters of old
-        versions. A weight inside the encoder is never one, whatever its depth."""
+        """Names of a file's weights that are not the encoder's: classifiers, heads of pretraining, and counters of old
+        versions. A weight inside the encoder is never one, at any depth."""
         parts = {name for name, _ in self.encoder.named_children()}
         own = {name: self._own(name) for name in names}
         return [name for name, one in own.items() if one.partition(".")[0] not in parts or one in self._buffers_only]
@@ -117,18 +117,8 @@ class HuggingFaceTextEncoder(Network):
         return Encoded(outputs, ids, mask) if self.pooling is None else self._pooled(outputs, mask)
 
     def checkpoint_gradients(self) -> None:
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        blocks = [module for module in self.encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not blocks:
+        if not checkpoint_blocks(self.encoder):
             super().checkpoint_gradients()
-        # What newer and older versions of transformers call it.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = getattr(self.encoder, next(name for name in names if hasattr(self.encoder, name)))
-        enable({"use_reentrant": False})
-        for block in blocks:
-            # The block alone, which looks whether it is in training; dropout, inside, stays off.
-            block.training = True
 
     def _own(self, name: str) -> str:
         """The encoder's own name of a weight of the files."""

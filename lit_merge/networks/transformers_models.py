@@ -1,4 +1,4 @@
-"""Models of transformers, built from a local configuration and without weights: this package hands those in."""
+"""Models of transformers, built from a local configuration and without weights, which networks are given later."""
 
 import copy
 from pathlib import Path
@@ -11,7 +11,7 @@ from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
 
 
-def read_config(folder: str) -> Any:
+def read_configuration(folder: str) -> Any:
     """The configuration of a model in a folder (or its config.json itself).
 
     Raises:
@@ -56,6 +56,25 @@ def build_classifier(config: Any, classes: int, path: str | Path) -> nn.Module:
     return model.eval()
 
 
+def checkpoint_blocks(encoder: Any) -> bool:
+    """Makes every block of a model keep its inputs only, and compute the rest again in the backward.
+
+    Returns:
+        Whether the model has blocks that can.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = [module for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if blocks:
+        # By its newer name first: warnings come with the older one.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        getattr(encoder, next(name for name in names if hasattr(encoder, name)))({"use_reentrant": False})
+    for block in blocks:
+        # The block alone, which looks whether it is in training; dropout, inside, stays off.
+        block.training = True
+    return bool(blocks)
+
+
 class Given(nn.Module):
     """Stands for an encoder whose outputs are known already."""
 
@@ -72,7 +91,7 @@ def split_outputs(outputs: Any, sizes: list[int]) -> list[Any]:
 
 
 def import_transformers() -> Any:
-    """transformers, told to be quiet.
+    """transformers, which says nothing but errors from now on.
 
     Raises:
         MergeError: it is not installed.
@@ -86,5 +105,5 @@ def import_transformers() -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first."""
+    """The first line of another library's error."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,23 +1,23 @@
-"""Image towers of CLIP: open_clip's and Hugging Face's."""
+"""The image towers of CLIP as networks: open_clip's and transformers'."""
 
+from abc import ABC
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, UInt8
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import _build_vision_tower
 from torch import Tensor, nn, tensor
 
 from lit_merge.errors import MergeError, check_finite
-from lit_merge.networks.architectures.clip import read_config, read_folder, vision_options
+from lit_merge.networks.clip_configurations import hugging_face_options, open_clip_options, vision_options
 from lit_merge.networks.heads.linear import load_heads
 from lit_merge.networks.heads.released import ReleasedHeads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.network import Network, without_weights
+from lit_merge.networks.transformers_models import checkpoint_blocks, import_transformers
 
 
-class ClipImages(Network):
+class SquareImages(Network, ABC):
     """A network of square images, uint8, (B, H, W) or (B, 3, H, W)."""
 
     mean: Tensor
@@ -31,7 +31,9 @@ class ClipImages(Network):
         heads: str | ZeroShotHeads | ReleasedHeads,
         config: str,
     ) -> None:
-        """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), heads."""
+        """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), and heads."""
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
         check_finite({"mean": mean, "std": std}, config)
         self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
         self.image_size = int(image_size if isinstance(image_size, int) else image_size[0])
@@ -49,7 +51,7 @@ class ClipImages(Network):
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
-class OpenClipImageEncoder(ClipImages):
+class OpenClipImageEncoder(SquareImages):
     """The image tower of an open_clip model with frozen heads on it. Images are uint8, (B, H, W) or (B, 3, H, W).
 
     Args:
@@ -63,13 +65,12 @@ class OpenClipImageEncoder(ClipImages):
 
     def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
         super().__init__()
-        options = read_config(config)
+        options = open_clip_options(config)
+        from open_clip.model import _build_vision_tower
+
         try:
-            self.encoder = without_weights(
-                lambda: _build_vision_tower(
-                    options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False)
-                )
-            )
+            build = (options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False))
+            self.encoder = without_weights(lambda: _build_vision_tower(*build))
         except (KeyError, TypeError) as error:
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
         preprocess = options.get("preprocess_cfg", {})
@@ -80,11 +81,11 @@ class OpenClipImageEncoder(ClipImages):
         cast(Any, self.encoder).set_grad_checkpointing(True)
 
 
-class HuggingFaceImageEncoder(ClipImages):
+class HuggingFaceImageEncoder(SquareImages):
     """transformers' CLIPVisionModelWithProjection with frozen heads on it. Images are uint8, (B, H, W) or (B, 3, H, W).
 
-    Mean and deviation of pixels are those of `preprocessor_config.json`, where it lies beside the configuration, and
-    CLIP's otherwise.
+    Mean and deviation of pixels are those of `preprocessor_config.json` in the folder of the configuration, or CLIP's
+    where there is no such file.
 
     Args:
         config: a folder with `config.json`, that file itself, or the name of a model (`openai/clip-vit-base-patch32`)
@@ -98,9 +99,9 @@ class HuggingFaceImageEncoder(ClipImages):
 
     def __init__(self, config: str, heads: str | ZeroShotHeads | ReleasedHeads) -> None:
         super().__init__()
-        options, preprocessing = read_folder(config)
+        options, preprocessing = hugging_face_options(config)
         vision = vision_options(options, config)
-        self.encoder = _tower(vision, config)
+        self.encoder = _vision_model(vision, config)
         mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
         self.take(vision["image_size"], mean, std, heads, config)
 
@@ -109,25 +110,15 @@ class HuggingFaceImageEncoder(ClipImages):
         return found
 
     def checkpoint_gradients(self) -> None:
-        encoder: Any = self.encoder
-        # By its newer name first: warnings come with the older one.
-        name = "activation_checkpointing_enable"
-        getattr(encoder, name if hasattr(encoder, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
-        for module in encoder.modules():
-            # transformers asks each block whether it is in training; what is in it must not be, for dropout's sake.
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
+        checkpoint_blocks(self.encoder)
 
 
-def _tower(vision: dict[str, Any], label: str) -> nn.Module:
-    """The tower, without memory for weights."""
-    try:
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    except ModuleNotFoundError as error:
-        raise MergeError("Hugging Face models need transformers: pip install 'lit_merge[hf]'") from error
+def _vision_model(vision: dict[str, Any], label: str) -> nn.Module:
+    """The model, without memory for weights."""
+    transformers = import_transformers()
     try:
         with torch.device("meta"):
-            made: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
+            made: nn.Module = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
     except Exception as error:  # transformers fails in as many ways as configurations are broken
         raise MergeError(f"{label} is no configuration of a CLIP: {error}") from error
     # Counted rather than learnt: no file has them.

@@ -1,0 +1,166 @@
+"""Configurations of CLIP models: open_clip's by name or file, Hugging Face's by file, and theirs as open_clip's."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.locations import resolve
+from lit_merge.errors import MergeError
+
+# Of transformers' configurations: what a file does not say.
+DEFAULTS = {
+    "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    | {"image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_channels": 3},
+    "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+    | {"max_position_embeddings": 77, "vocab_size": 49408, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+}
+
+
+def open_clip_options(config: str) -> dict[str, Any]:
+    """open_clip's options `{embed_dim, vision_cfg, text_cfg, quick_gelu, preprocess_cfg}` of a model.
+
+    Args:
+        config: name of an open_clip model; or a file, open_clip's or Hugging Face's, or a folder with one.
+
+    Raises:
+        MergeError: no such model, no JSON, or a configuration that open_clip cannot build.
+    """
+    path = resolve(config)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json" or path.exists():
+        found = read_json(path)
+        if is_hugging_face(found):
+            return _translated(found, _read_preprocessing(path), str(path))
+        # open_clip's hub files nest the model's part.
+        return found.get("model_cfg", found) | {k: v for k, v in found.items() if k == "preprocess_cfg"}
+    from open_clip import get_model_config, list_models
+
+    known = get_model_config(config)
+    if known is None:
+        near = get_close_matches(config, list_models(), n=1, cutoff=0)
+        raise MergeError(f"no open_clip model {config!r}; the nearest is {near[0]}; or give the path of a .json file")
+    return dict(known)
+
+
+def hugging_face_options(config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hugging Face's options of a model, and those of `preprocessor_config.json` in the same folder, if it is there.
+
+    Raises:
+        MergeError: no such file or folder, nor such a model in Hugging Face's cache; no JSON.
+    """
+    path = resolve(config)
+    if path.is_dir():
+        path = path / "config.json"
+    elif path.suffix != ".json":
+        path = _cached(config)
+    return read_json(path), _read_preprocessing(path)
+
+
+def vision_options(options: dict[str, Any], label: str) -> dict[str, Any]:
+    """Options of the image tower, every one that weights or a forward depend on among them.
+
+    Raises:
+        MergeError: not a configuration of CLIP; `label` says which.
+    """
+    if not is_hugging_face(options):
+        raise MergeError(
+            f"{label} is a configuration of {options.get('model_type', 'another kind')}: expected Hugging Face's of a "
+            "CLIP, with model_type clip or clip_vision_model"
+        )
+    vision = DEFAULTS["vision"] | _part(options, "vision_config", label) if "vision_config" in options else options
+    # The whole model has one width for both towers.
+    width = options.get("projection_dim", vision.get("projection_dim", 512))
+    return DEFAULTS["vision"] | vision | {"projection_dim": width}
+
+
+def is_hugging_face(options: dict[str, Any]) -> bool:
+    """Whether these are options of Hugging Face's CLIP, and not of open_clip's."""
+    return options.get("model_type") in ("clip", "clip_vision_model")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The options in a file.
+
+    Raises:
+        MergeError: no such file, or no JSON object in it.
+    """
+    try:
+        found = parse_json(path.read_bytes())
+    except OSError as error:
+        raise MergeError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise MergeError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise MergeError(f"{path} is no configuration: expected options, as open_clip's embed_dim and vision_cfg")
+    return found
+
+
+def _read_preprocessing(path: Path) -> dict[str, Any]:
+    """The content of `preprocessor_config.json` in the folder of a configuration; empty without such a file."""
+    beside = path.with_name("preprocessor_config.json")
+    return read_json(beside) if beside.exists() else {}
+
+
+def _cached(name: str) -> Path:
+    """The config.json of a model in Hugging Face's cache. Nothing is downloaded."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ModuleNotFoundError as error:
+        raise MergeError(f"{name}: no such file or folder") from error
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        found = None
+    if not isinstance(found, str):
+        raise MergeError(
+            f"{name}: no such file or folder, nor a model in Hugging Face's cache: give a folder with config.json, or "
+            f"run `hf download {name} config.json preprocessor_config.json` first"
+        )
+    return Path(found)
+
+
+def _translated(options: dict[str, Any], preprocessing: dict[str, Any], label: str) -> dict[str, Any]:
+    """Hugging Face's options of a CLIP as open_clip's.
+
+    Raises:
+        MergeError: not a configuration of CLIP, or one that open_clip cannot build.
+    """
+    vision = vision_options(options, label)
+    text = DEFAULTS["text"] | _part(options, "text_config", label) if "text_config" in options else None
+    activations = {str(part["hidden_act"]) for part in (vision, text) if part}
+    if len(activations) > 1 or not activations <= {"gelu", "quick_gelu"}:
+        raise MergeError(f"{label}: open_clip has no CLIP with hidden_act {' and '.join(sorted(activations))}")
+    found = {
+        "embed_dim": vision["projection_dim"],
+        "quick_gelu": activations == {"quick_gelu"},
+        "vision_cfg": _tower(vision)
+        | {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
+        | {"head_width": vision["hidden_size"] // vision["num_attention_heads"]},
+        "preprocess_cfg": {
+            ours: preprocessing[theirs]
+            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+            if theirs in preprocessing
+        },
+    }
+    if text:
+        sizes = {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}
+        found["text_cfg"] = _tower(text) | sizes | {"heads": text["num_attention_heads"]}
+    return found
+
+
+def _tower(part: dict[str, Any]) -> dict[str, Any]:
+    ratio = part["intermediate_size"] / part["hidden_size"]
+    norm = {"norm_kwargs": {"eps": part["layer_norm_eps"]}}
+    return {"width": part["hidden_size"], "layers": part["num_hidden_layers"], "mlp_ratio": ratio} | (
+        norm if part["layer_norm_eps"] != 1e-5 else {}
+    )
+
+
+def _part(options: dict[str, Any], name: str, label: str) -> dict[str, Any]:
+    part = options[name]
+    if not isinstance(part, dict):
+        raise MergeError(f"{label}: {name} is {part!r}, expected an object of options")
+    return part
