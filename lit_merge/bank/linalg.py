@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
 import torch
@@ -26,37 +24,28 @@ LARGE = 384
 MIDDLING = 2048
 # Singular values over rounding's, from which on a direction is its own: it may have been turned by a twentieth.
 CLEAR = 20
+# Least squares of which less is left of a feature, given those before it, are singular: then a ridge is added.
+SINGULAR, RIDGE = 1e-10, 1e-6
 R = TypeVar("R")
-_exact: ContextVar[bool] = ContextVar("exact", default=False)
 
 
-@contextmanager
-def exact_decompositions(exact: bool = True) -> Iterator[None]:
-    """Inside, every matrix is decomposed as a whole, however large and whatever is wanted of it; unless `exact` is off,
-    which changes nothing."""
-    token = _exact.set(exact or _exact.get())
-    try:
-        yield
-    finally:
-        _exact.reset(token)
-
-
-def takes_shortcuts(matrices: Tensor) -> bool:
-    """Whether matrices are decomposed only as far as is asked for: float64 asks for all digits."""
-    return matrices.dtype == torch.float32 and min(matrices.shape[-2:]) >= LARGE and not _exact.get()
+def takes_shortcuts(matrices: Tensor, exact: bool = False) -> bool:
+    """Whether matrices are decomposed only as far as is asked for: float64 asks for all digits, as `exact` does."""
+    return matrices.dtype == torch.float32 and min(matrices.shape[-2:]) >= LARGE and not exact
 
 
 def truncated_svd(
-    matrices: Float[Tensor, "*T m n"], rank: int
+    matrices: Float[Tensor, "*T m n"], rank: int, exact: bool = False
 ) -> tuple[Float[Tensor, "*T m r"], Float[Tensor, "*T r"], Float[Tensor, "*T n r"]]:
     """The `rank` largest singular triplets U, S, V with A ≈ U·diag(S)·Vᵀ, in the dtype of the input.
 
-    Exact to rounding for matrices with a side below 384, for float64 and inside `exact_decompositions`. Otherwise found
-    through the Gram matrix of the shorter side, until further iterations would add less than 1e-6 of the energy.
+    Exact to rounding for matrices with a side below 384, for float64 and where `exact` says so: every matrix is then
+    decomposed as a whole. Otherwise found through the Gram matrix of the shorter side, until further iterations would
+    add less than 1e-6 of the energy.
     Signs are fixed (the entry of largest size in every left vector is positive), so that the same matrix gives the same
     factors whatever the library chose.
     """
-    if not takes_shortcuts(matrices):
+    if not takes_shortcuts(matrices, exact):
         u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
         u, s, v = u[..., :rank], s[..., :rank], vh[..., :rank, :].mT
     elif matrices.shape[-2] < matrices.shape[-1]:
@@ -89,11 +78,9 @@ def side_by_side(work: Callable[[Tensor], R], matrices: Sequence[Tensor]) -> Ite
     if min(threads, len(matrices)) == 1 or first.device.type != "cpu" or min(first.shape[-2:]) > MIDDLING:
         yield from map(work, matrices)
         return
-    contexts = [copy_context() for _ in matrices]
     with ThreadPoolExecutor(min(threads, len(matrices)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            # Threads do not inherit whether decompositions are exact.
-            yield from pool.map(lambda context, one: context.run(work, one), contexts, matrices)
+            yield from pool.map(work, matrices)
         finally:
             # What a thread sets of the libraries below torch holds for all.
             torch.set_num_threads(threads)
@@ -108,7 +95,7 @@ def approximation(matrix: Float[Tensor, "m n"], rank: int) -> Float[Tensor, "m n
     return shifted(found if tall is small else found.mT, exponent)
 
 
-def polar_factor(matrix: Float[Tensor, "m n"], least: float = 0.0) -> Float[Tensor, "m n"]:
+def polar_factor(matrix: Float[Tensor, "m n"], least: float = 0.0, exact: bool = False) -> Float[Tensor, "m n"]:
     """The nearest matrix with orthonormal columns (or rows, where m < n): U·Vᵀ of the singular value decomposition, of
     the directions that the matrix has. Where it lacks rank, that is a partial isometry: an SVD would complete it by
     directions of no meaning.
@@ -119,8 +106,9 @@ def polar_factor(matrix: Float[Tensor, "m n"], least: float = 0.0) -> Float[Tens
     Args:
         matrix: of which the factor is wanted.
         least: a singular value that is not above it is no direction of the matrix; nor is one of rounding's size.
+        exact: from the whole decomposition, however large the matrix is.
     """
-    if not takes_shortcuts(matrix):
+    if not takes_shortcuts(matrix, exact):
         floor = rounding_share(matrix.shape, matrix.dtype)
         return partial_isometry(matrix.double(), least, floor)[0].to(matrix.dtype)
     small, exponent = of_middling_size(matrix)
@@ -183,6 +171,19 @@ def square_root(moment: Float[Tensor, "n n"]) -> Float[Tensor, "n r"]:
     values, vectors = torch.linalg.eigh(moment)
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0)
     return vectors[:, kept] * values[kept].sqrt()
+
+
+def ridge_solve(
+    left: Float[Tensor, "n n"], right: Float[Tensor, "n m"], towards: Float[Tensor, "n m"]
+) -> Float[Tensor, "n m"]:
+    """X of left·X = right, for a symmetric `left` without negative eigenvalues and a mean diagonal of 1. Where it is
+    singular a ridge draws X to `towards`: in the directions that `left` does not have, X is that."""
+    factor, failed = torch.linalg.cholesky_ex(left)
+    # The share of every feature that those before it do not explain: free of the features' units.
+    if failed or (factor.diagonal().square() / left.diagonal()).min() < SINGULAR:
+        factor = torch.linalg.cholesky(left + RIDGE * torch.eye(len(left)).to(left))
+        right = right + RIDGE * towards
+    return torch.cholesky_solve(right, factor)
 
 
 def product_svd(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lit_merge.bank.linalg import truncated_svd
+from lit_merge.bank.linalg import numerical_rank, truncated_svd
 from lit_merge.bank.weighted_sums import dense_sum, low_rank_sum
 from lit_merge.errors import MergeError
 
@@ -19,6 +19,16 @@ def rank_of(ratio: float, m: int, n: int) -> int:
     """
     # Rounding must not lose a direction where the product is whole: 0.07·100 is 7.000000000000001, 0.29·100 is 28.99….
     return max(1, int(ratio * min(m, n) + 1e-9))
+
+
+def ranks_left(common_ratio: float, r: int, tasks: int) -> int:
+    """q = (r − ⌊common_ratio·r⌋)/T for each of T tasks, rounded half to even, of which T must fit into r.
+
+    >>> ranks_left(0.8, 768, 8), ranks_left(0.8, 12, 8)
+    (19, 0)
+    """
+    # Python's round is half to even.
+    return min(round((r - int(common_ratio * r + 1e-9)) / tasks), r // tasks)
 
 
 def check_rank_ratio(ratio: float) -> float:
@@ -44,13 +54,13 @@ class LowRank:
     V: Float[Tensor, "T n r"]
 
     @classmethod
-    def from_dense(cls, matrices: Float[Tensor, "T m n"], rank: int) -> "LowRank":
-        """The best approximation of this rank, in the dtype of `matrices`.
+    def from_dense(cls, matrices: Float[Tensor, "T m n"], rank: int, exact: bool = False) -> "LowRank":
+        """The best approximation of this rank, in the dtype of `matrices`; see `truncated_svd`.
 
         >>> LowRank.from_dense(torch.eye(3)[None], rank=2).rank
         2
         """
-        return cls(*truncated_svd(matrices, rank))
+        return cls(*truncated_svd(matrices, rank, exact))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,6 +74,10 @@ class LowRank:
     @property
     def nbytes(self) -> int:
         return self.U.nbytes + self.S.nbytes + self.V.nbytes
+
+    def __mul__(self, factor: Tensor) -> "LowRank":
+        """Every matrix times a number, which its singular values take in."""
+        return LowRank(self.U, self.S * factor, self.V)
 
     def to_dense(self) -> Float[Tensor, "T m n"]:
         u = self.U.to(self.S.dtype)
@@ -80,6 +94,10 @@ class LowRank:
     def truncate(self, rank: int) -> "LowRank":
         """Views of the leading `rank` directions."""
         return LowRank(self.U[..., :rank], self.S[..., :rank], self.V[..., :rank])
+
+    def above(self, least: float) -> "LowRank":
+        """Views of the directions of one matrix whose singular values are above `least`, and above rounding's."""
+        return self.truncate(int(numerical_rank(self.S, self.shape, least)))
 
     def energy(self) -> Float[Tensor, "T r"]:
         """Squared singular values: their sum is the squared Frobenius norm of each matrix."""

@@ -33,17 +33,18 @@ class Decompositions:
         """Number of decompositions that had to be computed."""
         self._kept: dict[str, LowRank] = {}
 
-    def get(self, key: str, matrices: Float[Tensor, "T m n"], rank: int) -> LowRank:
+    def get(self, key: str, matrices: Float[Tensor, "T m n"], rank: int, exact: bool = False) -> LowRank:
         """The leading `rank` singular triplets of `matrices`.
 
         Args:
             key: names the matrices: the same key always stands for the same ones.
             matrices: what to decompose where it is not known yet.
             rank: number of directions; all are computed and kept, so that one decomposition serves every rank.
+            exact: see `truncated_svd`.
         """
         known = self._kept.get(key) or self._read(key)
         if known is None:
-            known = LowRank.from_dense(matrices, min(matrices.shape[1:]))
+            known = LowRank.from_dense(matrices, min(matrices.shape[1:]), exact)
             self.computed += 1
             if self.folder is not None:
                 tensors = {"U": known.U, "S": known.S, "V": known.V}

@@ -238,7 +238,7 @@ class Experts:
 
     def _weight(self, read: Weight) -> Weight:
         """The weight as it is merged, in float32 or more."""
-        name, experts, base = read.name, read.experts, read.base
+        name, experts, base = read.name, read.experts, read.pretrained
         for value, (task, checkpoint) in zip(experts, self.checkpoints.items(), strict=True):
             _check_finite(value, checkpoint, name, task)
         if base is not None and self.base is not None:
@@ -253,7 +253,7 @@ class Experts:
                     self._say("statistics", f"running means and variances, as {name}, are averaged: no task vectors")
                 # Of all and of the base the same: then there is nothing to merge.
                 return Weight(name, mean.expand_as(experts), None if base is None else mean)
-            return replace(read, experts=experts, base=base)
+            return replace(read, experts=experts, pretrained=base)
         if (experts == experts[0]).all():
             # Counters and indices: what the experts agree on holds, whatever the base had counted.
             return Weight(name, experts, None)

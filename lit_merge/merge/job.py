@@ -3,24 +3,23 @@
 import functools
 import math
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.bank.linalg import exact_decompositions
 from lit_merge.bank.low_rank import Delta, combine
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.console import track_bytes
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.experts.decompositions import Decompositions
-from lit_merge.experts.experts import Experts
+from lit_merge.experts.experts import Experts, Piece
 from lit_merge.experts.stream import WeightStream
 from lit_merge.experts.weight import Weight
+from lit_merge.merge.identical_experts import IdenticalExperts
 from lit_merge.merge.scaling import at_scaling, self_consistent_scaling, start_coefficients
 from lit_merge.methods import Transform
 from lit_merge.methods.base import MergeMethod
@@ -73,6 +72,7 @@ class Job:
     Attributes:
         experts: what is merged.
         weights: one at a time, as the transform leaves them.
+        decompositions: that are kept.
         method: as it was given.
         run: the same, with statistics of all weights where it takes any.
         transform: what is done to the task vectors first.
@@ -83,6 +83,7 @@ class Job:
 
     experts: Experts
     weights: WeightStream
+    decompositions: Decompositions | None
     method: MergeMethod
     run: MergeMethod
     transform: Transform | None
@@ -111,7 +112,7 @@ class Job:
             transform = None
         with_base = check_merge(experts, method, transform)
         change = None if transform is None else transform.fit(experts)
-        weights = WeightStream(experts, with_base, change, decompositions)
+        weights = WeightStream(experts, with_base, change)
         tasks = len(experts.tasks)
         if small := sorted(method.selected(experts.shapes) - method.selected(experts.shapes, tasks)):
             told = f"{type(method).__name__}: {small[0]}{f' and {len(small) - 1} others' if small[1:] else ''}"
@@ -121,7 +122,7 @@ class Job:
             # Where the base is read, values tell; see `parts`.
             warnings.warn(f"the expert {task} is the base: is a path wrong?", MergeWarning, stacklevel=4)
         run, report = method.prepare(weights), getattr(change, "report", {})
-        return cls(experts, weights, method, run, transform, svd, report, device)
+        return cls(experts, weights, decompositions, method, run, transform, svd, report, device)
 
     @functools.cached_property
     def selected(self) -> frozenset[str]:
@@ -150,69 +151,58 @@ class Job:
                 the other. What is computed is the same to the bit.
             factors: whether matrices are wanted as a bank holds them, or only their sum.
         """
-        experts, label = self.experts, type(self.method).__name__
-        label = label if self.transform is None else f"{type(self.transform).__name__} and {label}"
-        names = list(experts.shapes) if names is None else names
-        # The base, where it is read, comes after the experts.
-        alike = set(combinations(range(len(experts.tasks) + self.weights.with_base), 2))
-        split = set(in_blocks) - self.selected if self.method.elementwise else set()
-        pieces = [piece for name in names for piece in (self.weights.blocks(name) if name in split else [(name, None)])]
-        progress = track_bytes(experts.sizes_of(pieces), f"merging with {label}")
-        agree, stream = False, self.weights.stream(pieces)
+        pieces = self._pieces(self.experts.shapes if names is None else names, in_blocks)
+        label = " and ".join(type(one).__name__ for one in (self.transform, self.method) if one is not None)
+        progress = track_bytes(self.experts.sizes_of(pieces), f"merging with {label}")
+        identical, agree = IdenticalExperts(self.experts, self.weights.with_base), False
+        stream = self.weights.stream(pieces)
         for (name, rows), _ in zip(pieces, progress, strict=True):
-            if rows is not None and rows.start == 0:
-                # As a whole: a mean of equal numbers need not be that number.
-                agree = all(one.agrees for one in self.weights.stream([piece for piece in pieces if piece[0] == name]))
-            yield self._part(next(stream), rows, dtype, agree, alike, factors)
-        for i, j in sorted(alike) if names else ():
-            if self._equal(i, j, set(experts.shapes).difference(names)):
-                both = experts.tasks[i], (*experts.tasks, "")[j]
-                told = "the experts {} and {} are identical" if both[1] else "the expert {} is the base"
-                told = told.format(*both)
-                warnings.warn(f"{told}: is a path wrong?", MergeWarning, stacklevel=4)
+            weight = next(stream)
+            identical.compare(weight)
+            agree = self._agree(weight, rows, agree)
+            if agree:
+                made = [self._part(weight, rows, weight.experts[0], None, dtype)]
+            else:
+                weight = self._ready(weight, factors)
+                origin, delta = (self.run.matrix if name in self.selected else self.run.rest)(weight)
+                made = [self._part(weight, rows, origin, delta, dtype)]
+                del origin, delta
+            del weight  # not while its part is worked on, or the next weight is read
+            yield made.pop()
+        if pieces:
+            identical.warn(self.experts.shapes.keys() - {name for name, _ in pieces})
+
+    def _pieces(self, names: Iterable[str], in_blocks: Collection[str]) -> list[Piece]:
+        """These weights, or their blocks of rows where that changes nothing."""
+        split = set(in_blocks) - self.selected if self.method.elementwise else set()
+        return [piece for name in names for piece in (self.weights.blocks(name) if name in split else [(name, None)])]
+
+    def _agree(self, weight: Weight, rows: slice | None, before: bool) -> bool:
+        """Whether there is nothing to merge in the whole weight, of which these are some rows; `before` says it of the
+        rows before them. Not of each block by itself: a mean of equal numbers need not be that number."""
+        if rows is None:
+            return weight.agrees
+        blocks = self.weights.blocks(weight.name)
+        return before if rows.start else all(block.agrees for block in self.weights.stream(blocks))
+
+    def _ready(self, weight: Weight, factors: bool) -> Weight:
+        """With what its matrices are decomposed by, where they are decomposed."""
+        if weight.name in self.selected and self.decompositions is None:  # those that are kept are on the CPU
+            weight = weight.to(self.device)
+        return replace(weight, decompositions=self.decompositions, exact=self.svd == "exact", factors=factors)
 
     def _part(
-        self,
-        weight: Weight,
-        rows: slice | None,
-        dtype: torch.dtype | None,
-        agree: bool,
-        alike: set[tuple[int, int]],
-        factors: bool,
+        self, weight: Weight, rows: slice | None, origin: Tensor, delta: Delta | None, dtype: torch.dtype | None
     ) -> Part:
-        name, experts = weight.name, weight.experts
-        distinct = weight.distinct
-        # Counters come without the base's.
-        distinct += distinct[:1] if len(distinct) == len(experts) else []
-        alike &= {(i, j) for i, j in alike if torch.equal(distinct[i], distinct[j])}
-        del distinct
-        stored = dtype if dtype and experts.is_floating_point() else self.experts.dtypes[name]
-        row, last = (None, True) if rows is None else (rows.start, rows.stop == self.experts.shapes[name][0])
-        if agree if rows is not None else weight.agrees:
-            return Part(name, experts[0].to(stored), None, row, last)
-        del experts
-        selected = name in self.selected
-        if selected and weight.decompositions is None:  # those that are kept are on the CPU
-            weight = weight.to(self.device)
-        with exact_decompositions(self.svd == "exact"):
-            if factors:
-                origin, delta = (self.run.matrix if selected else self.run.rest)(weight)
-            else:
-                origin, delta = self.run.product(weight, selected)
-        origin, delta = origin.cpu(), None if delta is None else delta.cpu()
-        kept = stored
+        """Origin and delta as they are stored."""
+        name, origin, delta = weight.name, origin.cpu(), None if delta is None else delta.cpu()
+        kept = stored = dtype if dtype and origin.is_floating_point() else self.experts.dtypes[name]
         if dtype is None and weight.vectors is not None:
             # Adapters hold more digits than the base that they are for, and their mean more than they.
             kept = self.experts.precision(name)
             stored = stored if torch.equal(origin.to(stored).to(origin.dtype), origin) else origin.dtype
+        row, last = (None, True) if rows is None else (rows.start, rows.stop == self.experts.shapes[name][0])
         return Part(name, origin.to(stored), None if delta is None else delta.to(kept), row, last)
-
-    def _equal(self, i: int, j: int, names: Collection[str]) -> bool:
-        one, other = ([*self.experts.checkpoints.values(), self.experts.base][k] for k in (i, j))
-        assert one is not None
-        assert other is not None
-        pairs = ((one.read(name), other.read(name)) for name in names)
-        return all(torch.equal(a.to(wide := torch.promote_types(a.dtype, b.dtype)), b.to(wide)) for a, b in pairs)
 
     def merged(self, part: Part, dtype: torch.dtype | None = None) -> Tensor:
         """The rows of a merged weight, at the coefficients at which a merge starts; None for the experts' dtype."""

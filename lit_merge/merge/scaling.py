@@ -51,7 +51,7 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
     zero, one = (start_coefficients(method.at(value), bank.layers, len(bank.coefficients)) for value in (0.0, 1.0))
     at_zero, at_one = (replace(bank, coefficients=value) for value in (zero, one))
     for weight in weights:
-        if weight.name not in matrices or weight.base is None:
+        if weight.name not in matrices or weight.pretrained is None:
             continue
         vectors = weight.task_vectors.flatten(1).double()
         low, high = (merge.weight(weight.name, torch.float64) for merge in (at_zero, at_one))

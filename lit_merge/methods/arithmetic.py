@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lit_merge.bank.low_rank import Delta, check_rank_ratio, rank_of
+from lit_merge.bank.low_rank import Delta, rank_of
 from lit_merge.experts.matrices import Matrices
 from lit_merge.experts.weight import Weight
-from lit_merge.methods.base import MergeMethod, Scaling
+from lit_merge.methods.base import MergeMethod, Scaling, whole_vectors
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,6 @@ class WeightAveraging(MergeMethod):
     """W = mean_t θ_t, for every weight. Its bank has no deltas."""
 
     needs_base: ClassVar[bool] = False
-    elementwise: ClassVar[bool] = True
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         return weight.experts.mean(0), None
@@ -40,23 +39,12 @@ class TaskArithmetic(MergeMethod):
     scaling: Scaling = 0.3
     rank_ratio: float | None = None
     matrices: Matrices = "block"
-    needs_base: ClassVar[bool] = True
-    elementwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank_ratio is not None:
-            check_rank_ratio(self.rank_ratio)
 
     def selected(self, shapes: Mapping[str, tuple[int, ...]], tasks: int = 1) -> frozenset[str]:
         return frozenset() if self.rank_ratio is None else super().selected(shapes, tasks)
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        assert weight.base is not None
-        assert self.rank_ratio is not None
-        rank = rank_of(self.rank_ratio, *weight.experts.shape[1:])
+        rank = rank_of(self.rank_ratio or 1.0, *weight.experts.shape[1:])
         return weight.base, weight.svd("vectors")(weight.task_vectors, rank)
 
-    def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        assert weight.base is not None
-        return weight.base, weight.low_rank or weight.task_vectors
+    rest = whole_vectors

@@ -1,14 +1,14 @@
 """What a merging method is. What a transform of task vectors is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lit_merge.bank.low_rank import Delta
-from lit_merge.errors import Finite
+from lit_merge.bank.low_rank import Delta, check_rank_ratio
+from lit_merge.errors import Finite, MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.matrices import Matrices, select_matrices
 from lit_merge.experts.stream import Change, WeightStream
@@ -23,14 +23,22 @@ class MergeMethod(Finite, ABC):
     """Hyper-parameters of a method, and how it turns one weight of all experts into origin and deltas.
 
     `build_bank` calls `check`, then `prepare`, then for every weight `matrix` or `rest` of what `prepare` answered,
-    and at the end its `finish`.
+    and at the end its `finish`. Fields of some names have a meaning for all: `scaling`, `matrices` (see
+    `select_matrices`) and `rank_ratio`, a share in (0, 1] or None.
     """
 
-    needs_base: ClassVar[bool]
+    needs_base: ClassVar[bool] = True
+    """Whether the pretrained checkpoint must be given: `weight.base` and `weight.task_vectors` are then there."""
     centred: ClassVar[bool] = False
     """Whether every vector that all experts share cancels: then transforms that remove one bring nothing."""
-    elementwise: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
     """Whether `rest` treats every entry by itself, so that large weights may come in blocks of rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio = getattr(self, "rank_ratio", None)
+        if ratio is not None:
+            check_rank_ratio(ratio)
 
     @property
     def scale(self) -> Scaling | None:
@@ -78,14 +86,10 @@ class MergeMethod(Finite, ABC):
         """Origin (m, n) and delta (T or 1, m, n) of a selected 2-D weight."""
         return self.rest(weight)
 
-    def product(self, weight: Weight, selected: bool) -> tuple[Tensor, Delta | None]:
-        """As `matrix` or `rest`, for a merge that keeps no bank: a delta may be dense where its factors are not needed,
-        and the sum of all tasks'."""
-        return self.matrix(weight) if selected else self.rest(weight)
-
     @abstractmethod
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
-        """Origin (…) and delta (T or 1, …), None for no delta, of any other weight."""
+        """Origin (…) and delta (T or 1, …), None for no delta, of any other weight: often one of `mean_vector`,
+        `shares` and `whole_vectors`."""
 
     def finish(self, deltas: dict[str, Delta]) -> dict[str, Delta]:
         """The deltas once all are known: for methods that weigh layers against each other."""
@@ -94,6 +98,38 @@ class MergeMethod(Finite, ABC):
     def describe(self) -> dict[str, object]:
         """Class and hyper-parameters, as a configuration names them."""
         return {"class_path": type(self).__name__, "init_args": asdict(self)}
+
+
+def mean_vector(method: MergeMethod, weight: Weight) -> tuple[Tensor, Delta | None]:
+    """θ₀ and the mean of the task vectors, one delta for all tasks."""
+    return weight.base, weight.task_vectors.mean(0, keepdim=True)
+
+
+def shares(method: MergeMethod, weight: Weight) -> tuple[Tensor, Delta | None]:
+    """θ₀ and τ_t/T, whose sum is the mean of the task vectors."""
+    return weight.base, weight.task_vectors / len(weight.experts)
+
+
+def whole_vectors(method: MergeMethod, weight: Weight) -> tuple[Tensor, Delta | None]:
+    """θ₀ and every τ_t; as factors where experts are known as such."""
+    return weight.base, weight.low_rank or weight.task_vectors
+
+
+def per_task(option: str, value: float | Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
+    """One number of an option for every task, in their order.
+
+    Raises:
+        MergeError: a task without one, a number for no task.
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(tasks, float(value))
+    for task in tasks:
+        if task not in value:
+            raise MergeError(f"{option} has no number for the task {task}: give one for every task, or one for all")
+    for task in value:
+        if task not in tasks:
+            raise MergeError(f"{option} names {task!r}, which is no task of this merge: {', '.join(tasks)}")
+    return {task: float(value[task]) for task in tasks}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """What methods share that look at the second moments of every weight's inputs."""
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from lit_merge.methods.base import MergeMethod
 
 @dataclass(frozen=True)
 class MomentsMethod(MergeMethod):
-    """A method that is told what flows into the weights.
+    """A method that looks at what flows into the weights.
 
     Args:
         samples: unlabelled images of each task to collect moments from, where none are given. `build_bank` has no
@@ -29,6 +28,8 @@ class MomentsMethod(MergeMethod):
         MergeError: no samples; moments that do not fit the experts.
     """
 
+    without_moments: ClassVar[str]
+    """What becomes of matrices without moments, as the warning says it."""
     samples: int = 32
     # Moments, or None. Not by that name: the command line's help would offer subclasses of Tensor.
     moments: Mapping[str, Mapping[str, Any]] | str | None = field(default=None, repr=False, compare=False)
@@ -37,11 +38,6 @@ class MomentsMethod(MergeMethod):
         super().__post_init__()
         if self.samples < 1:
             raise MergeError(f"samples={self.samples}: expected at least 1")
-
-    @property
-    @abstractmethod
-    def without_moments(self) -> str:
-        """What becomes of matrices without moments, as the warning says it."""
 
     def wants_moments(self, name: str) -> bool:
         """Whether moments of this matrix would be used."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_merge.bank.linalg import LARGE, approximation, exact_decompositions, polar_factor, truncated_svd
+from lit_merge.bank.linalg import LARGE, approximation, polar_factor, truncated_svd
 from tests.spectra import COUNT, SPECTRA, with_spectrum
 
 SHAPES = [(LARGE, LARGE), (3 * LARGE, LARGE), (LARGE, 2 * LARGE)]
@@ -39,8 +39,7 @@ def test_shortcuts_are_shortcuts_and_can_be_forbidden(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.linalg, "svd", lambda a, **options: whole.append(a.shape) or svd(a, **options))
     truncated_svd(matrix, 20)
     assert matrix.shape not in whole
-    with exact_decompositions():
-        _, s, _ = truncated_svd(matrix, 20)
+    _, s, _ = truncated_svd(matrix, 20, exact=True)
     torch.testing.assert_close(s, SPECTRA["power"][:20], rtol=1e-5, atol=0)
     truncated_svd(matrix.double(), 20)
     truncated_svd(matrix, LARGE)
@@ -71,8 +70,7 @@ def test_a_batch_is_its_matrices() -> None:
 @pytest.mark.parametrize("condition", [2.0, 50.0, 1e4, 1e5])
 def test_polar_factors(shape: tuple[int, int], condition: float) -> None:
     matrix = with_spectrum(shape, torch.logspace(0, -1, LARGE, base=condition))
-    with exact_decompositions():
-        expected = polar_factor(matrix)
+    expected = polar_factor(matrix, exact=True)
     found = polar_factor(matrix)
     assert found.dtype == torch.float32
     assert (found - expected).norm() <= 1e-3 * expected.norm()

@@ -25,7 +25,9 @@ from lit_merge import (
     load_moments,
     save_moments,
 )
-from lit_merge.methods.esm import esm, essential_subspace, layer_level
+from lit_merge.bank.essential_subspaces import essential_subspace
+from lit_merge.bank.layer_level import layer_level
+from lit_merge.methods.esm import esm
 
 State = dict[str, Tensor]
 BLOCK = "transformer.resblocks.{}.{}"

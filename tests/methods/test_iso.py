@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_merge import IsoC, IsoCTS, LowRank, MergeError, build_bank
+from lit_merge.bank.low_rank import ranks_left
 from lit_merge.experts.decompositions import Decompositions
-from lit_merge.methods.iso import directions_of_tasks, iso_c, iso_cts
+from lit_merge.methods.iso import iso_c
+from lit_merge.methods.iso_cts import iso_cts
 
 
 def draw(tasks: int, m: int, n: int, seed: int = 0) -> Tensor:
@@ -60,7 +62,7 @@ def test_iso_cts_is_its_formula(tasks: int, m: int, n: int, ratio: float, seed: 
     ],
 )
 def test_directions_of_every_task(tasks: int, r: int, ratio: float, q: int) -> None:
-    assert directions_of_tasks(tasks, r, ratio) == q
+    assert ranks_left(ratio, r, tasks) == q
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.integers(0, 99))
@@ -80,8 +82,8 @@ def test_the_spectrum_is_flat_and_the_factors_are_orthonormal(
 @pytest.mark.parametrize("shape", [(3, 7), (9, 5)])
 def test_no_direction_of_a_task_is_iso_c(shape: tuple[int, int]) -> None:
     tau = draw(6, *shape)
-    assert directions_of_tasks(6, min(shape), 0.8) == 0
-    one, other = iso_cts(tau), iso_c(tau)
+    assert ranks_left(0.8, min(shape), 6) == 0
+    one, other = iso_cts(tau), iso_c(tau.sum(0))
     assert torch.equal(one.to_dense(), other.to_dense())
     u, s, vh = torch.linalg.svd(tau.sum(0), full_matrices=False)
     torch.testing.assert_close(other.to_dense()[0], s.mean() * u @ vh)
@@ -90,8 +92,8 @@ def test_no_direction_of_a_task_is_iso_c(shape: tuple[int, int]) -> None:
 def test_one_task_is_iso_c() -> None:
     """What the common directions leave of the one task vector are its other directions."""
     tau = draw(1, 10, 14)
-    assert directions_of_tasks(1, 10, 0.8) == 2
-    torch.testing.assert_close(iso_cts(tau).to_dense(), iso_c(tau).to_dense())
+    assert ranks_left(0.8, 10, 1) == 2
+    torch.testing.assert_close(iso_cts(tau).to_dense(), iso_c(tau.sum(0)).to_dense())
 
 
 def test_a_bank_of_either_has_one_delta_and_the_mean_of_the_rest() -> None:
@@ -101,7 +103,7 @@ def test_a_bank_of_either_has_one_delta_and_the_mean_of_the_rest() -> None:
     base, experts = state(), {f"task{t}": state() for t in range(3)}
     matrix = next(iter(names))
     tau = torch.stack([expert[matrix] - base[matrix] for expert in experts.values()])
-    flat = {IsoC: iso_c(tau), IsoCTS: iso_cts(tau)}
+    flat = {IsoC: iso_c(tau.sum(0)), IsoCTS: iso_cts(tau)}
     for method, delta in flat.items():
         bank = build_bank(experts, base, method=method(scaling=1.3))
         assert bank.shared

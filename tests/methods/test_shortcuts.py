@@ -24,7 +24,7 @@ from lit_merge import (
     WeightAveraging,
     build_bank,
 )
-from lit_merge.bank.linalg import LARGE, exact_decompositions
+from lit_merge.bank.linalg import LARGE
 from lit_merge.merge.job import Job
 from tests.spectra import SPECTRA, with_spectrum
 
@@ -57,8 +57,7 @@ def test_merged_weights_are_the_exact_ones_to_a_thousandth(method: MergeMethod) 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* no second moments")
         found = build_bank(experts, base, method=method).merge()
-        with exact_decompositions():
-            exact = build_bank(experts, base, method=method).merge()
+        exact = build_bank(experts, base, method=method, svd="exact").merge()
     different = 0
     for name, weight in exact.items():
         assert (found[name] - weight).norm() <= 1e-3 * weight.norm(), name
@@ -67,7 +66,7 @@ def test_merged_weights_are_the_exact_ones_to_a_thousandth(method: MergeMethod) 
 
 
 def test_every_method_is_among_them() -> None:
-    exported = {getattr(lit_merge.methods, name) for name in lit_merge.methods.__all__}
+    exported = set(filter(callable, vars(lit_merge.methods).values()))
     known = {one for one in exported if isinstance(one, type) and issubclass(one, MergeMethod) and not isabstract(one)}
     assert known == {type(method) for method in (*SHORT, *WHOLE)}
 
@@ -116,12 +115,12 @@ def test_experts_out_of_the_ordinary(method: MergeMethod, what: str) -> None:
 
 def test_svd_exact_takes_no_shortcut() -> None:
     base, experts = models()
-    with exact_decompositions():
-        exact = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
+    # In float64 nothing is.
+    double = {task: {name: value.double() for name, value in expert.items()} for task, expert in experts.items()}
+    exact = build_bank(double, method=CART(0.08, 2.0)).merge()
     asked = build_bank(experts, base, method=CART(0.08, 2.0), svd="exact").merge()
     one_by_one = streamed(Job.open(Experts(experts), CART(0.08, 2.0), None, None, "exact"))
     found = build_bank(experts, base, method=CART(0.08, 2.0)).merge()
-    for name in exact:
-        assert torch.equal(asked[name], exact[name])
-        assert torch.equal(one_by_one[name], exact[name])
-        assert not torch.equal(found[name], exact[name])
+    for name, weight in exact.items():
+        assert (asked[name] - weight).norm() < 1e-6 * weight.norm() < (found[name] - weight).norm()
+        assert torch.equal(one_by_one[name], asked[name])

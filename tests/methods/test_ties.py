@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_merge import TIES, Experts, MergeError, build_bank
+from lit_merge.bank.kth_largest import kth_largest
 from lit_merge.experts.stream import WeightStream
-from lit_merge.methods.ties import kth_largest, ties, trim
+from lit_merge.methods.ties import ties, trim
 
 State = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:the expert.* (are identical|is the base)")
