@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Small tensors: more threads than this only cost.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -22,9 +24,9 @@ from torch.nn import functional as F
 from lit_merge import CART, MergedModel, MergeMethod, Suite, build_bank
 from lit_merge.adaptation.trainer import Trainer
 from lit_merge.networks import OpenClipImageEncoder
+from tests.forked_commands import Forks
 
-# Small tensors: more threads than this only cost.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 NETWORK = {
     "embed_dim": 16,
@@ -186,11 +188,9 @@ def any_digest(vision_files: Any) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Runs commands of the package in processes that may be killed; see forked_fits.py."""
-    forks = _beside("forked_fits").Forks(tmp_path_factory.mktemp("forks") / "told")
-    yield forks
-    forks.close()
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    """Runs commands of the package in processes that may be killed."""
+    return Forks(tmp_path_factory.mktemp("forks") / "told")
 
 
 @pytest.fixture

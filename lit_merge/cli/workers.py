@@ -1,111 +1,32 @@
 """Several processes of one command. They end together: with the whole output, or with one line that says why not."""
 
+import logging
 import os
+import runpy
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import active_children, get_all_start_methods, parent_process, set_forkserver_preload
 from pathlib import Path
-from typing import IO
+
+from torch.multiprocessing import ProcessContext, ProcessRaisedException, start_processes
+from torch.multiprocessing.spawn import ProcessException
 
 from lit_merge.errors import MergeError
 from lit_merge.merge.processes import LOST, WORKER, Accelerator, Processes, check_devices, connect, is_started
 from lit_merge.merge.resuming import discard, unfinished_folder
 
-# Seconds between looks at the processes; and for the others to end by themselves once one has failed, so that it is
-# known which one was the cause.
-LOOK, GRACE = 0.05, 1.0
+# A fork of a process that has imported everything starts at once, and is safe before threads and CUDA start in it.
+START = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+# Seconds for the other processes to end by themselves once one has failed.
+GRACE = 1.0
 
 
 class DiedError(MergeError):
     """A process ended without saying why."""
-
-
-def supervise(arguments: Sequence[str], count: int) -> None:
-    """Runs `python -m lit_merge` with these arguments in so many processes, and waits for all of them.
-
-    When one fails all others are ended; when this one dies they end themselves. Standard error of the first is this
-    one's; what others have to say is shown only where they die without an error of their own.
-
-    Raises:
-        DiedError: one was killed, or ended by an error that is no `MergeError`.
-        MergeError: what a process raised, once.
-    """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        said = [None, *(stack.enter_context((folder / f"{rank}.said").open("w+b")) for rank in range(1, count))]
-        environment = os.environ | _environment(count, folder)
-        command = [sys.executable, "-m", "lit_merge", *arguments]
-        children = [_start(command, environment, rank, said[rank]) for rank in range(count)]
-        try:
-            while any(child.poll() is None for child in children):
-                if any(child.returncode for child in children):
-                    _wait(children, GRACE)
-                    break
-                time.sleep(LOOK)
-            codes = [child.poll() for child in children]
-        finally:
-            for child in children:
-                child.kill()
-                child.wait()
-                assert child.stdin is not None
-                child.stdin.close()
-        _judge(codes, folder)
-
-
-def _environment(count: int, folder: Path) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), WORKER: str(folder)}
-
-
-def _start(
-    command: Sequence[str], environment: dict[str, str], rank: int, said: IO[bytes] | None
-) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        command,
-        env=environment | {"LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-        stdin=subprocess.PIPE,
-        stdout=None if rank == 0 else subprocess.DEVNULL,
-        stderr=said,
-        # Of a keyboard's interrupt only this process is told, which ends the others.
-        start_new_session=True,
-    )
-
-
-def _wait(children: "Sequence[subprocess.Popen[bytes]]", seconds: float) -> None:
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends and any(child.poll() is None for child in children):
-        time.sleep(LOOK)
-
-
-def _judge(codes: Sequence[int | None], folder: Path) -> None:
-    """Raises what went wrong, if anything did. Those that ran until they were ended have no code."""
-    for rank in range(len(codes)):
-        if (error := folder / f"{rank}.error").exists():
-            raise MergeError(error.read_text(encoding="utf-8"))
-    # Those that the end of another took along are not the cause.
-    for rank, code in sorted(enumerate(codes), key=lambda one: one[1] == LOST):
-        if not code:
-            continue
-        if rank and code > 0:
-            sys.stderr.write((folder / f"{rank}.said").read_text(encoding="utf-8", errors="replace"))
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        raise DiedError(f"process {rank + 1} of {len(codes)} {how}")
-
-
-def leave_error(error: MergeError) -> None:
-    """Tells the supervisor of this process why it ends."""
-    place = Path(os.environ[WORKER]) / f"{os.environ['LOCAL_RANK']}.error"
-    beside = place.with_suffix(".writing")
-    beside.write_text(str(error), encoding="utf-8")
-    beside.replace(place)
 
 
 def work_together(
@@ -131,12 +52,13 @@ def work_together(
         processes = connect(devices, accelerator)
         _work(work, processes)
         return processes.first and WORKER not in os.environ
+    set_forkserver_preload([work.__module__])
     try:
-        supervise(arguments, devices)
+        _supervise(arguments, devices)
     except DiedError as error:
         folder = unfinished_folder(output)
-        told = f"; the same command goes on from what is finished ({folder})" if folder.exists() else ""
-        raise MergeError(f"{error}: {output} was not written{told}") from error
+        resumable = f"; the same command goes on from what is finished ({folder})" if folder.exists() else ""
+        raise MergeError(f"{error}: {output} was not written{resumable}") from error
     except MergeError:
         discard(output)
         raise
@@ -144,13 +66,77 @@ def work_together(
 
 
 def _work(work: Callable[[Processes], None], processes: Processes) -> None:
+    """Does the work; a supervised process leaves its error in a file and ends."""
     if not processes.first:
-        # All would warn of the same.
+        # Each process would show the same warnings.
         warnings.simplefilter("ignore")
     try:
         work(processes)
     except MergeError as error:
         if WORKER not in os.environ:
             raise
-        leave_error(error)
+        Path(os.environ[WORKER], f"{processes.rank}.error").write_text(str(error), encoding="utf-8")
         raise SystemExit(2) from error
+
+
+def _supervise(arguments: Sequence[str], count: int) -> None:
+    """Runs `python -m lit_merge` with these arguments in several processes, until all have succeeded or one has failed.
+
+    Raises:
+        DiedError: a process was killed, or ended by an error that is no `MergeError`.
+        MergeError: the first that a process raised.
+    """
+    # torch names each process that it ends; what the user needs is one line about the process that failed.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {WORKER: folder, "WORLD_SIZE": str(count)}
+        try:
+            context = start_processes(_run, (arguments, environment), count, join=False, start_method=START)
+            try:
+                while not context.join(grace_period=GRACE):
+                    pass
+            except ProcessException as error:
+                raise _failure(error, context, Path(folder)) from None
+        finally:
+            # After an interrupt they still run.
+            for child in active_children():
+                child.kill()
+                child.join()
+
+
+def _run(rank: int, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """One of the processes: runs the command line again, in which `work_together` finds out what this process is."""
+    # A keyboard's interrupt reaches all processes: the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    if rank:
+        with Path(environment[WORKER], f"{rank}.output").open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+    sys.argv[1:] = arguments
+    runpy.run_module("lit_merge", run_name="__main__")
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(LOST)
+
+
+def _failure(error: ProcessException, context: ProcessContext, folder: Path) -> MergeError:
+    """Why processes failed that have all ended: an error that one has left, or how one died."""
+    for left in sorted(folder.glob("*.error")):
+        return MergeError(left.read_text(encoding="utf-8"))
+    codes = [process.exitcode for process in context.processes]
+    # A process that has lost another, or was ended because of it, is not the cause.
+    ranks = [rank for rank, code in enumerate(codes) if code]
+    rank = min(ranks, key=lambda rank: (codes[rank] == LOST, rank != error.error_index, codes[rank] == -signal.SIGTERM))
+    code, output = codes[rank], folder / f"{rank}.output"
+    if isinstance(error, ProcessRaisedException):
+        sys.stderr.write(error.msg)
+    elif code > 0 and output.exists():
+        sys.stderr.write(output.read_text(encoding="utf-8", errors="replace"))
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return DiedError(f"process {rank + 1} of {len(codes)} {how}")

@@ -1,14 +1,14 @@
 """The processes of one merge: which of them this is, what its share of the weights is, and waiting for the others."""
 
 import os
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import distributed
 
 from lit_merge.errors import MergeError
 
@@ -76,46 +76,40 @@ def is_started() -> bool:
 
 
 def connect(devices: int = 1, accelerator: Accelerator = "cpu") -> Processes:
-    """This process with the others of its merge, by Lightning Fabric.
+    """Joins this process to the others of its merge, and waits until all are there.
 
     Args:
         devices: number of processes, which run already where it is more than one.
         accelerator: `cpu`, or `gpu` for a GPU for each.
 
     Raises:
-        MergeError: as `check_devices`.
+        MergeError: there cannot be so many processes, or another number of them was started.
+        SystemExit: another process died before it came; later, `wait` raises this.
     """
     check_devices(devices, accelerator)
-    if devices == 1 and accelerator == "cpu":
-        return ALONE
-    from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import LightningEnvironment
-    from lightning.fabric.strategies import DDPStrategy
-
+    place = int(os.environ.get("LOCAL_RANK", 0)) if devices > 1 else 0
+    device = torch.device("cuda", place) if accelerator == "gpu" else CPU
     if devices == 1:
-        return Processes(device=Fabric(accelerator=accelerator, devices=1).device)
-    if WORKER in os.environ:
-        threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    plugins = LightningEnvironment() if WORKER in os.environ else None
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=DDPStrategy(timeout=PATIENCE), plugins=plugins)
-
-    def together(step: Callable[[], None]) -> None:
-        try:
-            step()
-        except RuntimeError as error:
-            # Connections to a process that died; the one that started all says so.
-            raise SystemExit(LOST) from error
-        except ValueError as error:
-            raise MergeError(f"devices={devices}: {error}") from error
-
-    together(fabric.launch)
-    return Processes(fabric.global_rank, fabric.world_size, fabric.device, lambda: together(fabric.barrier))
+        return Processes(device=device)
+    rank, count = int(os.environ.get("RANK", place)), int(os.environ.get("WORLD_SIZE", devices))
+    if count != devices:
+        raise MergeError(f"devices={devices}: expected {count}, the number of processes that were started")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    # Processes exchange no tensors, they only wait for each other: gloo does that for all devices.
+    folder = os.environ.get(WORKER)
+    store = distributed.FileStore(f"{folder}/processes", count) if folder else None
+    meet = partial(distributed.init_process_group, "gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        _unless_lost(meet)
+    except ValueError as error:
+        raise MergeError(f"devices={devices}: {error}") from error
+    return Processes(rank, count, device, partial(_unless_lost, distributed.barrier))
 
 
-def _end_with_supervisor() -> None:
-    """Ends this process when standard input does: nobody would put together what it finishes."""
-    # Not by sys.stdin, whose lock the end of an interpreter waits for.
-    while os.read(0, 1):
-        pass
-    sys.stderr.flush()
-    os._exit(LOST)
+def _unless_lost(meet: Callable[[], object]) -> None:
+    """Meets the other processes; ends this one where another has died, which the one that started all explains."""
+    try:
+        meet()
+    except RuntimeError as error:
+        raise SystemExit(LOST) from error

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from lit_merge import MergeError, TaskBank
-from tests.forked_fits import as_torchrun
+from tests.forked_commands import as_torchrun
 
 STEPS = 7
 
@@ -49,7 +49,7 @@ def config(tiny: Any, processes: int, callbacks: list[dict[str, Any]]) -> dict[s
             ],
         },
         "data": {
-            "class_path": "watched.WatchedSuite",
+            "class_path": "tests.watched.WatchedSuite",
             "init_args": {"path": tiny.suite, "batch_size": 4 // processes, "eval_batch_size": 50},
         },
     }
@@ -60,7 +60,7 @@ FIT = ("fit", "--config", "config.yaml", "--run", "run")
 
 def by_lightning(folder: Path) -> None:
     """The command itself: Lightning starts the other processes."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "lit_merge", *FIT],
         cwd=folder,
@@ -83,7 +83,7 @@ def runs(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
     if not torch.distributed.is_available():
         pytest.skip("torch without distributed")
     resume_point = {"class_path": "ResumePoint", "init_args": {"every_steps": 2}}
-    kill = {"class_path": "watched.KillOnce", "init_args": {"step": 5}}
+    kill = {"class_path": "tests.watched.KillOnce", "init_args": {"step": 5}}
     kinds: dict[str, tuple[int, list[Any]]] = {"one": (1, []), "two": (2, []), "killed": (2, [resume_point, kill])}
     folders = {name: tmp_path_factory.mktemp(name) for name in kinds}
     for name, (processes, callbacks) in kinds.items():

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lit_merge import TaskBank
-from tests.forked_fits import as_torchrun
+from tests.forked_commands import as_torchrun
 
 STEPS = 5
 FIT = ("fit", "--config", "config.yaml", "--run", "run")
@@ -51,7 +51,7 @@ def runs(texts: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> di
     if not torch.distributed.is_available():
         pytest.skip("torch without distributed")
     resume_point = {"class_path": "ResumePoint", "init_args": {"every_steps": 2}}
-    kill = {"class_path": "watched.KillOnce", "init_args": {"step": 3}}
+    kill = {"class_path": "tests.watched.KillOnce", "init_args": {"step": 3}}
     kinds: dict[str, tuple[int, list[Any]]] = {"one": (1, []), "two": (2, []), "killed": (2, [resume_point, kill])}
     folders = {name: tmp_path_factory.mktemp(name) for name in kinds}
     for name, (processes, callbacks) in kinds.items():

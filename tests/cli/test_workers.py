@@ -224,12 +224,12 @@ def test_two_commands_at_once(files: Path, tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture
 def command(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    path = filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     experts = {task: str(files / f"{task}.safetensors") for task in "abc"}
-    return ["merge", "--model.experts", str(experts), "--model.method", "watched.MortalCART"]
+    return ["merge", "--model.experts", str(experts), "--model.method", "tests.watched.MortalCART"]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
