@@ -158,7 +158,7 @@ def test_methods_without_rank_or_scale(recipe: Any, tiny: Any, tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
 def test_the_chosen_configuration_holds_no_collected_moments(recipe: Any, tiny: Any, tmp_path: Path) -> None:
     model = recipe(method=ESM(samples=8), data=tiny.data(), accelerator="cpu")
-    grid = Grid((model.require_method(),), scalings=(0.3, 0.5))
+    grid = Grid((model.sources.method,), scalings=(0.3, 0.5))
     run_sweep(model.sources, tiny.data(), grid, tmp_path / "sweep", images=8)
     chosen = yaml.safe_load((tmp_path / "sweep" / "chosen.yaml").read_text())["model"]["method"]
     assert chosen["class_path"] == "ESM"
