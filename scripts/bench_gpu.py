@@ -76,7 +76,9 @@ def measure(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
     def step() -> None:
         weights = model.merged_weights()
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            done = adaptation_step(network, weights, batch, model.objective, model.expert_weights, model.microbatch)
+            done = adaptation_step(
+                network, weights, batch, model.objective, model.expert_weights, model.options.microbatch
+            )
         done.loss.backward()
 
     def merge() -> None:

@@ -25,12 +25,13 @@ from rich.table import Table
 from torch import Tensor
 
 from lit_merge import CART, TSVM, Experts, IsoC, MergedModel, Stage, Suite, TaskArithmetic, TaskBank, WeightAveraging
+from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import quiet
 from lit_merge.merge.build import build_bank
 from lit_merge.networks import OpenClipImageEncoder
-from lit_merge.report.scores import Evaluator, mean_accuracy
+from lit_merge.report.scores import mean_accuracy
 
 SCALES = {
     "task arithmetic": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),

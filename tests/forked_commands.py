@@ -1,4 +1,4 @@
-"""Commands of the package in real processes, forked from one server that has imported everything: they start at once."""
+"""Commands in real processes, forked from one server that has imported everything: they start at once."""
 
 import os
 import resource

@@ -1,6 +1,6 @@
 """The whole job in one call each: adapt a bank on unlabelled data, evaluate weights on labelled data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -8,10 +8,8 @@ from torch import Tensor
 
 from lit_merge.adaptation.callbacks import CollapseGuard, MergeProgress
 from lit_merge.adaptation.merged_model import MergedModel
-from lit_merge.adaptation.rank_masks import AdaRank
-from lit_merge.adaptation.stages import TWO_STAGES, Stage
-from lit_merge.adaptation.step import MicroBatch
-from lit_merge.adaptation.stored_bank import BankDevice
+from lit_merge.adaptation.options import Adaptation, spelled_out
+from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import canonical_weights
@@ -20,8 +18,7 @@ from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.networks import Network, compute_dtype
-from lit_merge.objectives import Objective
-from lit_merge.report.scores import Evaluator, TaskScore
+from lit_merge.report.scores import TaskScore
 
 # No logger, no files: what comes back is the result.
 PLAIN: dict[str, Any] = {
@@ -32,25 +29,18 @@ PLAIN: dict[str, Any] = {
 }
 
 
+@spelled_out(Adaptation)
 def adapt(
     bank: TaskBank,
     network: Network,
     data: TaskData,
     *,
-    objective: Objective | None = None,
-    stages: Sequence[Stage] = TWO_STAGES,
-    bounds: tuple[float, float] | None = None,
-    ranks: AdaRank | None = None,
-    sharpness: float = 0.0,
-    microbatch: MicroBatch = "all",
-    gradient_checkpointing: bool = False,
-    bank_device: BankDevice = "auto",
-    compile: bool = False,
     experts: Experts | None = None,
     guard: bool = True,
     accelerator: str = "auto",
     precision: Any = "32-true",
     progress: bool = True,
+    **options: Any,
 ) -> TaskBank:
     """The bank with coefficients that were adapted on the unlabelled images of every task. No label is read.
 
@@ -58,33 +48,20 @@ def adapt(
         bank: what is adapted, from its own coefficients.
         network: encoder and heads.
         data: where the unlabelled images come from.
-        objective: entropy by default.
-        stages, bounds, ranks, sharpness, microbatch, gradient_checkpointing, bank_device, compile: as of `MergedModel`.
         experts: the models that were merged, for the guard and for objectives that ask them; what the bank holds of
             every task by default.
         guard: watch for a collapse and for a fit that goes on for too long, and go back; see `CollapseGuard`.
         accelerator, precision: Lightning's.
         progress: show a bar.
+        options: the arguments of `Adaptation`: objective, stages, bounds, …
 
     Raises:
-        MergeError: a bank, a network and data that do not belong together; a bank without coefficients.
+        MergeError: a bank, a network and data that do not belong together; a bank without coefficients; what
+            `Adaptation` refuses.
     """
     quiet()
     check_tasks(data, bank.tasks)
-    model = MergedModel(
-        bank,
-        network,
-        objective,
-        stages,
-        bounds,
-        ranks,
-        sharpness,
-        microbatch,
-        gradient_checkpointing,
-        experts,
-        bank_device,
-        compile,
-    )
+    model = MergedModel(bank, network, experts=experts, **options)
     watching = guard and not data.online
     trainer = Trainer(
         accelerator=accelerator,

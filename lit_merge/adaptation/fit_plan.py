@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,7 @@ def fit_plan(
         "coefficients": digest([start.coefficients]),
         "heads": digest(model.network.heads.values()),
         "experts": None if experts is None else [experts.nbytes, experts.base is not None],
-        "objective": describe(model.objective),
-        "stages": [describe(stage) for stage in model.stages],
-        "bounds": model.coefficients.bounds,
-        "ranks": describe(model.ranks),
-        # Micro-batches change the last bits.
-        "sharpness": model.sharpness,
-        "microbatch": model.microbatch,
-        # Left out where it is off, so that fits from before it was there go on.
-        **({"compile": True} if model.compiled else {}),
+        **model.options.plan(),
         "data": data.fingerprint,
         "test data": hashlib.blake2b(json.dumps(data.identity("test"), default=str).encode()).hexdigest(),
         "batch size": data.batch_size,
@@ -65,15 +56,6 @@ def fit_plan(
         "callbacks": sorted(one.state_key for one in trainer.callbacks if _changes_a_fit(one)),  # type: ignore[attr-defined]
         "checkpoint": None if ckpt_path is None else hashlib.blake2b(resolve(ckpt_path).read_bytes()).hexdigest(),
     }
-
-
-def describe(value: Any) -> Any:
-    """Class and options of a dataclass, or of an object with plain attributes."""
-    if value is None:
-        return None
-    options = asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(vars(value))
-    plain = {k: v for k, v in options.items() if isinstance(v, str | int | float | bool | list | tuple | dict)}
-    return {"class": type(value).__name__} | plain
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

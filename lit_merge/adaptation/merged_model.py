@@ -1,31 +1,33 @@
 """MergedModel: a task bank with learnable coefficients, adapted on unlabelled data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_merge.adaptation.coefficients import Coefficients
+from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.adaptation.random_state import fit_state, own_random_state, set_random_state
-from lit_merge.adaptation.rank_masks import AdaRank, RankMasks
+from lit_merge.adaptation.rank_masks import RankMasks
+from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.adaptation.sharpness import SharpnessAware
-from lit_merge.adaptation.stages import TWO_STAGES, Stage, check_stages, stage_at
-from lit_merge.adaptation.step import MicroBatch, Weights, adaptation_step, check_precision
-from lit_merge.adaptation.stored_bank import BankDevice, Merging, StoredBank
+from lit_merge.adaptation.stages import Stage, learning_rates, stage_at
+from lit_merge.adaptation.step import Weights, adaptation_step
+from lit_merge.adaptation.stored_bank import Merging, StoredBank
+from lit_merge.adaptation.trainer import check_precision
 from lit_merge.bank.on_demand import made
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.errors import MergeError, check_finite
+from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.networks import Network, compute_dtype
 from lit_merge.networks.compiling import check_compiler
-from lit_merge.objectives import Entropy, Objective
-from lit_merge.report.scores import TaskMetrics, TaskScore, check_classes, mean_accuracy
+from lit_merge.objectives import Objective
+from lit_merge.report.scores import mean_accuracy
 
 
-class MergedModel(LightningModule):
+class MergedModel(ScoredModule):
     """The merged weights as a function of the coefficients λ[task, weight], which are all that is learnt.
 
     A step takes one unlabelled batch of every task, builds the merged weights once, and minimises the mean over tasks
@@ -34,67 +36,36 @@ class MergedModel(LightningModule):
     Args:
         bank: origin, deltas and the coefficients to start from.
         network: encoder and heads.
-        objective: entropy by default.
-        stages: what is learnt when: first one coefficient for the whole merge, then one per task and weight.
-        bounds: (lower, upper) for the coefficients; AdaMerging clamps to [0, 1]. Off by default: CART's are above 1.
-        ranks: learns which singular directions are used too.
-        sharpness: how far from the coefficients the worst gradient is looked for (SAM); 0 is off.
-        microbatch: `all` runs one forward over the batches of all tasks; `task` runs forward and backward task by task,
-            so that the activations of one are in memory at a time, however many tasks there are.
-        gradient_checkpointing: keep no activations inside the network's blocks, compute them again in the backward;
-            with `microbatch: task`.
-        bank_device: `auto` keeps the bank where the model is, if it fits there; `cpu` streams it weight by weight.
-        compile: torch.compile of the network: minutes at first, less time a step.
+        options: the arguments of `Adaptation`, by place or by name: objective, stages, bounds, …
         experts: the models that were merged, where they are at hand: for objectives and callbacks that ask them.
 
     Raises:
-        MergeError: a bank whose weights are not the network's, a task without a head, no stage; AdaRank over a bank
-            without low-rank deltas.
+        MergeError: a bank whose weights are not the network's, a task without a head; AdaRank over a bank without
+            low-rank deltas; what `Adaptation` refuses.
     """
 
+    @spelled_out(Adaptation)
     def __init__(
-        self,
-        bank: TaskBank,
-        network: Network,
-        objective: Objective | None = None,
-        stages: Sequence[Stage] = TWO_STAGES,
-        bounds: tuple[float, float] | None = None,
-        ranks: AdaRank | None = None,
-        sharpness: float = 0.0,
-        microbatch: MicroBatch = "all",
-        gradient_checkpointing: bool = False,
-        experts: Experts | None = None,
-        bank_device: BankDevice = "auto",
-        compile: bool = False,
+        self, bank: TaskBank, network: Network, *options: Any, experts: Experts | None = None, **named: Any
     ) -> None:
-        super().__init__()
-        check_finite({"sharpness": sharpness, "bounds": bounds})
-        if sharpness < 0:
-            raise MergeError(f"sharpness={sharpness}: expected a number from 0, off, up")
-        if gradient_checkpointing:
-            if microbatch != "task":
-                raise MergeError("gradient_checkpointing needs microbatch=task: its backward runs inside the network")
+        super().__init__(network, bank.tasks)
+        self.options = asked = Adaptation(*options, **named)
+        # Where they were left out they have been filled in.
+        self.objective, self.stages = cast(Objective, asked.objective), cast(tuple[Stage, ...], asked.stages)
+        if asked.gradient_checkpointing:
             network.checkpoint_gradients()
-        if compile:
+        if asked.compile:
             network.compile_encoder()
-        check_stages(stages)
         network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
         network.heads.mix(bank.tasks)
         self._frame = bank
-        self.stored = StoredBank(bank, bank_device)
-        self.network = network
-        self.objective = objective or Entropy()
-        self.stages = tuple(stages)
-        self.coefficients = Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds)
-        self.ranks, self.sharpness, self.microbatch, self.compiled = ranks, sharpness, microbatch, compile
-        self.masks = None if ranks is None else RankMasks(bank, ranks.rank_ratio)
+        self.stored = StoredBank(bank, asked.bank_device)
+        self.coefficients = Coefficients(bank.coefficients, bank.layers, self.stages[0].granularity, asked.bounds)
+        self.masks = None if asked.ranks is None else RankMasks(bank, asked.ranks.rank_ratio)
         self.experts = experts
-        self.metrics = TaskMetrics(bank.tasks)
-        self.label_rows: dict[str, Tensor] = {}
         self.rank_ratio = self.energy = 1.0
         self._ranks: dict[str, int] = {}
         self.stage_index = -1
-        self.scores: dict[str, TaskScore] = {}
         self._weights: dict[str, Tensor] | None = None
         self._merging = Merging(self.compute_dtype)
         self._random: dict[str, Any] | None = None
@@ -124,10 +95,10 @@ class MergedModel(LightningModule):
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
     def setup(self, stage: str) -> None:
-        check_precision(self.trainer, self.compute_dtype, self.microbatch, self.sharpness)
+        check_precision(self.trainer, self.compute_dtype, self.options)
         device = self.trainer.strategy.root_device
         self.stored.settle(device)
-        if self.compiled:
+        if self.options.compile:
             check_compiler(device)
 
     def on_fit_end(self) -> None:
@@ -135,7 +106,7 @@ class MergedModel(LightningModule):
 
     def on_fit_start(self) -> None:
         self.check_learnable()
-        check_classes(self, self.network, "adaptation")
+        self.check_classes("adaptation")
         if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
             raise MergeError(
                 f"{type(self.objective).__name__} asks every expert about inputs of its own task, and the data mixes "
@@ -194,7 +165,8 @@ class MergedModel(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         weights = self.merged_weights()
-        step = adaptation_step(self.network, weights, batch, self.objective, self.expert_weights, self.microbatch)
+        how = self.objective, self.expert_weights, self.options.microbatch
+        step = adaptation_step(self.network, weights, batch, *how)
         self.log("loss", step.loss.detach(), prog_bar=True)
         self.log("coefficient", self.coefficients().mean(), prog_bar=True)
         if self.masks is not None:
@@ -204,17 +176,10 @@ class MergedModel(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         learnt = [[self.coefficients.offset], *([] if self.masks is None else [list(self.masks.parameters())])]
-        groups = [{"params": params, "lr": lr} for params, lr in zip(learnt, self._rates(0), strict=True)]
+        rates = learning_rates(self.stages, 0, self.options.ranks)
+        groups = [{"params": params, "lr": lr} for params, lr in zip(learnt, rates, strict=True)]
         adam = torch.optim.Adam(groups)
-        return SharpnessAware(adam, self.sharpness) if self.sharpness else adam
-
-    def _rates(self, stage: int) -> list[float]:
-        """Learning rates of the coefficients, and of the masks where there are any."""
-        if self.ranks is None:
-            return [self.stages[stage].lr]
-        # A merge that is too small wants every direction it can have: ranks wait until the scale is found.
-        waits = self.stages[stage].granularity == "tied" and stage + 1 < len(self.stages)
-        return [self.stages[stage].lr, 0.0 if waits else self.ranks.lr]
+        return SharpnessAware(adam, self.options.sharpness) if self.options.sharpness else adam
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Enters the stage that this step belongs to."""
@@ -222,54 +187,28 @@ class MergedModel(LightningModule):
         if index != self.stage_index:
             self.stage_index = index
             self.coefficients.set_granularity(self.stages[index].granularity)
+            rates = learning_rates(self.stages, index, self.options.ranks)
             for optimizer in self.trainer.optimizers:
                 optimizer.state.pop(self.coefficients.offset, None)
-                for group, lr in zip(optimizer.param_groups, self._rates(index), strict=True):
+                for group, lr in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr
 
-    def _logits(self, batch: dict[str, Any]) -> Tensor:
-        """Logits of one labelled batch, with weights that are merged once per evaluation."""
+    def weights_for(self, task: str) -> Weights:
+        """The weights that all tasks share, merged once per evaluation."""
         if self._weights is None:
             self._weights = self.merged_weights()
-        return self.network.evaluate(self._weights, batch)
+        return self._weights
 
-    def on_validation_start(self) -> None:
-        self.label_rows = check_classes(self, self.network, "validation")
-
-    def on_test_start(self) -> None:
-        self.label_rows = check_classes(self, self.network, "test")
-
-    def on_predict_start(self) -> None:
-        check_classes(self, self.network, "adaptation")
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.metrics.update(batch["task"], self._logits(batch), self.network.rows(batch, self.label_rows))
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The five most probable classes of every input, fewer where there are fewer."""
-        logits = self._logits(batch)
-        p, classes = logits.softmax(-1).topk(min(5, logits.shape[-1]))
-        return {"task": batch["task"], "indices": batch["indices"], "classes": classes, "probabilities": p}
-
-    def on_predict_epoch_end(self) -> None:
+    def finish_scores(self, split: str) -> None:
         self._weights = None
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("validation")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
-    def _log_scores(self, split: str) -> None:
-        self._weights = None
-        self.scores = self.metrics.scores()
+        super().finish_scores(split)
         for task, score in self.scores.items():
             self.log_dict({f"{split}/{task}/accuracy": score.accuracy, f"{split}/{task}/entropy": score.entropy})
         if self.scores:
             self.log(f"{split}/accuracy", mean_accuracy(self.scores))
+
+    def on_predict_epoch_end(self) -> None:
+        self._weights = None
 
     def learnt_state(self) -> dict[str, Tensor]:
         """What a fit changes: of coefficients and masks."""
@@ -280,6 +219,7 @@ class MergedModel(LightningModule):
         checkpoint["state_dict"] = self.learnt_state()
         checkpoint["lit_merge"] = {
             "fingerprint": self._frame.fingerprint,
+            "options": self.options.describe(),
             "rank_ratio": self.rank_ratio,
             "energy": self.energy,
             "stage_index": self.stage_index,

@@ -20,8 +20,8 @@ from lit_merge.adaptation.fit_plan import fit_plan
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.adaptation.random_state import random_state_kept
 from lit_merge.adaptation.run_logs import log_into
-from lit_merge.adaptation.step import check_precision
-from lit_merge.adaptation.trainer import Trainer, passing_interrupts
+from lit_merge.adaptation.scoring import Evaluator
+from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
 from lit_merge.adaptation.unfinished import Unfinished
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import check_output, replacing, write_text
@@ -31,7 +31,7 @@ from lit_merge.data import TaskData
 from lit_merge.experts.experts import Experts
 from lit_merge.report.accuracy_figure import accuracy_figure, save_figure
 from lit_merge.report.report import Report, describe
-from lit_merge.report.scores import Evaluator, TaskScore
+from lit_merge.report.scores import TaskScore
 
 PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
 
@@ -67,7 +67,7 @@ def run_fit(
             beside it, or anything wrong with the data.
     """
     model.check_learnable()
-    check_precision(trainer, model.compute_dtype, model.microbatch, model.sharpness)
+    check_precision(trainer, model.compute_dtype, model.options)
     first, start = trainer.is_global_zero, model.to_bank()
     if not data.online and not any(isinstance(one, CollapseGuard) for one in trainer.callbacks):
         # An online stream is not looked at before it comes.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from lit_merge.adaptation.coefficients import Granularity
+from lit_merge.adaptation.rank_masks import AdaRank
 from lit_merge.errors import Finite, MergeError
 
 
@@ -41,3 +42,12 @@ def stage_at(stages: Sequence[Stage], step: int) -> int:
     """
     ends = accumulate(stage.steps for stage in stages[:-1])
     return sum(end <= step for end in ends)
+
+
+def learning_rates(stages: Sequence[Stage], index: int, ranks: AdaRank | None) -> list[float]:
+    """Of the coefficients in a stage, and of the masks where there are any."""
+    if ranks is None:
+        return [stages[index].lr]
+    # A merge that is too small wants every direction it can have: ranks wait until the scale is found.
+    waits = stages[index].granularity == "tied" and index + 1 < len(stages)
+    return [stages[index].lr, 0.0 if waits else ranks.lr]

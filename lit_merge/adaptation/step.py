@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_merge.errors import MergeError
+from lit_merge.adaptation.options import MicroBatch
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
 
 Weights = Mapping[str, Tensor]
-MicroBatch = Literal["all", "task"]
 
 
 @dataclass
@@ -130,28 +128,3 @@ class _Known(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         # In place: a scaled copy of all of them would be one more model in memory.
         return None, None, *(None if one is None else one.mul_(outer) for one in gradients)
-
-
-def check_precision(trainer: Trainer, dtype: torch.dtype, microbatch: MicroBatch, sharpness: float) -> None:
-    """Raises MergeError where the trainer's precision or accumulation does not go with how a model steps.
-
-    Steps of coefficients would be lost in bfloat16; gradients that a step computes itself would not be scaled; forwards
-    of weights in float64, the merge's `dtype`, are never cast.
-    """
-    if trainer.precision in ("bf16-true", "16-true"):
-        precision = trainer.precision.removesuffix("true") + "mixed"
-        raise MergeError(f"precision={trainer.precision} would round the coefficients: use {precision}")
-    if trainer.precision not in ("32-true", "64-true", "16-mixed", "bf16-mixed"):
-        raise MergeError(
-            f"precision={trainer.precision} changes layers whose weights are merged: use 32-true, 64-true, 16-mixed or "
-            "bf16-mixed"
-        )
-    if dtype == torch.float64 and trainer.precision.endswith("mixed"):
-        raise MergeError(
-            f"precision={trainer.precision} does not go with experts in float64: use 32-true, or convert them "
-            "(`convert --dtype float32`)"
-        )
-    if trainer.precision == "16-mixed" and microbatch == "task":
-        raise MergeError("microbatch=task runs its own backward, which 16-mixed would have to scale: use bf16-mixed")
-    if sharpness and trainer.accumulate_grad_batches != 1:
-        raise MergeError("sharpness takes two backwards of one batch: leave accumulate_grad_batches at 1")

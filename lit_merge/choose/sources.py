@@ -28,7 +28,22 @@ from lit_merge.networks import Network
 class Sources:
     """Opened experts with a method for them, or the path of a bank; nothing is merged before it is asked for.
 
-    Args: as of `MergeRecipe`; the network may be None where nothing is to be looked at.
+    Args:
+        network: encoder and heads; merge and export need none.
+        experts: task → checkpoint of any format, or a folder with one for every task, named after it: files, folders of
+            Hugging Face, PEFT LoRA folders, `hf://org/name`, `zoo:8/experts/mnist.safetensors` of the built-in suite.
+        base: the pretrained checkpoint, which LoRA experts need; CART and weight averaging need it for the report only.
+        exclude: shell patterns of weights that are not merged, as `classifier.*`; by default those that lie beside the
+            network's encoder, which are named when the experts are opened. [] merges all.
+        crop: of vocabularies that differ by tokens which were added, merge the rows that all have.
+        method: how the experts are merged.
+        transform: what is done to the task vectors first.
+        bank: folder of a saved task bank to use instead of merging; its coefficients are where things start.
+        decompositions: folder in which singular value decompositions are kept for later runs; `memory` keeps them for
+            this one (sweep).
+        svd: `auto` decomposes large matrices only as far as is asked for; `exact` decomposes all as a whole.
+        data: set by the command line: where methods that look at unlabelled inputs take them from.
+        accelerator: set by the command line: where those inputs are run.
 
     Raises:
         MergeError: neither experts and method nor a bank; files that cannot be read or do not fit together.
@@ -36,18 +51,18 @@ class Sources:
 
     def __init__(
         self,
-        network: Network | Later[Network] | None,
-        experts: dict[str, str] | str | None,
-        base: str | None,
-        exclude: list[str] | None,
-        crop: bool,
-        method: MergeMethod | None,
-        transform: Transform | None,
-        bank: str | None,
-        decompositions: str | None,
-        svd: Svd,
-        data: TaskData | Later[TaskData] | None,
-        accelerator: str,
+        network: Network | None = None,
+        experts: dict[str, str] | str | None = None,
+        base: str | None = None,
+        exclude: list[str] | None = None,
+        crop: bool = False,
+        method: MergeMethod | None = None,
+        transform: Transform | None = None,
+        bank: str | None = None,
+        decompositions: str | None = None,
+        svd: Svd = "auto",
+        data: TaskData | None = None,
+        accelerator: str = "auto",
     ) -> None:
         files = expert_files(experts) if experts else None
         self.experts = None if files is None else open_experts(network, files, base, exclude, crop)

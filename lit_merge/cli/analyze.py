@@ -2,10 +2,12 @@
 
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from lit_merge.adaptation.options import Adaptation
 from lit_merge.checkpoints import check_output
 from lit_merge.cli.parsing import MODE, parsing
 from lit_merge.console import terminal
@@ -25,10 +27,7 @@ ABOUT = (
 # What the other verbs take from a configuration: allowed, so that one file serves every verb; only the method's
 # `matrices` are looked at.
 UNUSED = ("seed_everything", "trainer", "data", "optimizer", "lr_scheduler", "run", "ckpt_path", "weights_only")
-UNUSED_MODEL = (
-    *("network", "transform", "bank", "objective", "stages", "bounds", "ranks", "decompositions", "svd"),
-    *("sharpness", "microbatch", "gradient_checkpointing", "bank_device", "compile"),
-)
+UNUSED_MODEL = ("network", "transform", "bank", "decompositions", "svd", *(one.name for one in fields(Adaptation)))
 
 
 def parser() -> ArgumentParser:

@@ -8,12 +8,12 @@ from typing import Any, cast
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from lit_merge import data, methods, networks, objectives  # noqa: F401  short class names are found once imported
+from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.checkpoints import check_output
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later
 from lit_merge.cli.parsing import MODE, building, parsing
-from lit_merge.cli.recipe import Recipe
 from lit_merge.cli.trainer_options import trainer_options
 from lit_merge.data import TaskData, only_read
 from lit_merge.errors import MergeError, check_finite
@@ -30,6 +30,11 @@ TRAINER_DEFAULTS = {
 }
 # What of a model says what is merged how.
 MERGED = ("experts", "base", "exclude", "crop", "method", "transform", "bank", "decompositions", "svd")
+
+
+class _Model:
+    @spelled_out(Sources, Adaptation)
+    def __init__(self, network: networks.Network | None = None, **options: Any) -> None: ...
 
 
 class Configuration:
@@ -89,9 +94,9 @@ class Configuration:
             wanted[name] = None
         made = self._built(Namespace(model=wanted)).model
         return Sources(
-            self._later("model.network"),
+            cast(Any, self._later("model.network")),
             **{name: made[name] for name in MERGED},
-            data=self._later("data"),
+            data=cast(Any, self._later("data")),
             accelerator=self.options.trainer.accelerator,
         )
 
@@ -144,7 +149,7 @@ def parser_of(verb: str, own: Callable[[ArgumentParser], None], about: str) -> A
     made.add_argument("--threads", type=int | None, help="as many threads; by default those that this machine allows")
     made.add_argument("--seed_everything", type=bool | int, default=True, help="seed of all random numbers")
     own(made)
-    made.add_class_arguments(Recipe, "model", skip={"data", "accelerator"}, sub_configs=True)
+    made.add_class_arguments(_Model, "model", skip={"data", "accelerator"}, sub_configs=True)
     made.add_subclass_arguments(TaskData, "data", required=False)
     made.add_class_arguments(trainer_options(), "trainer")
     made.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})

@@ -16,8 +16,8 @@ from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.cli.configuration import TRAINER_DEFAULTS
-from lit_merge.cli.merge_recipe import MergeRecipe
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
+from lit_merge.cli.recipe import MergeRecipe
 from lit_merge.cli.written_output import say_folder, say_written
 from lit_merge.console import terminal
 from lit_merge.data import TaskData, check_tasks

@@ -26,10 +26,8 @@ def gradients(model: MergedModel, batch: dict[str, Tensor], precision: torch.dty
 
 
 def model_step(model: MergedModel, batch: dict[str, Tensor]) -> Tensor:
-    weights = model.merged_weights()
-    return (
-        adaptation_step(model.network, weights, batch, model.objective, model.expert_weights, model.microbatch).loss / 2
-    )  # as with two accumulated batches
+    how = model.objective, model.expert_weights, model.options.microbatch
+    return adaptation_step(model.network, model.merged_weights(), batch, *how).loss / 2  # two accumulated batches
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["float32", "bf16"])
@@ -59,7 +57,7 @@ def test_predictions_are_those_before_the_step(make_model: Make, tiny: Any) -> N
         with torch.no_grad():
             expected = {task: logits.argmax(-1) for task, logits in model(batch).items()}
         step = adaptation_step(
-            model.network, model.merged_weights(), batch, Entropy(), model.expert_weights, model.microbatch
+            model.network, model.merged_weights(), batch, Entropy(), model.expert_weights, model.options.microbatch
         )
         assert all(torch.equal(step.predictions[task], expected[task]) for task in tiny.tasks)
         torch.testing.assert_close(torch.stack(list(step.losses.values())).mean(), step.loss.detach())

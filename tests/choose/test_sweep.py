@@ -14,7 +14,7 @@ from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArith
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
 from lit_merge.choose.sweep.points import at_edge
 from lit_merge.cli.main import main
-from lit_merge.cli.merge_recipe import MergeRecipe
+from lit_merge.cli.recipe import MergeRecipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:select=")
 GRID = Grid((CART(), TSVM(), TaskArithmetic()), rank_ratios=(0.25, 0.5), scalings=(0.5, 1.0))
@@ -158,7 +158,7 @@ def test_methods_without_rank_or_scale(recipe: Any, tiny: Any, tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
 def test_the_chosen_configuration_holds_no_collected_moments(recipe: Any, tiny: Any, tmp_path: Path) -> None:
     model = recipe(method=ESM(samples=8), data=tiny.data(), accelerator="cpu")
-    grid = Grid((model.require_method(),), scalings=(0.3, 0.5))
+    grid = Grid((model.sources.method,), scalings=(0.3, 0.5))
     run_sweep(model.sources, tiny.data(), grid, tmp_path / "sweep", images=8)
     chosen = yaml.safe_load((tmp_path / "sweep" / "chosen.yaml").read_text())["model"]["method"]
     assert chosen["class_path"] == "ESM"

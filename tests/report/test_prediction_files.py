@@ -83,7 +83,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from lit_merge.prediction_files import writing
+from lit_merge.report.prediction_files import writing
 with writing(sys.argv[1], overwrite=True) as file:
     for _ in range(1000):
         file.write([("alpha", 0, "a.png") + 5 * ("one",) + 5 * (0.2,)])

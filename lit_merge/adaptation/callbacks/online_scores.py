@@ -1,16 +1,21 @@
 """OnlineScores: how right the merge was about every batch before it adapted on it."""
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.data import TaskData
+from lit_merge.data.streams import Answers
 from lit_merge.errors import MergeError, MergeWarning
-from lit_merge.report.scores import TaskScore, online_scores
+from lit_merge.networks import Heads
+from lit_merge.report.scores import TaskScore
 
 
 class OnlineScores(Callback):
@@ -76,3 +81,30 @@ class OnlineScores(Callback):
 
 def _data(trainer: Trainer) -> TaskData:
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def online_scores(
+    predictions: Mapping[str, Int[Tensor, " n"]],
+    answers: Mapping[str, Answers],
+    heads: Heads,
+    label_rows: Mapping[str, Int[Tensor, " C"]],
+) -> dict[str, TaskScore]:
+    """Accuracy per task of what was predicted of streams while they passed, from their beginning.
+
+    Args:
+        predictions: stream → predicted classes of its first n images, in order.
+        answers: stream → what is known of its images; streams without any are left out.
+        heads: those that predicted, a stream being called as its head.
+        label_rows: task → the head's row of every label; labels of other tasks are rows themselves.
+    """
+    hits: dict[str, list[bool]] = {}
+    rows = {task: found.tolist() for task, found in label_rows.items()}
+    for stream, known in answers.items():
+        first = {task: heads.first_row(stream, task) for task in dict.fromkeys(known.tasks)}
+        found = predictions[stream].tolist() if stream in predictions else []
+        for task, label, predicted in zip(known.tasks, known.classes.tolist(), found, strict=False):
+            order = rows.get(task, ())
+            row = order[label] if label < len(order) else label
+            hits.setdefault(task, []).append(predicted == first[task] + row)
+    # No entropy: it is the predictions that were kept.
+    return {task: TaskScore(sum(right) / len(right), math.nan, len(right)) for task, right in hits.items()}

@@ -7,8 +7,8 @@ import pytest
 
 from lit_merge import MergedModel
 from lit_merge.adaptation.callbacks import MergeProgress
+from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer
-from lit_merge.report.scores import Evaluator
 
 
 def test_bars(

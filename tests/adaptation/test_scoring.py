@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from lit_merge import ImageFolders, MergeError
+from lit_merge.adaptation.scoring import Evaluator, TaskMetrics
 from lit_merge.adaptation.trainer import Trainer
 from lit_merge.objectives import entropy
-from lit_merge.report.scores import Evaluator, TaskMetrics, TaskScore, mean_accuracy
+from lit_merge.report.scores import TaskScore, mean_accuracy
 
 
 def test_unequal_batches_count_by_their_size() -> None:
