@@ -20,13 +20,13 @@ from .checkpoints.conversion import convert
 from .choose.activations import collect_moments
 from .choose.sample import Probe
 from .choose.scale import choose_scaling
+from .choose.write import merge_files
 from .data import HubImages, ImageFolders, Suite, TextFiles, VisionTasks
 from .errors import MergeError, MergeWarning
 from .experts.decompositions import Decompositions
 from .experts.experts import Experts
 from .experts.moments import load_moments, save_moments
 from .merge.build import build_bank
-from .merge.write import merge_files
 from .methods import (
     AWD,
     CART,

@@ -1,25 +1,27 @@
 """Merges and banks of a configuration's sources, written as they are made."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lit_merge.bank.low_rank import check_energy, check_rank_ratio
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints import PLAIN, NamingName, named
+from lit_merge.checkpoints import PLAIN, NamingName, Source, named
+from lit_merge.checkpoints.conversion import parse_size
 from lit_merge.choose.sources import Sources
+from lit_merge.errors import MergeError
+from lit_merge.experts.experts import Experts
 from lit_merge.merge.build import needs_all
 from lit_merge.merge.export import DType, compress
-from lit_merge.merge.job import Job, Part
-from lit_merge.merge.layout import Layout, Rows
+from lit_merge.merge.job import Job, Part, Svd
+from lit_merge.merge.layout import Layout
 from lit_merge.merge.parts import bank_of, build_parts
 from lit_merge.merge.processes import ALONE, Processes
-from lit_merge.merge.resuming import Unfinished, resuming
-from lit_merge.merge.write import write_job
+from lit_merge.merge.resuming import resuming
+from lit_merge.methods import MergeMethod, Transform
 
 
 def layout_of(sources: Sources, naming: str | None, dtype: torch.dtype | None = None) -> Layout:
@@ -38,30 +40,91 @@ def layout_of(sources: Sources, naming: str | None, dtype: torch.dtype | None = 
 
 def write_merge(
     sources: Sources,
-    output: str,
+    output: str | os.PathLike[str],
     naming: str | None = None,
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
     processes: Processes = ALONE,
     dtype: torch.dtype | None = None,
 ) -> list[str]:
-    """Merges and writes, weight by weight, each process its share. See `Layout.write`."""
-    layout = layout_of(sources, naming, dtype)
+    """Merges and writes, weight by weight, each process its share.
+
+    Args:
+        sources: what is merged.
+        output: a `.safetensors` file, or else a folder; see `Layout.writing`.
+        naming: whose names the weights get; None for those in the experts' files.
+        max_shard_bytes: of one file in a folder.
+        overwrite: replace what stands there.
+        processes: which write it together.
+        dtype: of the floating-point weights; None for the experts'.
+
+    Returns:
+        Names of the files that were copied next to the weights.
+    """
+    layout, plan = layout_of(sources, naming, dtype), None
     job = sources.job(processes.device) if sources.saved is None else None
-    plan = sources.plan()
-    plan = None if plan is None else [*plan, str(processes.device.type), str(dtype)]
-    if job is not None:
-        return write_job(layout, job, output, plan, max_shard_bytes, overwrite, processes, sources.at_scale, dtype)
-    weights = partial(_of_bank, *sources.stored, dtype)
-    return layout.write(output, weights, plan, max_shard_bytes, overwrite, processes)
+    if (made_of := sources.plan()) is not None:
+        plan = [*made_of, str(processes.device.type), str(dtype)]
+    with layout.writing(output, plan, max_shard_bytes, overwrite, processes) as writer:
+        if job is None:
+            frame, read = sources.stored
+            for name in writer.unfinished.share({name: float(v.numel()) for name, v in frame.origin.items()}):
+                writer.put(name, frame.weight_alone(name, read).weight(name, dtype))
+        elif needs_all(job.method):
+            # All processes make the deltas, the first one does what follows.
+            parts = build_parts(job, writer.unfinished, dtype=dtype)
+            bank = sources.at_scale(bank_of(job, parts)) if processes.first else None
+            for name in bank.origin if bank is not None else ():
+                writer.put(name, bank.weight(name, dtype), last=False)  # type: ignore[union-attr]
+        else:
+            names = writer.unfinished.share(job.costs())
+            for part in job.parts(dtype, names, layout.in_blocks(), factors=False):
+                writer.put(part.name, job.merged(part, dtype), part.row, part.last)
+                del part  # not while the next one is computed
+    return writer.copied
 
 
-def _of_bank(
-    frame: TaskBank, read: Callable[[str], Tensor], dtype: torch.dtype | None, unfinished: Unfinished
-) -> Iterator[Rows]:
-    """Of a bank that was saved, of which one weight at a time is read."""
-    names = unfinished.share({name: float(value.numel()) for name, value in frame.origin.items()})
-    yield from (Rows(name, frame.weight_alone(name, read).weight(name, dtype)) for name in names)
+def merge_files(
+    experts: Mapping[str, Source] | Experts,
+    output: str | os.PathLike[str],
+    base: Source | None = None,
+    *,
+    method: MergeMethod,
+    transform: Transform | None = None,
+    exclude: Sequence[str] = (),
+    svd: Svd = "auto",
+    naming: str | None = None,
+    max_shard_size: str | None = None,
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Merges experts into files, as the verb `merge` does: whole or not at all, however large the models are.
+
+    Args:
+        experts: task → path or state dict, in the order of the tasks.
+        output: a `.safetensors` file, or else a folder, see `max_shard_size`.
+        base: the pretrained checkpoint; optional where the method needs none (CART, weight averaging).
+        method: what to do with every weight. Of the rules for its scale, only `self_consistent` can be followed here.
+        transform: what to do with the task vectors first, for example `AWD()`.
+        exclude: shell patterns of weights that are not merged.
+        svd: see `build_bank`.
+        naming: `open_clip`, `openai`, `hugging_face`, `canonical`; None for the names in the experts' files.
+        max_shard_size: of one file in a folder, as "5GB", the default; configuration and tokenizer come along there.
+        overwrite: replace what stands there.
+        dtype: of the floating-point weights; None for the experts'.
+
+    Raises:
+        MergeError: experts that do not fit together, a method that lacks what it needs, an output that exists or cannot
+            be written.
+    """
+    opened = experts if isinstance(experts, Experts) else Experts(experts, base, exclude)
+    if method.scale == "entropy":
+        raise MergeError(
+            "scaling='entropy' looks at data, which merge_files has none of: name a number, or build_bank and "
+            "choose_scaling"
+        )
+    size = None if max_shard_size is None else parse_size(max_shard_size)
+    write_merge(Sources.of(opened, method, transform, svd), output, naming, size, overwrite, dtype=dtype)
 
 
 def write_bank(

@@ -12,7 +12,7 @@ from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.checkpoints import check_output
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
-from lit_merge.choose.unlabelled import Later
+from lit_merge.choose.unlabelled import Later, Unlabelled
 from lit_merge.cli.parsing import MODE, building, parsing
 from lit_merge.cli.trainer_options import trainer_options
 from lit_merge.data import TaskData, only_read
@@ -93,12 +93,8 @@ class Configuration:
         for name in vars(wanted).keys() - set(MERGED):
             wanted[name] = None
         made = self._built(Namespace(model=wanted)).model
-        return Sources(
-            cast(Any, self._later("model.network")),
-            **{name: made[name] for name in MERGED},
-            data=cast(Any, self._later("data")),
-            accelerator=self.options.trainer.accelerator,
-        )
+        unlabelled = Unlabelled(self._later("model.network"), self._later("data"), self.options.trainer.accelerator)
+        return Sources.with_unlabelled(unlabelled, **{name: made[name] for name in MERGED})
 
     def data(self) -> TaskData:
         """The data, built.

@@ -7,11 +7,11 @@ from jsonargparse import ArgumentParser
 from lit_merge.checkpoints import NamingName
 from lit_merge.choose.write import write_bank
 from lit_merge.cli.configuration import Configuration
-from lit_merge.cli.workers import work_together
+from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
 from lit_merge.errors import MergeError
 from lit_merge.merge.export import DType, Format, check_export, export_bank
-from lit_merge.merge.processes import Accelerator, Processes
+from lit_merge.merge.processes import Accelerator
 
 ABOUT = "Writes a task bank, compressed if asked; or the merged weights; or the weights of one task."
 
@@ -57,15 +57,17 @@ def export(arguments: Sequence[str]) -> None:
     check_export(output, config["format"], config["task"], config["max_shard_size"])
     cut = {name: config[name] for name in ("rank_ratio", "energy", "dtype", "naming", "overwrite")}
 
-    def work(processes: Processes) -> None:
-        sources = config.sources()
-        if config["format"] == "bank" and sources.saved is None:
-            write_bank(sources, output, **cut, processes=processes)
-            return
-        if processes.count > 1:
-            raise MergeError(f"devices={processes.count}: several processes merge, or build a bank (format=bank)")
-        form = {name: config[name] for name in ("format", "task", "max_shard_size")}
-        say_copied(export_bank(sources.bank(), output, **cut, **form, experts=sources.experts, base=sources.base))
-
-    if work_together(work, config["devices"], config["accelerator"], output, ["export", *arguments]):
+    with working_together(config["devices"], config["accelerator"], output, ["export", *arguments]) as processes:
+        if processes is not None:
+            sources = config.sources()
+            if config["format"] == "bank" and sources.saved is None:
+                write_bank(sources, output, **cut, processes=processes)
+            elif processes.count > 1:
+                raise MergeError(f"devices={processes.count}: several processes merge, or build a bank (format=bank)")
+            else:
+                form = {name: config[name] for name in ("format", "task", "max_shard_size")}
+                say_copied(
+                    export_bank(sources.bank(), output, **cut, **form, experts=sources.experts, base=sources.base)
+                )
+    if reports(processes):
         say_written(output)

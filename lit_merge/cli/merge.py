@@ -10,10 +10,10 @@ from lit_merge.checkpoints.conversion import DType, parse_size
 from lit_merge.choose.write import write_merge
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.dry_run import dry_run, selection
-from lit_merge.cli.workers import work_together
+from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
 from lit_merge.console import terminal
-from lit_merge.merge.processes import Accelerator, Processes
+from lit_merge.merge.processes import Accelerator
 
 ABOUT = "Merges experts without adapting, as one safetensors file or as the folder of a model. Reads no label."
 
@@ -55,12 +55,12 @@ def merge(arguments: Sequence[str]) -> None:
     size = None if config["max_shard_size"] is None else parse_size(config["max_shard_size"])
     dtype = None if config["dtype"] is None else getattr(torch, config["dtype"])
 
-    def work(processes: Processes) -> None:
-        sources = config.sources()
-        copied = write_merge(sources, output, config["naming"], size, config["overwrite"], processes, dtype)
-        if sources.experts is not None and sources.method is not None and sources.saved is None:
-            terminal().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
-        say_copied(copied)
-
-    if work_together(work, config["devices"], config["accelerator"], output, ["merge", *arguments]):
+    with working_together(config["devices"], config["accelerator"], output, ["merge", *arguments]) as processes:
+        if processes is not None:
+            sources = config.sources()
+            copied = write_merge(sources, output, config["naming"], size, config["overwrite"], processes, dtype)
+            if sources.experts is not None and sources.method is not None and sources.saved is None:
+                terminal().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
+            say_copied(copied)
+    if reports(processes):
         say_written(output)

@@ -8,7 +8,8 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import active_children, get_all_start_methods, parent_process, set_forkserver_preload
 from pathlib import Path
 
@@ -29,30 +30,48 @@ class DiedError(MergeError):
     """A process ended without saying why."""
 
 
-def work_together(
-    work: Callable[[Processes], None], devices: int, accelerator: Accelerator, output: str, arguments: Sequence[str]
-) -> bool:
-    """Does the work in this process, or starts several that do it together and waits for them.
+@contextmanager
+def working_together(
+    devices: int, accelerator: Accelerator, output: str, arguments: Sequence[str]
+) -> Iterator[Processes | None]:
+    """Yields which one this process is of those that work on an output together; or starts them, waits for them, and
+    then yields None: the work is done.
 
     Args:
-        work: what every process does, given which one it is.
         devices: number of processes.
         accelerator: `cpu`, or `gpu` for a GPU for each.
         output: what they write, by `resuming`.
-        arguments: of the command line that leads to the same work.
-
-    Returns:
-        Whether this process has to say that the work is done.
+        arguments: of the command line that leads to the same work, the verb first.
 
     Raises:
         MergeError: what a process raised, or how it died; devices that are not there.
     """
     check_devices(devices, accelerator)
-    if is_started() or devices == 1:
-        processes = connect(devices, accelerator)
-        _work(work, processes)
-        return processes.first and WORKER not in os.environ
-    set_forkserver_preload([work.__module__])
+    if not is_started() and devices > 1:
+        _start_all(devices, output, arguments)
+        yield None
+        return
+    processes = connect(devices, accelerator)
+    if not processes.first:
+        # Each process would show the same warnings.
+        warnings.simplefilter("ignore")
+    try:
+        yield processes
+    except MergeError as error:
+        if WORKER not in os.environ:
+            raise
+        # A supervised process leaves its error in a file and ends.
+        Path(os.environ[WORKER], f"{processes.rank}.error").write_text(str(error), encoding="utf-8")
+        raise SystemExit(2) from error
+
+
+def reports(processes: Processes | None) -> bool:
+    """Whether this process says that the work is done: the first, or the one that has started all."""
+    return processes is None or (processes.first and WORKER not in os.environ)
+
+
+def _start_all(devices: int, output: str, arguments: Sequence[str]) -> None:
+    set_forkserver_preload([f"lit_merge.cli.{arguments[0]}"])
     try:
         _supervise(arguments, devices)
     except DiedError as error:
@@ -62,21 +81,6 @@ def work_together(
     except MergeError:
         discard(output)
         raise
-    return True
-
-
-def _work(work: Callable[[Processes], None], processes: Processes) -> None:
-    """Does the work; a supervised process leaves its error in a file and ends."""
-    if not processes.first:
-        # Each process would show the same warnings.
-        warnings.simplefilter("ignore")
-    try:
-        work(processes)
-    except MergeError as error:
-        if WORKER not in os.environ:
-            raise
-        Path(os.environ[WORKER], f"{processes.rank}.error").write_text(str(error), encoding="utf-8")
-        raise SystemExit(2) from error
 
 
 def _supervise(arguments: Sequence[str], count: int) -> None:
@@ -105,7 +109,7 @@ def _supervise(arguments: Sequence[str], count: int) -> None:
 
 
 def _run(rank: int, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """One of the processes: runs the command line again, in which `work_together` finds out what this process is."""
+    """One of the processes: runs the command line again, in which `working_together` finds out what this process is."""
     # A keyboard's interrupt reaches all processes: the one that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,7 +13,7 @@ from lit_merge.checkpoints.locations import destination
 from lit_merge.console import say
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
-from lit_merge.merge.layout import Layout, Rows, is_file
+from lit_merge.merge.layout import Layout, is_file
 
 Format = Literal["bank", "merged", "task"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
@@ -72,9 +72,11 @@ def export_bank(
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
     if experts is None and base is None and not is_file(destination(output)):
         say("no configuration beside the weights: --model.experts or --model.base names the models that have it")
-    weights = (Rows(name, chosen.weight(name, kind)) for name in chosen.origin)
     size = None if max_shard_size is None else parse_size(max_shard_size)
-    return layout.write(output, lambda unfinished: weights, None, size, overwrite, form=format)
+    with layout.writing(output, None, size, overwrite, form=format) as writer:
+        for name in chosen.origin:
+            writer.put(name, chosen.weight(name, kind))
+    return writer.copied
 
 
 def check_export(output: str | Path, format: str, task: str | None, max_shard_size: str | None) -> None:

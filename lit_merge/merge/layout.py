@@ -4,10 +4,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,33 +17,18 @@ from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, r
 from lit_merge.checkpoints.companions.copies import Beside
 from lit_merge.checkpoints.companions.cropping import rows_of
 from lit_merge.checkpoints.folders import SUFFIXES
-from lit_merge.checkpoints.safetensors_writer import TensorFiles, check_written
+from lit_merge.checkpoints.safetensors_writer import TensorFiles
 from lit_merge.console import TOLD, say
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.merge.processes import ALONE, Processes
-from lit_merge.merge.resuming import Unfinished, resuming
+from lit_merge.merge.resuming import resuming
+from lit_merge.merge.weight_writer import WeightWriter
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
 # In the name of a weight inside a numbered block.
 BLOCK = re.compile(r"(^|\.)\d+\.")
-
-
-class Rows(NamedTuple):
-    """Values of a merged weight, or of a block of its rows.
-
-    Attributes:
-        weight: its canonical name.
-        values: of all its rows, or of those from `start` on.
-        start: None for a whole weight.
-        last: whether all of it is there with these, so that it need not be written again after a kill.
-    """
-
-    weight: str
-    values: Tensor
-    start: int | None = None
-    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,34 +136,31 @@ class Layout:
         """Of all merged weights."""
         return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items())
 
-    def write(
+    @contextmanager
+    def writing(
         self,
         output: str | os.PathLike[str],
-        weights: Callable[[Unfinished], Iterable[Rows]],
         plan: object = None,
         max_shard_bytes: int | None = None,
         overwrite: bool = False,
         processes: Processes = ALONE,
         form: str = "merged",
-    ) -> list[str]:
-        """Writes merged weights as they come, whole or not at all; one at a time is in memory.
+    ) -> Iterator[WeightWriter]:
+        """Yields what takes merged weights as they come, one in memory at a time; they appear at `output` when the
+        block ends, whole or not at all.
 
         Args:
             output: a `.safetensors` file, or else a folder: of shards with an index, or one file where that is enough,
                 with configuration and tokenizer where there are some.
-            weights: what of them this process writes, given what is finished of the output.
             plan: see `resuming`.
             max_shard_bytes: of one file in a folder; 5 GB, as transformers does, by default.
             overwrite: replace what stands there.
             processes: which write it together.
             form: what the files' headers say that the weights are.
 
-        Returns:
-            Names of the files that were copied beside the weights.
-
         Raises:
             MergeError: a path that exists or cannot be written, or the name of another format; a naming that has not
-                these weights; whatever comes of `weights`.
+                these weights.
         """
         limit = None if is_file(check_output(output, overwrite)) else max_shard_bytes or SHARD
         if self.lost and limit is not None and processes.first:
@@ -188,20 +170,15 @@ class Layout:
         beside = None if limit is None or self.beside is None else self._fitted(self.beside, files)
         plan = None if plan is None else [plan, limit, asdict(self.naming)]
         with resuming(output, plan, files.create, overwrite, processes) as unfinished:
-            for rows in weights(unfinished):
-                whole = rows.start is None
-                alone = {self.naming.place(rows.weight).names[0]: rows.values}
-                parts = rename({rows.weight: rows.values}, self.naming) if whole else alone
-                _put(unfinished, files, parts.items(), rows.start)
-                if rows.last:
-                    unfinished.journal.done(rows.weight)
+            writer = WeightWriter(self.naming, files, unfinished)
+            yield writer
             if not processes.first or limit is None:
-                return []
-            _put(unfinished, files, kept)
+                return
+            writer.put_named(kept)
             for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
                 if stray.name not in files.names:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-            return [] if beside is None else beside.copy_to(unfinished.path)
+            writer.copied = [] if beside is None else beside.copy_to(unfinished.path)
 
     def _fitted(self, beside: Beside, files: TensorFiles) -> Beside:
         """With what is true of these files, so that they load whole."""
@@ -224,16 +201,6 @@ class Layout:
         dtypes = {name: dtype for name, (_, dtype) in files.items()}
         about = {"format": "pt", "lit_merge": form}
         return TensorFiles(shapes, dtypes, limit, about), ((name, beside.read(name)) for name in kept)
-
-
-def _put(
-    unfinished: Unfinished, files: TensorFiles, parts: Iterable[tuple[str, Tensor]], row: int | None = None
-) -> None:
-    folder = unfinished.path.name
-    for name, value in parts:
-        check_written(name, value)
-        file, position = files.place(name, value, row)
-        unfinished.journal.write(os.path.join(folder, file) if file else folder, position, value)
 
 
 def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:

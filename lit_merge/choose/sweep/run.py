@@ -51,7 +51,7 @@ def run_sweep(
     Raises:
         MergeError: experts that are not known (a bank only), no labels to select by, another sweep in the folder.
     """
-    experts, network = sources.experts, built(sources.network)
+    experts, network = sources.experts, built(sources.unlabelled.network)
     if experts is None:
         raise MergeError("sweep builds banks from experts: give --model.experts")
     if network is None:
