@@ -3,17 +3,10 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from lit_merge.checkpoints.families import FAMILIES
 from lit_merge.errors import MergeError
 
-# In the order in which transformers looks for them; then open_clip's.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
+WEIGHTS = tuple(dict.fromkeys(file for family in FAMILIES for file in family.files))
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")

@@ -2,7 +2,7 @@
 
 from lit_merge.networks.heads.base import Heads
 from lit_merge.networks.heads.cosine import CosineHeads
-from lit_merge.networks.heads.linear import LinearHeads
+from lit_merge.networks.heads.linear import LinearHeads, load_heads
 from lit_merge.networks.heads.released import ReleasedHeads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.image_encoders import HuggingFaceImageEncoder, OpenClipImageEncoder
@@ -20,4 +20,5 @@ __all__ = [
     "ReleasedHeads",
     "ZeroShotHeads",
     "compute_dtype",
+    "load_heads",
 ]

@@ -12,10 +12,10 @@ from lit_merge.checkpoints.families.openai import OPENAI
 from lit_merge.checkpoints.families.plain import PLAIN_FAMILY
 
 FAMILIES: list[Family] = [
+    PLAIN_FAMILY,
     OPEN_CLIP,
     OPENAI,
     HUGGING_FACE,
-    PLAIN_FAMILY,
 ]
 
 

@@ -43,6 +43,7 @@ class Family:
             looked for in the names of all models.
         old_names: ends of names that old files have → what they are today.
         may_lack: canonical names of weights that some models of the family end before.
+        files: what the file of weights in a model's folder is called, or its index of shards; the first counts.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Family:
     roles: Mapping[Role, str] = field(default_factory=dict)
     old_names: Mapping[str, str] = field(default_factory=dict)
     may_lack: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     translates: ClassVar[bool] = False
     """Whether weights have names other than the canonical ones, whatever the names begin with."""
 

@@ -11,6 +11,7 @@ OPEN_CLIP = ClipFamily(
         "vocabulary": r"\btoken_embedding\b",
         "buffer": r"(^|\.)(attn_mask|input_resolution|context_length|vocab_size)$",
     },
+    files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     image="visual.",
     text="text.",  # of CustomTextCLIP
     image_alone=True,

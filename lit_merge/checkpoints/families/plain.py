@@ -21,6 +21,13 @@ PLAIN_FAMILY = Family(
         "no_tokens": r"position|wpe|token_type|segment|norm|ln_",
         "buffer": r"position_ids$",
     },
+    # In the order of transformers.
+    files=(
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
     # What layer normalisation was called in the first BERT, whose files still are.
     old_names={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
 )
