@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_merge import CART, TIES, Experts, MergeMethod, OpenClipImageEncoder, TaskArithmetic, TaskBank, build_bank
 from lit_merge.bank.linalg import polar_factor, truncated_svd
 from lit_merge.choose.activations import input_moments
-from lit_merge.methods.awd import gram_matrices
+from lit_merge.experts.inner_products import gram_matrices
 
 TASKS, WIDTH = 4, 384
 NETWORK = {"embed_dim": 64, "vision_cfg": {"image_size": 64, "layers": 2, "width": WIDTH, "patch_size": 16}}

@@ -2,24 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_merge.console import track_weights
+from lit_merge.bank.cosines import cosines, count_pairs, gram_of_rest, mean_cos, moved
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
+from lit_merge.experts.inner_products import gram_matrices
 from lit_merge.experts.stream import Change
 from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import Transform
 
 _PATIENCE = 100
 """Steps without a new minimum after which the descent ends: around the kinks of |cos| dozens of steps only rise."""
-_CHUNK = 2**22
-"""Columns of all task vectors that are in float64 at a time."""
 
 
 def disentangle(
@@ -75,31 +73,6 @@ def loss_and_gradient(
     w = -2 * slopes.sum(-1) / pairs[..., None]
     pull = torch.where(length > 0, alpha / length, 0.0)
     return cos.abs().sum((-1, -2)) / pairs + alpha * length, w + (pull - w.sum(-1))[..., None] * c
-
-
-def gram_of_rest(gram: Float[Tensor, "*L T T"], c: Float[Tensor, "*L T"]) -> Float[Tensor, "*L T T"]:
-    """⟨φ_i, φ_j⟩ of φ_t = τ_t − Σ_s c_s τ_s; a task vector that is zero stays zero."""
-    mix = torch.eye(gram.shape[-1], dtype=gram.dtype) - moved(gram).to(c)[..., :, None] * c[..., None, :]
-    return mix @ gram @ mix.mT
-
-
-def moved(gram: Float[Tensor, "*L T T"]) -> Bool[Tensor, "*L T"]:
-    """Which task vectors are not zero."""
-    return gram.diagonal(dim1=-2, dim2=-1) > 0
-
-
-def count_pairs(gram: Float[Tensor, "*L T T"]) -> Float[Tensor, "*L"]:
-    """The number N of ordered pairs of task vectors that are not zero."""
-    tasks = moved(gram).sum(-1).to(gram.dtype)
-    return tasks * (tasks - 1)
-
-
-def cosines(gram: Float[Tensor, "*L T T"]) -> tuple[Float[Tensor, "*L T T"], Float[Tensor, "*L T"]]:
-    """cos_ij, zero on the diagonal, and 1/n_i; zero vectors have cosine 0 with all and 0 for 1/n_i."""
-    norm = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    inverse = torch.where(norm > 0, 1 / norm, 0.0)
-    cos = gram * inverse[..., :, None] * inverse[..., None, :]
-    return cos * (1 - torch.eye(gram.shape[-1], dtype=gram.dtype)), inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,40 +165,3 @@ class AWD(Transform):
         coefficients, subtract = c.expand(rows, -1), moved(units).expand(rows, -1)
         by_name = dict(zip(names, coefficients, strict=True)), dict(zip(names, subtract, strict=True))
         return Disentangled(*by_name, report)
-
-
-def mean_cos(gram: Float[Tensor, "T T"], of: Float[Tensor, "T T"]) -> float:
-    """mean_{i≠j} |cos| over the pairs of task vectors that are not zero in `of`; 0 where there are none."""
-    return (cosines(gram)[0].abs().sum() / count_pairs(of).clamp_min(1)).item()
-
-
-def gram_matrices(experts: Experts) -> tuple[list[str], Float[Tensor, "L T T"]]:
-    """Names of the L floating-point weights and ⟨τ_i, τ_j⟩ of each, in float64.
-
-    Raises:
-        MergeError: two experts whose task vectors are identical and not zero; no base.
-    """
-    names, grams = [], []
-    same = set(combinations(range(len(experts.tasks)), 2))
-    for weight in track_weights(experts.stream(with_base=True), experts.sizes, "comparing task vectors"):
-        if not weight.experts.is_floating_point():
-            continue
-        vectors = weight.task_vectors.reshape(len(experts.tasks), -1)
-        # Equal to the last bit: rounding in the Gram matrix would call experts identical that differ by 1e-8.
-        same = {(i, j) for i, j in same if torch.equal(vectors[i], vectors[j])}
-        gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-        for part in vectors.split(_CHUNK, 1):
-            part = part.double()
-            gram += part @ part.T
-        names.append(weight.name)
-        grams.append(gram)
-    if not grams:
-        return [], torch.zeros(0, len(experts.tasks), len(experts.tasks), dtype=torch.float64)
-    stacked = torch.stack(grams)
-    for i, j in sorted(same):
-        if moved(stacked.sum(0))[i]:
-            one, other = experts.tasks[i], experts.tasks[j]
-            raise MergeError(
-                f"the experts {one} and {other} are identical: AWD cannot part them, leave one out", task=one
-            )
-    return names, stacked

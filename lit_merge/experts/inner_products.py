@@ -1,0 +1,47 @@
+"""Inner products of task vectors, from one pass over the experts."""
+
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_merge.bank.cosines import moved
+from lit_merge.console import track_weights
+from lit_merge.errors import MergeError
+from lit_merge.experts.experts import Experts
+
+# Columns of all task vectors that are in float64 at a time.
+CHUNK = 2**22
+
+
+def gram_matrices(experts: Experts) -> tuple[list[str], Float[Tensor, "L T T"]]:
+    """Names of the L floating-point weights and ⟨τ_i, τ_j⟩ of each, in float64.
+
+    Raises:
+        MergeError: two experts whose task vectors are identical and not zero; no base.
+    """
+    names, grams = [], []
+    same = set(combinations(range(len(experts.tasks)), 2))
+    for weight in track_weights(experts.stream(with_base=True), experts.sizes, "comparing task vectors"):
+        if not weight.experts.is_floating_point():
+            continue
+        vectors = weight.task_vectors.reshape(len(experts.tasks), -1)
+        # Equal to the last bit: rounding in the Gram matrix would call experts identical that differ by 1e-8.
+        same = {(i, j) for i, j in same if torch.equal(vectors[i], vectors[j])}
+        gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        for part in vectors.split(CHUNK, 1):
+            part = part.double()
+            gram += part @ part.T
+        names.append(weight.name)
+        grams.append(gram)
+    if not grams:
+        return [], torch.zeros(0, len(experts.tasks), len(experts.tasks), dtype=torch.float64)
+    stacked = torch.stack(grams)
+    for i, j in sorted(same):
+        if moved(stacked.sum(0))[i]:
+            one, other = experts.tasks[i], experts.tasks[j]
+            raise MergeError(
+                f"the experts {one} and {other} are identical: AWD cannot part them, leave one out", task=one
+            )
+    return names, stacked
