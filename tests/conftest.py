@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from torch.nn import functional as F
 from lit_merge import CART, MergedModel, MergeMethod, Suite, build_bank
 from lit_merge.adaptation.trainer import Trainer
 from lit_merge.networks import OpenClipImageEncoder
-from tests.forked_commands import Forks
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -188,8 +188,12 @@ def any_digest(vision_files: Any) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Runs commands of the package in processes that may be killed."""
+    if sys.platform == "win32":
+        pytest.skip("forks and signals are POSIX")
+    from tests.forked_commands import Forks
+
     return Forks(tmp_path_factory.mktemp("forks") / "told")
 
 

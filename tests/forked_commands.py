@@ -5,57 +5,76 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from typing import Any
 
 from lit_merge.cli.main import main
 
-PROCESSES = get_context("forkserver")
-# What commands load only once they run.
-IMPORTS = ["lit_merge.cli.lightning_cli", "tests.forked_commands"]
+SERVER = get_context("forkserver")
+IMPORTS = ["lit_merge.cli.lightning_cli", "transformers.modeling_utils", "pytest", "tests.watched", __name__]
 
 
 class Forks:
-    """Runs commands in processes, whose number a command may choose itself (`merge --devices 2`).
+    """Starts processes, and runs commands of the package in them.
+
+    A merge that a test runs in its own process with `--devices 2` takes its processes from the same server.
 
     Attributes:
-        told: a file with the output of the processes of the last `run`, and of those that tests start without it.
+        told: a file with what processes have written on standard output and standard error since the last `run`.
     """
 
     def __init__(self, told: Path) -> None:
         self.told = told
-        PROCESSES.set_forkserver_preload(IMPORTS)
-        kept = [os.dup(1), os.dup(2)]
+        SERVER.set_forkserver_preload(IMPORTS)
         with told.open("ab") as output:
-            for place in (1, 2):
+            own = {place: os.dup(place) for place in (1, 2)}
+            for place in own:
                 os.dup2(output.fileno(), place)
-        forkserver.ensure_running()
-        for place, descriptor in zip((1, 2), kept, strict=True):
+            forkserver.ensure_running()
+        for place, descriptor in own.items():
             os.dup2(descriptor, place)
             os.close(descriptor)
+
+    @staticmethod
+    def start(work: Callable[..., object], *arguments: object) -> Any:
+        """A process that runs a function of a module; as `multiprocessing.Process`."""
+        process = SERVER.Process(target=work, args=arguments)
+        process.start()
+        return process
 
     def run(
         self,
         *arguments: str,
         folder: str | Path = ".",
         environments: Sequence[Mapping[str, str]] = ({},),
-        kill_after: float | None = None,
+        kill_after: float | Callable[[], object] | None = None,
         largest_file: int | None = None,
     ) -> list[int]:
-        """Exit codes of the command, run once for every environment at a time; −9 of a process that was killed."""
+        """Exit codes of a command, run at once in several processes, one for every environment.
+
+        Args:
+            kill_after: seconds until all are killed, or a function that returns when it is time. Their code is −9.
+            largest_file: bytes, beyond which a write fails as on a full disk.
+        """
         self.told.write_text("")
-        told = arguments, str(folder), largest_file
-        children = [PROCESSES.Process(target=run_command, args=(*told, each)) for each in environments]
-        for child in children:
-            child.start()
+        processes = [self.start(run_command, arguments, str(folder), each, largest_file) for each in environments]
         if kill_after is not None:
-            time.sleep(kill_after)
-            for child in children:
-                child.kill()
-        for child in children:
-            child.join()
-        return [child.exitcode for child in children]
+            kill_after() if callable(kill_after) else time.sleep(kill_after)
+            for process in processes:
+                process.kill()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Returns once the condition holds; fails where it takes longer than so many seconds."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 def as_torchrun(processes: int) -> list[dict[str, str]]:
@@ -69,13 +88,12 @@ def as_torchrun(processes: int) -> list[dict[str, str]]:
 
 
 def run_command(
-    arguments: Sequence[str], folder: str, largest_file: int | None, environment: Mapping[str, str]
+    arguments: Sequence[str], folder: str, environment: Mapping[str, str], largest_file: int | None
 ) -> None:
-    """What a process of `Forks` does."""
+    """What a process of `Forks.run` does."""
     os.chdir(folder)
     os.environ |= environment
     if largest_file is not None:
-        # A write beyond it fails as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     raise SystemExit(main(arguments))

@@ -1,8 +1,9 @@
-"""What configurations of tests name: data that writes down what is read, kills in mid-fit and in mid-merge."""
+"""Classes that configurations of tests name: data that writes down what is read, ends in mid-fit and in mid-merge."""
 
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,24 @@ merged: list[str] = []
 
 @dataclass(frozen=True)
 class MortalCART(CART):
-    """SIGKILL to the second process of a merge at the third weight of its rest, where no file `killed` is there."""
+    """A merge whose second process does not get beyond the third weight of its rest, unless there is a file `ended`.
+
+    Every process leaves a file `merging-PID`.
+
+    Args:
+        end: `killed` by SIGKILL; `broken` by an error that no user can mend; `waiting`, with a file `waiting`.
+    """
+
+    end: str = "killed"
 
     def rest(self, weight: Weight) -> tuple[Tensor, Delta | None]:
+        Path(f"merging-{os.getpid()}").touch()
         merged.append(weight.name)
-        if os.environ.get("LOCAL_RANK") == "1" and len(merged) == 3 and not Path("killed").exists():
-            Path("killed").touch()
+        if os.environ.get("LOCAL_RANK") == "1" and len(merged) == 3 and not Path("ended").exists():
+            Path("waiting" if self.end == "waiting" else "ended").touch()
+            if self.end == "waiting":
+                time.sleep(600)
+            if self.end == "broken":
+                raise ZeroDivisionError("a bug")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().rest(weight)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from lit_merge.choose.sources import Sources
 from lit_merge.choose.write import write_bank, write_merge
 from lit_merge.cli.main import main
 from lit_merge.merge.export import export_bank
-from lit_merge.merge.processes import ALONE, Processes
+from lit_merge.merge.processes import ALONE, LOST, Processes
 from lit_merge.merge.resuming import unfinished_folder
+from tests.forked_commands import as_torchrun, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*second moments.*", "ignore:.*self_consistent overshoots.*")
 METHODS = {
@@ -222,43 +225,85 @@ def test_two_commands_at_once(files: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def command(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Any) -> list[str]:
+    if not torch.distributed.is_available():
+        pytest.skip("torch without distributed")
     monkeypatch.chdir(tmp_path)
-    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    forks.told.write_text("")
     experts = {task: str(files / f"{task}.safetensors") for task in "abc"}
     return ["merge", "--model.experts", str(experts), "--model.method", "tests.watched.MortalCART"]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_a_process_dies_and_the_same_command_goes_on(
-    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], forks: Any
 ) -> None:
     """Real processes: the second is killed, then both write what one writes."""
     assert main([*command, "--output", "one.safetensors"]) == 0
     two = [*command, "--output", "two.safetensors", "--devices", "2"]
     capfd.readouterr()
     assert main(two) == 2
-    told = capfd.readouterr().err
     assert re.fullmatch(
         r"lit_merge: error: process 2 of 2 was killed by SIGKILL: two.safetensors was not written; the same command "
         r"goes on from what is finished \(.two.safetensors.unfinished\)\n",
-        told,
+        capfd.readouterr().err,
     )
+    assert forks.told.read_text() == ""
     assert not Path("two.safetensors").exists()
     assert main(two) == 0
-    captured = capfd.readouterr()
-    assert re.search(r"going on: \d of 8 weights are finished", captured.err)
-    assert captured.out.count("Written to two.safetensors") == 1
+    assert capfd.readouterr().out.count("Written to two.safetensors") == 1
+    assert re.fullmatch(
+        r"going on: \d of 8 weights are finished \(.two.safetensors.unfinished\)\n", forks.told.read_text()
+    )
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "one.safetensors", "two.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "one.safetensors", "two.safetensors"]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("end", ["interrupted", "killed"])
+def test_all_processes_end_with_the_one_that_started_them(
+    end: str, command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], forks: Any
+) -> None:
+    two = [*command, "--model.method.end", "waiting", "--output", "two.safetensors", "--devices", "2"]
+
+    def started() -> list[int]:
+        return [int(path.name.split("-")[1]) for path in tmp_path.glob("merging-*")]
+
+    def wait() -> None:
+        wait_until(lambda: Path("waiting").exists() and len(started()) == 2)
+
+    def interrupt() -> None:
+        """As a keyboard does: every process gets it."""
+        try:
+            wait()
+        finally:
+            for process in (*started(), os.getpid()):
+                os.kill(process, signal.SIGINT)
+
+    if end == "interrupted":
+        keyboard = threading.Thread(target=interrupt)
+        keyboard.start()
+        assert main(two) == 130
+        keyboard.join()
+        assert capfd.readouterr().err == "lit_merge: interrupted\n"
+    else:
+        assert forks.run(*two, folder=tmp_path, kill_after=wait) == [-signal.SIGKILL]
+        wait_until(lambda: not any(map(lives, started())), 10)
+    assert not any(map(lives, started()))
+    assert forks.told.read_text() == ""
+    Path("ended").touch()
+    assert main(two) == 0
+    assert "going on: " in forks.told.read_text()
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_an_error_of_one_process_ends_all(
-    command: list[str], files: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    command: list[str], files: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], forks: Any
 ) -> None:
     """The second process reads this weight."""
     broken = load_file(files / "b.safetensors")
@@ -266,9 +311,31 @@ def test_an_error_of_one_process_ends_all(
     save_file(broken, tmp_path / "broken.safetensors")
     command[2] = command[2].replace(str(files / "b.safetensors"), "broken.safetensors")
     assert main([*command[:-1], "CART", "--output", "two.safetensors", "--devices", "2"]) == 2
-    told = "lit_merge: error: broken.safetensors: norm.weight holds NaN or infinity in 1 of 12 places\n"
-    assert capfd.readouterr().err == told
+    line = "lit_merge: error: broken.safetensors: norm.weight holds NaN or infinity in 1 of 12 places\n"
+    assert capfd.readouterr().err == line
+    assert forks.told.read_text() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["broken.safetensors"]
+
+
+def test_a_bug_in_one_process_is_shown(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--model.method.end", "broken", "--output", "two.safetensors", "--devices", "2"]) == 2
+    *trace, line = capfd.readouterr().err.splitlines()
+    assert trace[-1] == "ZeroDivisionError: a bug"
+    assert line.startswith("lit_merge: error: process 2 of 2 ended with code 1: two.safetensors was not written")
+
+
+def test_processes_of_torchrun(command: list[str], files: Path, tmp_path: Path, forks: Any) -> None:
+    """They end when one of them does, and say once what all of them see."""
+    command[2] = command[2].replace("}", f", 'd': '{files}/base.safetensors'}}")
+    run = partial(forks.run, *command, "--output", "two.safetensors", folder=tmp_path, environments=as_torchrun(2))
+    assert run("--devices", "3") == [2, 2]
+    assert "devices=3: expected 2, the number of processes that were started" in forks.told.read_text()
+    assert run("--devices", "2") == [LOST, -signal.SIGKILL]
+    assert run("--devices", "2") == [0, 0]
+    for text in ("Written to two.safetensors", "the expert d is the base: is a path wrong?"):
+        assert forks.told.read_text().count(text) == 1
+    assert forks.run(*command, "--output", "one.safetensors", folder=tmp_path) == [0]
+    assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
 
 
 def test_bad_devices(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
