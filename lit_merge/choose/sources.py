@@ -23,7 +23,7 @@ from lit_merge.merge.build import build_bank
 from lit_merge.merge.job import Job, Svd
 from lit_merge.merge.layout import Layout, Rows
 from lit_merge.merge.processes import ALONE, CPU, Processes
-from lit_merge.merge.resuming import Unfinished
+from lit_merge.merge.resuming import UnfinishedMerge
 from lit_merge.merge.write import write_job
 from lit_merge.methods import MergeMethod, MomentsMethod, Transform
 from lit_merge.networks import Network
@@ -235,7 +235,7 @@ def write_merge(
 
 
 def _of_bank(
-    frame: TaskBank, read: Callable[[str], Tensor], dtype: torch.dtype | None, unfinished: Unfinished
+    frame: TaskBank, read: Callable[[str], Tensor], dtype: torch.dtype | None, unfinished: UnfinishedMerge
 ) -> Iterator[Rows]:
     """Of a bank that was saved, of which one weight at a time is read."""
     names = unfinished.share({name: float(value.numel()) for name, value in frame.origin.items()})

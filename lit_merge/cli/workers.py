@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from lit_merge.checkpoints.unfinished import discard, unfinished_folder
 from lit_merge.errors import MergeError
 from lit_merge.merge.processes import LOST, WORKER, Accelerator, Processes, check_devices, connect, is_started
-from lit_merge.merge.resuming import discard, unfinished_folder
 
 # Seconds between looks at the processes; and for the others to end by themselves once one has failed, so that it is
 # known which one was the cause.

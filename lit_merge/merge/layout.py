@@ -22,7 +22,7 @@ from lit_merge.console import TOLD, say
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.merge.processes import ALONE, Processes
-from lit_merge.merge.resuming import Unfinished, resuming
+from lit_merge.merge.resuming import UnfinishedMerge, resuming
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
@@ -154,7 +154,7 @@ class Layout:
     def write(
         self,
         output: str | os.PathLike[str],
-        weights: Callable[[Unfinished], Iterable[Rows]],
+        weights: Callable[[UnfinishedMerge], Iterable[Rows]],
         plan: object = None,
         max_shard_bytes: int | None = None,
         overwrite: bool = False,
@@ -227,7 +227,7 @@ class Layout:
 
 
 def _put(
-    unfinished: Unfinished, files: TensorFiles, parts: Iterable[tuple[str, Tensor]], row: int | None = None
+    unfinished: UnfinishedMerge, files: TensorFiles, parts: Iterable[tuple[str, Tensor]], row: int | None = None
 ) -> None:
     folder = unfinished.path.name
     for name, value in parts:

@@ -16,7 +16,7 @@ from lit_merge.merge.job import Job, Svd
 from lit_merge.merge.layout import Layout, Rows
 from lit_merge.merge.parts import bank_of, build_parts
 from lit_merge.merge.processes import ALONE, Processes
-from lit_merge.merge.resuming import Unfinished
+from lit_merge.merge.resuming import UnfinishedMerge
 from lit_merge.methods import MergeMethod, Transform
 
 
@@ -89,7 +89,7 @@ def write_job(
 
 
 def _one_by_one(
-    job: Job, in_blocks: Collection[str], dtype: torch.dtype | None, unfinished: Unfinished
+    job: Job, in_blocks: Collection[str], dtype: torch.dtype | None, unfinished: UnfinishedMerge
 ) -> Iterator[Rows]:
     """Merged one after the other, in the memory of one weight of all experts."""
     names = unfinished.share(job.costs())
@@ -100,7 +100,7 @@ def _one_by_one(
 
 
 def _at_once(
-    job: Job, at_scale: Callable[[TaskBank], TaskBank], dtype: torch.dtype | None, unfinished: Unfinished
+    job: Job, at_scale: Callable[[TaskBank], TaskBank], dtype: torch.dtype | None, unfinished: UnfinishedMerge
 ) -> Iterator[Rows]:
     """Of a method that looks at all deltas together: all processes make them, the first one does what follows."""
     parts = build_parts(job, unfinished, dtype=dtype)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_merge import CART, ESM, TIES, MergeError, MergeMethod, TaskArithmetic, WeightAveraging
+from lit_merge.checkpoints.unfinished import unfinished_folder
 from lit_merge.choose.sources import Sources, write_merge
 from lit_merge.cli.export import write_bank
 from lit_merge.cli.main import main
 from lit_merge.merge.export import export_bank
 from lit_merge.merge.processes import ALONE, Processes
-from lit_merge.merge.resuming import unfinished_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*second moments.*", "ignore:.*self_consistent overshoots.*")
 METHODS = {
