@@ -22,7 +22,7 @@ from lit_merge.adaptation.random_state import random_state_kept
 from lit_merge.adaptation.run_logs import log_into
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
-from lit_merge.adaptation.unfinished import Unfinished
+from lit_merge.adaptation.unfinished_fit import UnfinishedFit
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.checkpoints.locations import destination, resolve
@@ -76,7 +76,7 @@ def run_fit(
     if first:
         check_output(output, overwrite)
     place = replacing(output, overwrite) if first else nullcontext(destination(output))
-    with Unfinished(destination(output), plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
+    with UnfinishedFit(output, plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
         keep_resume_points(trainer, unfinished)
         own_log = not trainer.loggers
         if own_log:
@@ -87,7 +87,7 @@ def run_fit(
         if unfinished.scores is None and data.has_test:
             with random_state_kept():
                 scores = reference_scores(trainer, model, data, experts)
-            unfinished.keep_scores(scores)
+            unfinished.write_scores(scores)
         given = None if ckpt_path is None else resolve(ckpt_path)
         goes_on = given if unfinished.step is None else unfinished.checkpoint
         online = watch(trainer) if data.online else None
@@ -110,7 +110,7 @@ def run_fit(
     return report
 
 
-def keep_resume_points(trainer: Trainer, unfinished: Unfinished) -> None:
+def keep_resume_points(trainer: Trainer, unfinished: UnfinishedFit) -> None:
     """Has the fit write checkpoints to go on from, and says where it goes on."""
     callbacks = trainer.callbacks
     point = next((one for one in callbacks if isinstance(one, ResumePoint)), None) or ResumePoint()

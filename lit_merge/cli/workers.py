@@ -16,9 +16,9 @@ from pathlib import Path
 from torch.multiprocessing import ProcessContext, ProcessRaisedException, start_processes
 from torch.multiprocessing.spawn import ProcessException
 
+from lit_merge.checkpoints.unfinished import discard, unfinished_folder
 from lit_merge.errors import MergeError
 from lit_merge.merge.processes import LOST, WORKER, Accelerator, Processes, check_devices, connect, is_started
-from lit_merge.merge.resuming import discard, unfinished_folder
 
 # A fork of a process that has imported everything starts at once, and is safe before threads and CUDA start in it.
 START = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"

@@ -13,7 +13,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.safetensors_writer import check_written, read_values
 from lit_merge.merge.job import Job, Part
 from lit_merge.merge.journal import Journal
-from lit_merge.merge.resuming import Unfinished
+from lit_merge.merge.resuming import UnfinishedMerge
 
 
 class PartsOnDisk:
@@ -53,7 +53,7 @@ class PartsOnDisk:
 
 def build_parts(
     job: Job,
-    unfinished: Unfinished,
+    unfinished: UnfinishedMerge,
     cut: Callable[[Part], Part] = lambda part: part,
     dtype: torch.dtype | None = None,
 ) -> PartsOnDisk:

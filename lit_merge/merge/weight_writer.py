@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints import Naming, rename
 from lit_merge.checkpoints.safetensors_writer import TensorFiles, check_written
-from lit_merge.merge.resuming import Unfinished
+from lit_merge.merge.resuming import UnfinishedMerge
 
 
 class WeightWriter:
@@ -22,7 +22,7 @@ class WeightWriter:
         copied: names of the files that were copied next to the weights, once all is written.
     """
 
-    def __init__(self, naming: Naming, files: TensorFiles, unfinished: Unfinished) -> None:
+    def __init__(self, naming: Naming, files: TensorFiles, unfinished: UnfinishedMerge) -> None:
         self.naming, self.files, self.unfinished = naming, files, unfinished
         self.copied: list[str] = []
 

@@ -29,7 +29,7 @@ from lit_merge import (
 from lit_merge.adaptation.rank_masks import AdaRank
 from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.trainer import Trainer
-from lit_merge.adaptation.unfinished import Unfinished
+from lit_merge.adaptation.unfinished_fit import UnfinishedFit
 from lit_merge.objectives import Entropy, Objective
 
 Make = Callable[..., MergedModel]
@@ -257,7 +257,7 @@ def test_two_processes_do_not_write_one_run(
     make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
 ) -> None:
     with (
-        Unfinished(tmp_path / "run", {"some": "plan"}),
+        UnfinishedFit(tmp_path / "run", {"some": "plan"}),
         pytest.raises(MergeError, match=r"another process is at work on .*run: wait"),
     ):
         run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), tmp_path / "run")

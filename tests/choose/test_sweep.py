@@ -12,6 +12,7 @@ import yaml
 
 from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
+from lit_merge.choose.sweep.folder import SweepFolder
 from lit_merge.choose.sweep.points import at_edge
 from lit_merge.cli.main import main
 from lit_merge.cli.recipe import MergeRecipe
@@ -105,6 +106,13 @@ def test_another_sweep_is_not_overwritten(recipe: Any, tiny: Any, tmp_path: Path
     (tmp_path / "sweep" / "results.csv").write_text("method,rank_ratio\nCART,x\n")
     with pytest.raises(MergeError, match="is damaged"):
         run_sweep(recipe().sources, tiny.data(), replace(small, scalings=(0.1,)), tmp_path / "sweep", images=8)
+
+
+def test_two_commands_do_not_fill_one_folder(recipe: Any, tiny: Any, tmp_path: Path) -> None:
+    busy = pytest.raises(MergeError, match=r"another process is at work on .*sweep: wait")
+    with SweepFolder(tmp_path / "sweep", {"some": "plan"}), busy:
+        run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "sweep", images=8, overwrite=True)
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.json", "results.csv"}
 
 
 def point(ratio: float, scaling: float, rule: str = "grid", **seen: float) -> Point:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_merge import CART, ESM, TIES, MergeError, MergeMethod, TaskArithmetic, WeightAveraging
+from lit_merge.checkpoints.unfinished import unfinished_folder
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.write import write_bank, write_merge
 from lit_merge.cli.main import main
 from lit_merge.merge.export import export_bank
 from lit_merge.merge.processes import ALONE, LOST, Processes
-from lit_merge.merge.resuming import unfinished_folder
 from tests.forked_commands import as_torchrun, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*second moments.*", "ignore:.*self_consistent overshoots.*")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.unfinished import UnfinishedOutput
 from lit_merge.choose.sweep.figures import curves_figure, heat_map
 from lit_merge.choose.sweep.points import CRITERION, Point, Select
 from lit_merge.choose.sweep.tables import tables
@@ -23,8 +23,9 @@ from lit_merge.report.accuracy_figure import save_figure
 COLUMNS = [one.name for one in fields(Point)]
 
 
-class SweepFolder:
-    """`results.csv` grows with every point; table, figures and the chosen configuration are written at the end.
+class SweepFolder(UnfinishedOutput):
+    """`results.csv` grows with every point; table, figures and the chosen configuration are written at the end. A
+    context, which one command at a time has.
 
     Args:
         path: the folder.
@@ -32,29 +33,31 @@ class SweepFolder:
         overwrite: start afresh where the folder holds another sweep.
 
     Raises:
-        MergeError: the folder holds something else, or another sweep, and `overwrite` is off; it cannot be written.
+        MergeError: the folder holds something else, or another sweep, and `overwrite` is off; it cannot be written;
+            another command is at work on it.
     """
 
+    hidden, plan_file, kind = False, "sweep.json", "a sweep"
+
     def __init__(self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.path = destination(path)
-        plan = json.loads(json.dumps(plan, default=str))
-        if self.path.exists() and not overwrite:
-            differs = [name for name, value in plan.items() if self._plan().get(name) != value]
-            if differs:
-                raise MergeError(
-                    f"{path} holds a sweep with other {', '.join(differs)}: pass --overwrite to start afresh, or "
-                    "choose another place"
-                )
-        else:
+        if overwrite or not (folder := destination(path)).exists():
             check_output(path, overwrite)
-            write_text(self.path / "sweep.json", json.dumps(plan, indent=1) + "\n", overwrite=True)
-            write_text(self.path / "results.csv", to_csv([]), overwrite=True)
-        self.points = {point.key: point for point in self._points()}
+        elif not (folder / self.plan_file).is_file():
+            raise MergeError(f"{folder} exists and is no sweep: choose another place")
+        super().__init__(path)
+        try:
+            if overwrite or not self.goes_on(plan):
+                self.begin(plan)
+                write_text(self.folder / "results.csv", to_csv([]), overwrite=True)
+            self.points = {point.key: point for point in self._points()}
+        except BaseException:
+            self.release()
+            raise
 
     def add(self, point: Point) -> None:
         """Remembers a point, on disk too."""
         self.points[point.key] = point
-        write_text(self.path / "results.csv", to_csv(self.points.values()), overwrite=True)
+        write_text(self.folder / "results.csv", to_csv(self.points.values()), overwrite=True)
 
     def finish(self, chosen: Point, method: MergeMethod, select: Select) -> None:
         """Writes the table, the figures, and `chosen.yaml`, which goes over the configuration of the sweep."""
@@ -65,31 +68,23 @@ class SweepFolder:
         if chosen.rank_ratio is not None:
             init_args["rank_ratio"] = chosen.rank_ratio
         about = {"model": {"method": {"class_path": chosen.method, "init_args": init_args}}}
-        write_text(self.path / "chosen.yaml", yaml.safe_dump(about, sort_keys=False), overwrite=True)
+        write_text(self.folder / "chosen.yaml", yaml.safe_dump(about, sort_keys=False), overwrite=True)
         console = terminal(markup=True, file=io.StringIO(), width=110)
         console.print(tables(points, chosen, select))
-        write_text(self.path / "table.txt", console.file.getvalue(), overwrite=True)  # type: ignore[attr-defined]
+        write_text(self.folder / "table.txt", console.file.getvalue(), overwrite=True)  # type: ignore[attr-defined]
         figures = {"heatmap": heat_map(points, chosen, CRITERION[select])}
         if chosen.scaling is not None:
             figures["curves"] = curves_figure(points, chosen)
         for name, figure in figures.items():
             for suffix in ("png", "svg"):
-                save_figure(figure, self.path / f"{name}.{suffix}", overwrite=True)
-
-    def _plan(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MergeError(f"{self.path} exists and is no sweep: choose another place") from error
-        return found if isinstance(found, dict) else {}
+                save_figure(figure, self.folder / f"{name}.{suffix}", overwrite=True)
 
     def _points(self) -> Iterable[Point]:
-        path = self.path / "results.csv"
         try:
-            rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-            return [from_row(row) for row in rows]
+            text = (self.folder / "results.csv").read_text(encoding="utf-8")
+            return [from_row(row) for row in csv.DictReader(io.StringIO(text))]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MergeError(f"{path} is damaged: pass --overwrite to start afresh") from error
+            raise self.damaged("results.csv") from error
 
 
 def to_csv(points: Iterable[Point]) -> str:

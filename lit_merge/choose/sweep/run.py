@@ -74,24 +74,24 @@ def run_sweep(
         "data": [data.protocol, *data.tasks],
         "inputs": inputs if inputs == "validation" else [inputs, images],
     }
-    folder = SweepFolder(output, plan, overwrite)
-    grid = replace(grid, methods=tuple(sources.unlabelled.prepare(method, experts) for method in grid.methods))
-    network = network.to(device or torch.device("cpu"))
-    labelled = inputs == "validation"
-    probe = Probe.labelled(network, data, "validation") if labelled else Probe.draw(network, data, images)
-    probe.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
-    screen = terminal(markup=True, stderr=True)
-    with Live(console=screen, transient=True, auto_refresh=False) as live:
-        for point in walk(grid, experts, probe, None, sources.transform, sources.decompositions, folder.points):
-            folder.add(point)
-            if screen.is_terminal:
-                live.update(tables(list(folder.points.values()), None, select), refresh=True)
-    chosen = choose(list(folder.points.values()), select)
-    method = next(method for method in grid.methods if type(method).__name__ == chosen.method)
-    told = [] if select == "accuracy" else doubts(probe, chosen.balance)
-    if at_edge(list(folder.points.values()), chosen):
-        told.append(f"the chosen scaling {chosen.scaling:g} is at the edge of the grid: widen --scalings")
-    for one in told:
-        warnings.warn(f"select={select}: {one}", MergeWarning, stacklevel=2)
-    folder.finish(chosen, method, select)
+    with SweepFolder(output, plan, overwrite) as folder:
+        grid = replace(grid, methods=tuple(sources.unlabelled.prepare(method, experts) for method in grid.methods))
+        network = network.to(device or torch.device("cpu"))
+        labelled = inputs == "validation"
+        probe = Probe.labelled(network, data, "validation") if labelled else Probe.draw(network, data, images)
+        probe.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
+        screen = terminal(markup=True, stderr=True)
+        with Live(console=screen, transient=True, auto_refresh=False) as live:
+            for point in walk(grid, experts, probe, None, sources.transform, sources.decompositions, folder.points):
+                folder.add(point)
+                if screen.is_terminal:
+                    live.update(tables(list(folder.points.values()), None, select), refresh=True)
+        chosen = choose(list(folder.points.values()), select)
+        method = next(method for method in grid.methods if type(method).__name__ == chosen.method)
+        doubted = [] if select == "accuracy" else doubts(probe, chosen.balance)
+        if at_edge(list(folder.points.values()), chosen):
+            doubted.append(f"the chosen scaling {chosen.scaling:g} is at the edge of the grid: widen --scalings")
+        for one in doubted:
+            warnings.warn(f"select={select}: {one}", MergeWarning, stacklevel=2)
+        folder.finish(chosen, method, select)
     return chosen

@@ -1,0 +1,151 @@
+"""Outputs that are not finished: folders from which the same command goes on after a kill."""
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.locks import lock, unlock
+from lit_merge.checkpoints.outputs import write_text
+from lit_merge.errors import MergeError
+
+FAILED = "failed"
+Own = TypeVar("Own", bound="UnfinishedOutput")
+
+
+def unfinished_folder(output: str | os.PathLike[str]) -> Path:
+    """Where an output is until it is whole."""
+    target = destination(output)
+    return target.parent / f".{target.name}.unfinished"
+
+
+def discard(output: str | os.PathLike[str]) -> None:
+    """Removes what is unfinished of an output that failed in one of several processes, once all have ended."""
+    folder = unfinished_folder(output)
+    if (folder / FAILED).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class UnfinishedOutput:
+    """The folder `.NAME.unfinished` in which one command at a time makes an output, and its plan: what makes two
+    commands the same.
+
+    As a context it is removed after success and after an error. A kill and an interrupt leave it: the same command
+    goes on with it, another one empties it first.
+
+    Args:
+        output: a file or a folder.
+        first: off in all processes of a command but one: they take no lock and remove nothing.
+        shared: whether several processes write in it, of which an error of one must not take it from the others.
+
+    Raises:
+        MergeError: another command is at work on the output; the folder cannot be made, or is not this user's.
+    """
+
+    hidden: ClassVar[bool] = True
+    """Off where the output itself is the folder: it stays whatever happens."""
+    plan_file: ClassVar[str] = "plan.json"
+    kind: ClassVar[str] = "an unfinished output"
+    other: ClassVar[str] = "another place"
+
+    def __init__(self, output: str | os.PathLike[str], first: bool = True, shared: bool = False) -> None:
+        self.output, self.first, self.shared = destination(output), first, shared
+        self.folder = unfinished_folder(output) if self.hidden else self.output
+        self._lock = self._take() if first else None
+
+    def __enter__(self: Own) -> Own:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.shared and isinstance(error, Exception):
+            # Others may be writing still: what supervises them clears up.
+            (self.folder / FAILED).touch()
+        elif self.first and self.hidden and not self.outlives(error):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    def outlives(self, error: BaseException | None) -> bool:
+        """Whether the folder stays when the work ends with this error, or with None."""
+        return error is not None and not isinstance(error, Exception)
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        unlock(self._lock)
+        self._lock = None
+
+    def goes_on(self, plan: Mapping[str, Any], overwrite: bool = False) -> bool:
+        """Whether the folder holds what a command of this plan has left.
+
+        Raises:
+            MergeError: it holds what another command has left, and `overwrite` is off; the plan is damaged.
+        """
+        found = self.read(self.plan_file)
+        if found is None:
+            return False
+        now = json.loads(json.dumps(plan, default=str))
+        # What is off may be missing: earlier versions did not know it.
+        differs = [name for name in now | found if (now.get(name) or None) != (found.get(name) or None)]
+        if differs and not overwrite:
+            raise MergeError(
+                f"{self.folder} holds {self.kind} with other {', '.join(differs)}: pass --overwrite to start afresh, "
+                f"or choose {self.other}"
+            )
+        return not differs
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Starts afresh: writes the plan, into an empty folder where it is hidden."""
+        for path in self.folder.iterdir() if self.hidden else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        write_text(self.folder / self.plan_file, json.dumps(plan, default=str, indent=1) + "\n", overwrite=True)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder; None where there is none.
+
+        Raises:
+            MergeError: it holds something else.
+        """
+        try:
+            return dict(json.loads((self.folder / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise self.damaged(name) from error
+
+    def damaged(self, name: str) -> MergeError:
+        remedy = f"remove {self.folder}" if self.hidden else "pass --overwrite"
+        return MergeError(f"{self.folder / name} is damaged: {remedy} to start afresh")
+
+    def _take(self) -> int | None:
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if self.hidden:
+                    check_own(self.folder)
+                return lock(self.folder)
+            except BlockingIOError as error:
+                raise MergeError(
+                    f"another process is at work on {self.output}: wait, or choose {self.other}"
+                ) from error
+            except FileNotFoundError:
+                continue  # that process has just finished
+            except OSError as error:
+                raise MergeError(f"{self.folder} cannot be written: {error.strerror}") from error
+
+
+def check_own(folder: Path) -> None:
+    """Raises MergeError for a link, or for a folder of another user: anybody who can write next to an output knows its
+    name beforehand, and what is in it will be deleted."""
+    found = folder.lstat()
+    with tempfile.TemporaryFile(dir=folder.parent) as mine:
+        # Not the user's number: file systems of a network may have another one.
+        own = os.fstat(mine.fileno()).st_uid
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != own:
+        raise MergeError(f"{folder} is a link, or another user's: remove it, or choose another place")
