@@ -1,19 +1,17 @@
 """Which tensors of an unpickled value are the weights of a model, and their names in its state dict."""
 
-import re
+import functools
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
-from lit_merge.checkpoints.pickle.tensors import Damaged, TensorRecord
-from lit_merge.checkpoints.pickle.values import Made, Name, shown
+from lit_merge.checkpoints.pickle.inert_objects import LONGEST_NAME, Damaged, Made, Name, shown
+from lit_merge.checkpoints.pickle.tensor_records import TensorRecord
 
-# Where trainers keep the model beside what else they save: Lightning, open_clip and timm; others; DeepSpeed.
+# Where trainers keep the model among what else they save: Lightning, open_clip and timm; others; DeepSpeed.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-# And its averages over a training.
-AVERAGES = re.compile(r"(\w+_)?ema(_\w+)?|averaged_model")
 # A model that contains itself, or names that double at every level, would never end.
 MOST_NAMES = 200_000
-LONGEST_NAME = 1000
 
 
 def weights_of(found: Any, inside: str | None = None) -> tuple[dict[str, TensorRecord], dict[str, str]]:
@@ -47,9 +45,9 @@ def describe(found: Any) -> str:
     if isinstance(found, Made):
         return f"what {found.kind} makes" if isinstance(found.kind, Name) else "an unknown object"
     if isinstance(found, Mapping):
-        names = [shown(key[:40]) for key in found if isinstance(key, str)]
+        names = [shown(key[:40]) for key in islice(found, 6) if isinstance(key, str)]
         more = ", …" if len(found) > 6 else ""
-        return f"a dictionary of {', '.join(names[:6])}{more}" if names else "an empty dictionary"
+        return f"a dictionary of {', '.join(names)}{more}" if names else "an empty dictionary"
     if isinstance(found, TensorRecord):
         return "a single tensor"
     return f"a {type(found).__name__}"
@@ -61,8 +59,13 @@ def models_in(found: Any) -> list[str]:
     mapping = found.items if isinstance(found, Made) else found
     if _is_module(found) or not isinstance(mapping, dict):
         return []
-    averages = [key for key in mapping if isinstance(key, str) and key not in WRAPPERS and AVERAGES.fullmatch(key)]
+    averages = [key for key in mapping if isinstance(key, str) and _names_average(key)]
     return [key for key in (*WRAPPERS, *averages) if _holds_weights(mapping.get(key))]
+
+
+def _names_average(key: str) -> bool:
+    """Whether an entry of this name is a model's average over its training: `model_ema`, `ema_state_dict`, …"""
+    return key == "averaged_model" or (key.isidentifier() and "ema" in key.split("_"))
 
 
 def _holds_weights(inside: Any) -> bool:
@@ -113,39 +116,42 @@ def _is_module(found: Any) -> bool:
 
 
 def _of_module(module: Made) -> Iterator[tuple[str, TensorRecord]]:
-    """As `torch.nn.Module.state_dict`: parameters, persistent buffers, then the modules inside, in their order."""
+    """Names and values of `torch.nn.Module.state_dict`: parameters, persistent buffers, then the modules inside, in
+    their order."""
     queue: list[tuple[str, Any]] = [("", module)]
+    # One module may stand in very many places.
+    inside = functools.cache(_inside)
     seen = 0
     while queue:
         prefix, one = queue.pop()
         if not _is_module(one):
             raise Damaged(f"{shown(prefix).removesuffix('.')} is {describe(one)}, expected a module")
-        tensors, modules = _inside_script(one) if _is_script(one) else _inside(one)
+        tensors, modules = inside(one)
         seen += 1 + len(tensors) + len(modules)
-        longest = max((len(prefix) + len(name) for name in (*tensors, *modules) if isinstance(name, str)), default=0)
+        longest = max((len(prefix) + len(name) for name in (*tensors, *modules)), default=0)
         if seen > MOST_NAMES or longest > LONGEST_NAME:
             raise Damaged("its modules contain one another without end")
         for name, value in tensors.items():
-            if not isinstance(value, TensorRecord) or not isinstance(name, str):
-                where = shown(f"{prefix}{name}" if isinstance(name, str) else prefix)
-                raise Damaged(f"{where} is {describe(value)}, expected a tensor")
+            if not isinstance(value, TensorRecord):
+                raise Damaged(f"{shown(prefix + name)} is {describe(value)}, expected a tensor")
             yield f"{prefix}{name}", value
-        queue += [(f"{prefix}{name}.", inner) for name, inner in reversed(modules.items()) if isinstance(name, str)]
+        queue += [(f"{prefix}{name}.", inner) for name, inner in reversed(modules.items())]
 
 
-def _inside(module: Made) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def _inside(module: Made) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters and persistent buffers of a module, and the modules in it."""
     state = _attributes(module)
-    buffers, passing = state.get("_buffers"), state.get("_non_persistent_buffers_set")
-    kept = {
-        name: value
-        for name, value in (buffers if isinstance(buffers, dict) else {}).items()
-        if not (isinstance(passing, list | tuple) and name in passing)
-    }
-    tensors = {name: value for name, value in (state["_parameters"] | kept).items() if value is not None}
-    return tensors, {name: inner for name, inner in state["_modules"].items() if inner is not None}
+    if _is_script(module):
+        tensors = {name: value for name, value in state.items() if isinstance(value, TensorRecord)}
+        modules = {name: value for name, value in state.items() if _is_script(value)}
+    else:
+        buffers, passing = state.get("_buffers"), state.get("_non_persistent_buffers_set")
+        passing = {name for name in passing if isinstance(name, str)} if isinstance(passing, list | tuple) else set()
+        buffers = buffers if isinstance(buffers, dict) else {}
+        kept = {name: value for name, value in buffers.items() if name not in passing}
+        tensors, modules = state["_parameters"] | kept, state["_modules"]
+    return _filled(tensors), _filled(modules)
 
 
-def _inside_script(module: Made) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    state = _attributes(module)
-    tensors = {name: value for name, value in state.items() if isinstance(value, TensorRecord)}
-    return tensors, {name: inner for name, inner in state.items() if _is_script(inner)}
+def _filled(mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _of_mapping(mapping) if value is not None}

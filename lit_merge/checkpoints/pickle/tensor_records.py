@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lit_merge.checkpoints.pickle.inert_objects import Damaged, Name
+
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -19,15 +21,12 @@ STORAGES = {
     "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": None,
 }
 # An expanded tensor holds more values than its storage. This many at most: a file of a few bytes must not ask for all
 # memory there is.
 MOST_EXPANDED = 1 << 24
 MOST_DIMENSIONS = 64
-
-
-class Damaged(Exception):
-    """What is wrong with a PyTorch file, said of `it`."""
 
 
 @dataclass(frozen=True)
@@ -65,49 +64,46 @@ class TensorRecord:
         return 1 + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
 
 
-def make_storage(found: Any, kind: tuple[str, str] | None) -> Storage:
-    """The storage of a persistent id `("storage", class, key, device, numel)`, whose class is called `kind`."""
+def make_storage(found: Any) -> Storage:
+    """The storage of a persistent id `("storage", class, key, device, numel)`.
+
+    Raises:
+        Damaged: it is none, or of a kind that holds no weights.
+    """
     wellformed = isinstance(found, tuple) and len(found) in (5, 6) and found[0] in ("storage", b"storage")
     # Files of the old format have a sixth: storages that are views of others, which torch does not write any more.
-    if not wellformed or kind is None or (len(found) == 6 and found[5] is not None):
+    if not wellformed or not isinstance(found[1], Name) or (len(found) == 6 and found[5] is not None):
         raise Damaged("its pickle refers to something that is no storage")
-    key, numel = found[2], found[4]
+    kind, key, numel = found[1], found[2], found[4]
     if not isinstance(key, str) or not _counts(numel):
         raise Damaged("its pickle refers to a storage without a name or a size")
-    if kind == ("torch.storage", "UntypedStorage"):
-        return Storage(key, None, numel)
-    if kind[0] not in ("torch", "torch.cuda") or kind[1] not in STORAGES:
+    if kind.module not in ("torch", "torch.cuda", "torch.storage") or kind.name not in STORAGES:
         raise Damaged("its pickle refers to a storage of a kind that holds no weights")
-    return Storage(key, STORAGES[kind[1]], numel)
+    return Storage(key, STORAGES[kind.name], numel)
 
 
-def rebuild(name: tuple[str, str], args: tuple[Any, ...], dtype: str | None) -> TensorRecord | None:
+def rebuild(function: Name, args: tuple[Any, ...]) -> TensorRecord | None:
     """The tensor that torch's function of this name would make of the arguments; None for another function.
-
-    Args:
-        name: module and name of the function.
-        args: its arguments.
-        dtype: name of a dtype of torch among them.
 
     Raises:
         Damaged: a tensor that reaches beyond its storage, or arguments of another kind.
     """
-    if name in PARAMETERS and args and isinstance(args[0], TensorRecord):
+    if function in PARAMETERS and args and isinstance(args[0], TensorRecord):
         return args[0]
-    if name not in REBUILDS:
+    if function not in REBUILDS:
         return None
     if len(args) < 4 or not isinstance(args[0], Storage):
         raise Damaged("its pickle makes a tensor of something that is no storage")
     storage, offset, size, stride = args[:4]
-    kind = storage.dtype
-    if name == ("torch._utils", "_rebuild_tensor_v3"):
-        found = getattr(torch, dtype or "", None)
-        kind = found if isinstance(found, torch.dtype) else None
-    return _checked(storage, kind, offset, size, stride)
+    dtype: object = storage.dtype
+    if function.name == "_rebuild_tensor_v3":
+        # Not by getattr: torch imports modules of its own where it is asked for them by name.
+        dtype = vars(torch).get(args[6].name) if len(args) > 6 and isinstance(args[6], Name) else None
+    return _checked(storage, dtype, offset, size, stride)
 
 
-def _checked(storage: Storage, dtype: torch.dtype | None, offset: Any, size: Any, stride: Any) -> TensorRecord:
-    if not isinstance(size, list | tuple) or not isinstance(stride, list | tuple) or dtype is None:
+def _checked(storage: Storage, dtype: object, offset: Any, size: Any, stride: Any) -> TensorRecord:
+    if not (isinstance(size, list | tuple) and isinstance(stride, list | tuple) and isinstance(dtype, torch.dtype)):
         raise Damaged("its pickle makes a tensor without a shape or a dtype")
     wellformed = len(size) == len(stride) <= MOST_DIMENSIONS and all(map(_counts, (offset, *size, *stride)))
     if not wellformed or not _counts(math.prod(max(n, 1) for n in size)):
@@ -125,5 +121,5 @@ def _counts(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-REBUILDS = {("torch._utils", name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
-PARAMETERS = {("torch._utils", name) for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
+REBUILDS = {Name("torch._utils", name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
+PARAMETERS = {Name("torch._utils", name) for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
