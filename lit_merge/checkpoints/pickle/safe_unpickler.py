@@ -92,6 +92,7 @@ CONTAINERS: dict[Name, Callable[[tuple[Any, ...]], Any]] = {
 # Of a tensor with attributes of its own, which are no weights.
 WITH_ATTRIBUTES = Name("torch._tensor", "_rebuild_from_type_v2")
 _PYTHONS = pickle._Unpickler.dispatch
+NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
 class SafeUnpickler(pickle._Unpickler):
@@ -141,8 +142,8 @@ class SafeUnpickler(pickle._Unpickler):
             raise Refused(f"it changes {made} itself: {NOT_RUN}")
         # Attributes of dictionaries (`_metadata` of a state dict) and of tensors are no weights.
 
-    dispatch: ClassVar[dict[int, Callable[..., object]]] = {
-        **{code: load for code, load in _PYTHONS.items() if pickletools.code2op[chr(code)].name in ALLOWED},
+    dispatch: ClassVar[dict[int, Callable[..., Any]]] = {  # type: ignore[assignment]
+        **{code: load for code, load in _PYTHONS.items() if NAMES[code] in ALLOWED},
         pickle.FRAME[0]: lambda self: self.read(8),
         pickle.EMPTY_DICT[0]: lambda self: self.append(Dictionary()),
         pickle.EMPTY_SET[0]: _PYTHONS[pickle.EMPTY_LIST[0]],
