@@ -33,7 +33,7 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
-    """As `track`, of names with their sizes in bytes."""
+    """Passes names on and draws a bar of their sizes in bytes."""
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -44,7 +44,7 @@ def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
 
 
 def track_weights(weights: Iterable[T], sizes: Mapping[str, int], description: str) -> Iterator[T]:
-    """As `track_bytes`, of weights that are read from files, with their sizes there."""
+    """Passes weights on and draws a bar of the bytes that they have in their files."""
     stream = iter(weights)
     for _ in track_bytes(sizes, description):
         yield next(stream)
@@ -56,8 +56,8 @@ def say(text: str) -> None:
         terminal(stderr=True).print(text, soft_wrap=True, highlight=False)
 
 
-def quiet() -> None:
-    """Leaves out what Lightning tells developers, not users."""
+def plain_warnings() -> None:
+    """Shows warnings in one line each, and leaves out what Lightning says to developers, not to users."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (

@@ -113,10 +113,10 @@ def ours(folder: Path, tasks: list[str], steps: int, count: int, size: int, prec
     import lightning.pytorch as pl
 
     from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
-    from lit_merge.console import quiet
+    from lit_merge.console import plain_warnings
     from lit_merge.objectives import Entropy
 
-    quiet()
+    plain_warnings()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`")
     turns = Turns()
 

@@ -21,7 +21,7 @@ from lit_merge import CART, Experts, OpenClipImageEncoder, Suite, adapt, build_b
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.choose.sample import Probe
-from lit_merge.console import quiet
+from lit_merge.console import plain_warnings
 from lit_merge.data.images.corruptions import LEVELS
 
 SUITE = "zoo:8"
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/corruptions.json"), help="(default: %(default)s)")
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    quiet()
+    plain_warnings()
     bench = Bench(options.output)
     if not options.print:
         bench.measure("clean", Suite(SUITE), ROWS[:-1])

@@ -52,7 +52,7 @@ from lit_merge.checkpoints import write_text
 from lit_merge.choose.activations import collect_moments
 from lit_merge.choose.sample import Probe
 from lit_merge.choose.sweep import Grid, Point, choose, walk
-from lit_merge.console import quiet
+from lit_merge.console import plain_warnings
 from lit_merge.experts.decompositions import Decompositions
 from lit_merge.experts.matrices import Matrices
 from lit_merge.merge.scaling import at_scaling
@@ -329,7 +329,7 @@ def main() -> int:
     )
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    quiet()
+    plain_warnings()
     output, console = Path(options.output), Console(stderr=True)
     missing = []
     for suite in [] if options.print else options.suites:

@@ -28,7 +28,7 @@ from lit_merge import CART, TSVM, Experts, IsoC, MergedModel, Stage, Suite, Task
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.console import quiet
+from lit_merge.console import plain_warnings
 from lit_merge.merge.build import build_bank
 from lit_merge.networks import OpenClipImageEncoder
 from lit_merge.report.scores import mean_accuracy
@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--zoos", nargs="+", default=["zoo:8", "zoo:8-seed1", "zoo:8-seed2"], help="suites to check")
     parser.add_argument("--output", help="write the figures as JSON here too")
     options = parser.parse_args()
-    quiet()
+    plain_warnings()
     results = {zoo: check(zoo) for zoo in track(options.zoos, "checking", console=Console(stderr=True))}
     console = Console()
     console.print("Mean test accuracy over tasks, %")

@@ -44,7 +44,7 @@ from lit_merge import (
 from lit_merge.checkpoints import write_text
 from lit_merge.choose.activations import collect_moments
 from lit_merge.choose.sample import Probe
-from lit_merge.console import quiet
+from lit_merge.console import plain_warnings
 from lit_merge.data import TaskData
 from lit_merge.data.streams import ImageSource, ImageTensor
 from lit_merge.objectives import ConfidentEntropy, Entropy, ExpertAgreement, InformationMaximisation, Objective
@@ -252,7 +252,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="runs whose name starts so")
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    quiet()
+    plain_warnings()
     for suite in [] if options.print else options.suites:
         try:
             measure(suite, options.output, options.only)

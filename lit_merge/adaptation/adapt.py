@@ -13,7 +13,7 @@ from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import canonical_weights
-from lit_merge.console import quiet
+from lit_merge.console import plain_warnings
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
@@ -59,7 +59,7 @@ def adapt(
         MergeError: a bank, a network and data that do not belong together; a bank without coefficients; what
             `Adaptation` refuses.
     """
-    quiet()
+    plain_warnings()
     check_tasks(data, bank.tasks)
     model = MergedModel(bank, network, experts=experts, **options)
     watching = guard and not data.online
@@ -98,7 +98,7 @@ def evaluate(
     Raises:
         MergeError: no labelled test images; weights that are not the network's.
     """
-    quiet()
+    plain_warnings()
     if not data.has_test:
         raise MergeError("the data has no labelled test inputs to evaluate on")
     if isinstance(weights, TaskBank):

@@ -17,7 +17,7 @@ from lit_merge.adaptation.stages import Stage, learning_rates, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
 from lit_merge.adaptation.trainer import check_precision
-from lit_merge.bank.on_demand import made
+from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
@@ -143,7 +143,7 @@ class MergedModel(ScoredModule):
         """The bank at the active rank with the coefficients reached so far, on the CPU."""
         bank = self.bank if self.masks is None else self.masks.select(self.bank)
         found = bank.tensors()
-        tensors = made(found, lambda name: found[name].detach().cpu(), found)
+        tensors = mapping_like(found, lambda name: found[name].detach().cpu(), found)
         reached = self.coefficients().detach().to("cpu", self._frame.coefficients.dtype, copy=True)
         return replace(self._frame.with_tensors(tensors), coefficients=reached)
 

@@ -88,7 +88,7 @@ class LowRank:
         return LowRank(self.U.to(dtype), self.S, self.V.to(dtype))
 
     def cpu(self) -> "LowRank":
-        """The same on the CPU."""
+        """These matrices on the CPU."""
         return LowRank(self.U.cpu(), self.S.cpu(), self.V.cpu())
 
     def truncate(self, rank: int) -> "LowRank":

@@ -40,8 +40,8 @@ class OnDemand(Mapping[str, V]):
         return dict, (dict(self),)
 
 
-def made(names: Collection[str], make: Callable[[str], V], source: Mapping[str, Any]) -> Mapping[str, V]:
-    """name → make(name): now, or on demand where `source` is, from which the values are made."""
+def mapping_like(names: Collection[str], make: Callable[[str], V], source: Mapping[str, Any]) -> Mapping[str, V]:
+    """name → make(name), made at once; or on demand, where the values of `source` are made on demand."""
     return OnDemand(names, make) if isinstance(source, OnDemand) else {name: make(name) for name in names}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_merge.bank.files import BankFile, open_bank_folder, read_naming, write_bank_folder
 from lit_merge.bank.low_rank import Delta, LowRank, check_energy, check_rank_ratio, combine, kinds, rank_of, tensors_of
-from lit_merge.bank.on_demand import OnDemand, asked_again, made
+from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.errors import MergeError, check_finite
 
@@ -113,7 +113,7 @@ class TaskBank:
         return self.only(task).merge(dtype=dtype, naming=naming)
 
     def only(self, task: str) -> "TaskBank":
-        """The same bank with coefficient 1 for this task and 0 for the others: its merge is `expert(task)`.
+        """This bank with coefficient 1 for this task and 0 for the others: its merge is `expert(task)`.
 
         Raises:
             MergeError: no such task, or one delta is shared by all tasks.
@@ -129,7 +129,7 @@ class TaskBank:
         return replace(self, coefficients=only)
 
     def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
-        """The same bank with fewer directions; factors are views.
+        """This bank with fewer directions; factors are views.
 
         Args:
             rank_ratio: at most ⌊rank_ratio·min(m, n)⌋ directions of every matrix.
@@ -153,16 +153,16 @@ class TaskBank:
         return found
 
     def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
-        """The same bank with at most so many directions of the matrices that are named; factors are views."""
+        """This bank with at most so many directions of the matrices that are named; factors are views."""
 
         def cut(name: str) -> Delta:
             delta = self.deltas[name]
             return delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
 
-        return replace(self, deltas=made(self.deltas, cut, self.deltas))
+        return replace(self, deltas=mapping_like(self.deltas, cut, self.deltas))
 
     def select(self, kept: Mapping[str, Tensor]) -> "TaskBank":
-        """The same bank with only the directions that (T or 1, r) booleans choose, for every name given."""
+        """This bank with only the directions that (T or 1, r) booleans choose, for every name given."""
         deltas = dict(self.deltas)
         for name, chosen in kept.items():
             if isinstance(delta := deltas[name], LowRank):
@@ -170,7 +170,7 @@ class TaskBank:
         return replace(self, deltas=deltas)
 
     def to(self, dtype: torch.dtype) -> "TaskBank":
-        """The same bank stored in another precision; singular values and coefficients stay as they are."""
+        """This bank stored in another precision; singular values and coefficients stay as they are."""
 
         origin = {name: v.to(dtype) if v.is_floating_point() else v for name, v in self.origin.items()}
         return replace(self, origin=origin, deltas={name: delta.to(dtype) for name, delta in self.deltas.items()})
@@ -203,18 +203,18 @@ class TaskBank:
             delta = self.deltas[name]
             return delta if isinstance(delta, Tensor) else getattr(delta, kind)
 
-        return made([*(f"origin/{name}" for name in self.origin), *parts, "coefficients"], find, self.deltas)
+        return mapping_like([*(f"origin/{name}" for name in self.origin), *parts, "coefficients"], find, self.deltas)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
-        """The same bank around other tensors of the names of `tensors()`: moved, or read from a file."""
+        """This bank around other tensors of the names of `tensors()`: moved, or read from a file."""
 
         def delta(name: str) -> Delta:
             if f"U/{name}" in tensors:
                 return LowRank(tensors[f"U/{name}"], tensors[f"S/{name}"], tensors[f"V/{name}"])
             return tensors[f"delta/{name}"]
 
-        origin = made(self.origin, lambda name: tensors[f"origin/{name}"], tensors)
-        deltas = made(self.deltas, delta, tensors)
+        origin = mapping_like(self.origin, lambda name: tensors[f"origin/{name}"], tensors)
+        deltas = mapping_like(self.deltas, delta, tensors)
         return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
 
     def weight_alone(self, name: str, read: Callable[[str], Tensor]) -> "TaskBank":
@@ -267,8 +267,8 @@ class TaskBank:
 
     @classmethod
     def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:
-        """As `load`, but for values: all tensors but the coefficients are on the device `meta`. The file has them, by
-        their names in `tensors()`."""
+        """Opens a folder that `save` wrote, without values: all tensors but the coefficients are on the device
+        `meta`. The file has them, by their names in `tensors()`."""
         about, file = open_bank_folder(path)
         empty = {
             name: torch.empty(shape, dtype=file.dtypes[name], device="meta") for name, shape in file.shapes.items()

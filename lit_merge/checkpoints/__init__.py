@@ -1,4 +1,7 @@
-"""Reading weights lazily and writing files so that a failure leaves the old file or the new one."""
+"""Every file format of weights, read lazily and written whole or not at all; and the names of weights in libraries.
+
+Other rooms see a `Checkpoint`: names, shapes, dtypes, and one tensor at a time. Nothing here knows tasks or methods.
+"""
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
 from lit_merge.checkpoints.families.family import is_image

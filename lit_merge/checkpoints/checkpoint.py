@@ -66,8 +66,8 @@ class Checkpoint(ABC):
         """The tensor of this name, of shape `shapes[name]` and dtype `dtypes[name]`, on the CPU."""
 
     def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
-        """The same, into a contiguous tensor of that dtype: as many rows as `out` has, from `row` on. Formats that can
-        read no others do."""
+        """Reads a weight into a contiguous tensor of its dtype: as many rows as `out` has, from `row` on. Formats
+        that can read some rows alone read no others."""
         value = self.read(name)
         out.copy_(value[row : row + len(out)] if value.ndim else value)
 

@@ -66,7 +66,7 @@ class SafetensorsFile(Checkpoint):
             raise MergeError(f"{self.path}: could not read {name}: the file ends before it", weight=name)
 
     def map(self, name: str) -> Tensor:
-        """The same, mapped from the file: it stays on disk until it is used, and leaves memory with the tensor."""
+        """A weight, mapped from the file: it stays on disk until it is used, and leaves memory with the tensor."""
         if name not in self.shapes:
             raise MergeError(f"{self.path} has no tensor {name}", weight=name)
         try:

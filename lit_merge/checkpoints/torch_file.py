@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes, unfit_dtypes
-from lit_merge.checkpoints.pickle.inert_objects import Damaged
 from lit_merge.checkpoints.pickle.safe_unpickler import read_pickle
+from lit_merge.checkpoints.pickle.stand_ins import Damaged
 from lit_merge.checkpoints.pickle.state_dict import models_in, weights_of
 from lit_merge.checkpoints.pickle.tensor_records import Storage, TensorRecord
 from lit_merge.errors import MergeError, MergeWarning

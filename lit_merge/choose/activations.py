@@ -126,7 +126,7 @@ def stream_moments(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """As `collect_moments`, task after task: one expert and its moments are in memory at a time."""
+    """What `collect_moments` answers, task after task: one expert and its moments are in memory at a time."""
     _check(experts, network, sources, samples, batch_size)
     for task, checkpoint in track(experts.checkpoints.items(), "second moments", len(experts.tasks)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{task}".encode()))

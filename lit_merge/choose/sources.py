@@ -84,7 +84,7 @@ class Sources:
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
         self.decompositions, self.svd = None, svd
         if decompositions is not None and self.experts is not None:
-            self.decompositions = keep(decompositions, self.experts, transform)
+            self.decompositions = shared_decompositions(decompositions, self.experts, transform)
         self.unlabelled = unlabelled
 
     @classmethod
@@ -136,14 +136,14 @@ class Sources:
         versions = [__version__, torch.__version__]
         if self.saved is not None:
             folder = resolve(self.saved)
-            return [*versions, *_told(folder / "bank.safetensors", folder / "bank.json")]
+            return [*versions, *_stamps(folder / "bank.safetensors", folder / "bank.json")]
         experts, method = self.experts, self.method
         assert experts is not None
         assert method is not None
         moments = method.moments if isinstance(method, MomentsMethod) else None
         if experts.identity is None or not isinstance(moments, str | None):
             return None
-        files = [] if moments is None else _told(*sorted(resolve(moments).iterdir()))
+        files = [] if moments is None else _stamps(*sorted(resolve(moments).iterdir()))
         transform = None if self.transform is None else self.transform.describe()
         about = [method.describe(), transform, self.svd, experts.tasks, list(experts.shapes.items())]
         return [*versions, *about, experts.identity, files]
@@ -230,13 +230,13 @@ def with_heads(network: Network, experts: Experts) -> Network:
     return network
 
 
-def _told(*files: Path) -> list[object]:
+def _stamps(*files: Path) -> list[object]:
     """What tells files from others."""
     stats = [(str(file.absolute()), file.stat()) for file in files]
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
-def keep(where: str, experts: Experts, transform: Transform | None) -> Decompositions:
+def shared_decompositions(where: str, experts: Experts, transform: Transform | None) -> Decompositions:
     """Decompositions of these experts under this transform, in a folder or in memory.
 
     Raises:

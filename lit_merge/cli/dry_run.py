@@ -114,11 +114,11 @@ def files_table(experts: Experts) -> Table:
         count = sum(math.prod(shape) for shape in file.shapes.values())
         dtypes = runs_of(str(dtype).removeprefix("torch.") for dtype in file.dtypes.values())
         size = megabytes(file.nbytes)
-        table.add_row(task, file.label, str(len(file.shapes)), millions(count), size, dtypes, told(left))
+        table.add_row(task, file.label, str(len(file.shapes)), millions(count), size, dtypes, shortened(left))
     return table
 
 
-def told(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
     shown = ", ".join(names[:2])
     return f"{shown}, … ({len(names)})" if len(names) > 2 else shown
 
@@ -132,7 +132,7 @@ def weights_table(experts: Experts, method: MergeMethod, trials: Mapping[tuple[i
     for pattern, names in collapsed(experts.shapes).items():
         kinds = Counter((experts.shapes[name], name in selected) for name in names)
         for (shape, chosen), count in kinds.items():
-            what = "matrix" + trials[shape].told(shape) if chosen else "the rest"
+            what = "matrix" + trials[shape].rank_at(shape) if chosen else "the rest"
             table.add_row(pattern, str(count), " × ".join(map(str, shape)) or "a number", what)
     return table
 
@@ -171,7 +171,7 @@ class Trial:
     seconds: float
     share: float | None
 
-    def told(self, shape: tuple[int, ...]) -> str:
+    def rank_at(self, shape: tuple[int, ...]) -> str:
         return "" if self.share is None else f", rank {max(1, round(self.share * min(shape)))}"
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from lit_merge import __version__
 from lit_merge.cli.threads import settle_threads
-from lit_merge.console import quiet
+from lit_merge.console import plain_warnings
 from lit_merge.errors import MergeError
 
 VERBS = {
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
-        quiet()
+        plain_warnings()
         rest = settle_threads(rest)
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
         module, name = HOMES.get(verb, LIGHTNING)

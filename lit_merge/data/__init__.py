@@ -1,4 +1,7 @@
-"""DataModules: unlabelled streams to adapt on, labelled inputs to evaluate on."""
+"""Unlabelled streams to adapt on, labelled inputs to evaluate on: images, texts, and the tasks of the literature.
+
+Labels are read here for evaluation only; what adaptation gets has none. Lightning joins when data is made.
+"""
 
 from lit_merge.data.images.folders import ImageFolders
 from lit_merge.data.images.hub import HubImages

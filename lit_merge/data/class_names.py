@@ -82,9 +82,9 @@ def pair(task: str, names: Sequence[str], rows: Sequence[str], strict: bool = Tr
     ours = [name for i, name in enumerate(names) if i not in found]
     theirs = [name for i, name in enumerate(rows) if i not in found.values()]
     raise MergeError(
-        f"task {task}: the data's classes are not those of its head: only the data has {_told(ours)}, only the head "
-        f"{_told(theirs)}: call them alike (a line of a class file may hold the data's name, a tab, and the words for "
-        "the text; or take the data's own names with classes: ${data})",
+        f"task {task}: the data's classes are not those of its head: only the data has {_listed(ours)}, only the head "
+        f"{_listed(theirs)}: call them alike (a line of a class file may hold the data's name, a tab, and the words "
+        "for the text; or take the data's own names with classes: ${data})",
         task=task,
     )
 
@@ -113,7 +113,7 @@ def _once(written: Mapping[int, str]) -> dict[str, int]:
     return {name: i for i, name in written.items() if name and counts[name] == 1}
 
 
-def _told(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "") if names else "none"
 
 

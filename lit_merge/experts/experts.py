@@ -158,7 +158,7 @@ class Experts:
         return {name: self.size((name, None)) for name in self.shapes}
 
     def sizes_of(self, pieces: Sequence[Piece]) -> dict[str, int]:
-        """The same of rows of weights, under names of their own."""
+        """Rows of weights, under names of their own → their bytes in all experts together."""
         return {f"{name} {rows}": self.size((name, rows)) for name, rows in pieces}
 
     def size(self, piece: Piece) -> int:

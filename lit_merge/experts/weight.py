@@ -70,7 +70,7 @@ class Weight:
         return all(torch.equal(first, other) for other in others)
 
     def to(self, device: torch.device) -> "Weight":
-        """The same on another device."""
+        """This weight on another device."""
         base, vectors = (None if one is None else one.to(device) for one in (self.pretrained, self.vectors))
         updates = None if self.updates is None else tuple(one.to(device) for one in self.updates)
         return replace(self, experts=self.experts.to(device), pretrained=base, vectors=vectors, updates=updates)

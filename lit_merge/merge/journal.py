@@ -70,7 +70,7 @@ class Journal:
         os.write(self._lines, f"{line}\n".encode())
 
     def all(self) -> dict[str, Mapping[str, Any]]:
-        """As `finished`, of what any process has written until now."""
+        """name → what is known of it, of the weights that any process has written until now."""
         found: dict[str, Mapping[str, Any]] = dict(self.finished)
         for place in self.folder.glob("finished-*.jsonl"):
             found |= _read(place)[1]

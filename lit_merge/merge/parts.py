@@ -34,7 +34,7 @@ class PartsOnDisk:
         return read_values(self.folder / file, position, shape, getattr(torch, dtype))
 
     def empty(self, key: str) -> Tensor:
-        """The same on the device `meta`."""
+        """The tensor of this name in a bank's file, on the device `meta`: its shape and dtype alone."""
         _, _, shape, dtype = self._places[key]
         return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
 

@@ -24,7 +24,7 @@ def start_coefficients(
 
 
 def at_scaling(bank: TaskBank, method: MergeMethod, scaling: float) -> TaskBank:
-    """The same bank with the coefficients of another scale, which a rule has found; the rule stays on record."""
+    """This bank with the coefficients of another scale, which a rule has found; the rule stays on record."""
     coefficients = start_coefficients(method.at(scaling), bank.layers, len(bank.coefficients), bank.coefficients.dtype)
     about: dict[str, Any] = bank.method | {"chosen": {"scaling": round(scaling, 6)}}
     return replace(bank, coefficients=coefficients, method=about)

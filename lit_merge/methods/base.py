@@ -52,7 +52,7 @@ class MergeMethod(Finite, ABC):
         return float(default) if isinstance(default, int | float) else 1.0
 
     def at(self, scaling: Scaling) -> "MergeMethod":
-        """The same method at another scale."""
+        """This method at another scale."""
         return replace(self, scaling=scaling)  # type: ignore[call-arg]
 
     def start(self, name: str) -> float:

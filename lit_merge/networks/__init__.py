@@ -1,4 +1,7 @@
-"""Networks that run a forward with weights handed in, and their frozen heads."""
+"""Encoders that run with weights handed to them, and the frozen heads on them.
+
+Libraries of models are imported when a network is built. Nothing here merges or adapts.
+"""
 
 from lit_merge.networks.heads.base import Heads
 from lit_merge.networks.heads.cosine import CosineHeads

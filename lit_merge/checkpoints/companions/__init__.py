@@ -1,1 +1,1 @@
-"""."""
+"""The files next to a model's weights: configuration, tokenizer, vocabulary. Judged, trimmed and copied."""

@@ -56,14 +56,14 @@ def _axis(name: str) -> int:
 def _sizes(checkpoint: Checkpoint, named: bool) -> set[int]:
     """Numbers of tokens that a model's folder tells of; of its tokenizer only where nothing else does."""
     folders = dict.fromkeys(file.parent for file in checkpoint.files)
-    found = {size for folder in folders for size in _told(folder / "config.json")}
+    found = {size for folder in folders for size in _vocabulary_sizes(folder / "config.json")}
     if found or named:
         return found
     folder = tokenizer_of(checkpoint)
     return {token_count(folder)} - {0} if folder is not None else set()
 
 
-def _told(file: Path) -> Iterator[int]:
+def _vocabulary_sizes(file: Path) -> Iterator[int]:
     try:
         about = parse_json(file.read_bytes())
     except (OSError, ValueError):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import IO, Any, ClassVar, cast
 
-from lit_merge.checkpoints.pickle.inert_objects import NOT_RUN, Damaged, Dictionary, Made, Name, Refused, name_of
+from lit_merge.checkpoints.pickle.stand_ins import NOT_RUN, Damaged, Dictionary, Made, Name, Refused, name_of
 from lit_merge.checkpoints.pickle.tensor_records import Storage, make_storage, rebuild
 
 # What torch.save writes, and wrote under Python 2: all but the opcodes of protocol 0, which cannot name a tensor, and
@@ -142,7 +142,7 @@ class SafeUnpickler(pickle._Unpickler):
             raise Refused(f"it changes {made} itself: {NOT_RUN}")
         # Attributes of dictionaries (`_metadata` of a state dict) and of tensors are no weights.
 
-    dispatch: ClassVar[dict[int, Callable[..., Any]]] = {  # type: ignore[assignment]
+    dispatch: ClassVar[dict[int, Callable[..., Any]]] = {
         **{code: load for code, load in _PYTHONS.items() if NAMES[code] in ALLOWED},
         pickle.FRAME[0]: lambda self: self.read(8),
         pickle.EMPTY_DICT[0]: lambda self: self.append(Dictionary()),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from lit_merge.checkpoints.pickle.inert_objects import LONGEST_NAME, Damaged, Made, Name, shown
+from lit_merge.checkpoints.pickle.stand_ins import LONGEST_NAME, Damaged, Made, Name, shown
 from lit_merge.checkpoints.pickle.tensor_records import TensorRecord
 
 # Where trainers keep the model among what else they save: Lightning, open_clip and timm; others; DeepSpeed.

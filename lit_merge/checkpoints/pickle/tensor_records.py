@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lit_merge.checkpoints.pickle.inert_objects import Damaged, Name
+from lit_merge.checkpoints.pickle.stand_ins import Damaged, Name
 
 STORAGES = {
     "DoubleStorage": torch.float64,

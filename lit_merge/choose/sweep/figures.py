@@ -20,7 +20,7 @@ def shown(point: Point, criterion: str) -> float:
     return float("nan") if value is None else value if criterion == "entropy" else 100 * value
 
 
-def heat_map(points: Sequence[Point], chosen: Point, criterion: str) -> Figure:
+def scale_figure(points: Sequence[Point], chosen: Point, criterion: str) -> Figure:
     """Rank × scale for every method, coloured by what the choice looked at; the chosen point is framed."""
     on_grid = [point for point in points if point.rule != SELF_CONSISTENT]
     methods = list(dict.fromkeys(point.method for point in on_grid))

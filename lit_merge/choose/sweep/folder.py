@@ -12,7 +12,7 @@ import yaml
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.unfinished import UnfinishedOutput
-from lit_merge.choose.sweep.figures import curves_figure, heat_map
+from lit_merge.choose.sweep.figures import curves_figure, scale_figure
 from lit_merge.choose.sweep.points import CRITERION, Point, Select
 from lit_merge.choose.sweep.tables import tables
 from lit_merge.console import terminal
@@ -72,7 +72,7 @@ class SweepFolder(UnfinishedOutput):
         console = terminal(markup=True, file=io.StringIO(), width=110)
         console.print(tables(points, chosen, select))
         write_text(self.folder / "table.txt", console.file.getvalue(), overwrite=True)  # type: ignore[attr-defined]
-        figures = {"heatmap": heat_map(points, chosen, CRITERION[select])}
+        figures = {"heatmap": scale_figure(points, chosen, CRITERION[select])}
         if chosen.scaling is not None:
             figures["curves"] = curves_figure(points, chosen)
         for name, figure in figures.items():

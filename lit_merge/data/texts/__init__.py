@@ -1,1 +1,1 @@
-"""."""
+"""Texts from tables, as token ids."""
