@@ -14,7 +14,9 @@ from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later, Unlabelled
 from lit_merge.cli.parsing import MODE, building, parsing
+from lit_merge.cli.threads import settled_threads
 from lit_merge.cli.trainer_options import trainer_options
+from lit_merge.console import say
 from lit_merge.data import TaskData, only_read
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.experts.files import expert_files
@@ -61,6 +63,8 @@ class Configuration:
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
             self.options = self._parser.parse_args(list(arguments))
         check_finite(self.options.as_dict())
+        if threads := settled_threads():
+            say(f"computing with {threads}")
         for name in ("run", "output"):
             if self.options.get(name) is not None:
                 self.options[name] = str(destination(self.options[name]))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_merge import __version__
-from lit_merge.cli.threads import settle_threads
+from lit_merge.cli.threads import settle_number, settle_waiting
 from lit_merge.console import plain_warnings
 from lit_merge.errors import MergeError
 
@@ -71,10 +71,11 @@ def main(arguments: Sequence[str]) -> int:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
         plain_warnings()
-        rest = settle_threads(rest)
+        rest = settle_waiting(rest)
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
         module, name = HOMES.get(verb, LIGHTNING)
         run = getattr(import_module(f"lit_merge.cli.{module}"), name)
+        settle_number()
         run([verb, *rest] if verb not in HOMES else rest)
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How many threads a command computes with, and how they wait for each other: settled before torch is loaded."""
+"""How many threads a command computes with, and how they wait for each other."""
 
 import math
 import os
@@ -9,41 +9,45 @@ from pathlib import Path
 from lit_merge.errors import MergeError
 
 CGROUPS = Path("/sys/fs/cgroup")
-_settled: list[str] = []
+_settled: dict[str, int] = {}
 
 
-def settle_threads(arguments: Sequence[str]) -> list[str]:
-    """Takes `--threads N` out of the arguments, and sets what torch's libraries look at when they are loaded.
+def settle_waiting(arguments: Sequence[str]) -> list[str]:
+    """Takes `--threads N` out of the arguments, and sets what libraries look at when torch loads them.
 
-    OpenMP's threads spin while they wait. On cores that others use too, that makes a fit several times slower; then
-    they wait passively. Both can be set by the user: `OMP_NUM_THREADS`, `OMP_WAIT_POLICY`.
+    OpenMP's threads spin while they wait. On cores that other programs use too, that makes a fit several times slower;
+    there they wait passively. Users settle both by `OMP_NUM_THREADS` and `OMP_WAIT_POLICY`.
 
     Raises:
         MergeError: a number of threads that is none.
     """
     rest, asked = _take_option(arguments)
-    loaded = "torch" in sys.modules
-    # Processes that Lightning or torchrun starts share the cores: those divide them.
-    if "LOCAL_RANK" in os.environ or (loaded and asked is None):
-        return rest
-    count = asked or allowed_cores()
-    if asked is not None or "OMP_NUM_THREADS" not in os.environ:
-        _settled[:] = [f"{count} threads"]
-        if loaded:
-            import torch
-
-            torch.set_num_threads(count)
-        else:
-            os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
-    if not loaded and "OMP_WAIT_POLICY" not in os.environ and count > 1 and is_loaded(count):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        _settled.append("which wait passively, as other programs use these cores")
+    _settled.clear()
+    if asked is not None:
+        # As if the user had set it: then nothing divides it among processes.
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(asked)
+        _settled["asked"] = asked
+    elif "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
+        _settled["threads"] = count = allowed_cores()
+        if "OMP_WAIT_POLICY" not in os.environ and count > 1 and is_loaded(count):
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+            _settled["passive"] = True
     return rest
 
 
+def settle_number() -> None:
+    """Once torch is loaded: as many threads as are asked for, or as this machine allows where nobody has said."""
+    count = _settled.get("asked", _settled.get("threads"))
+    if count is not None and "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def settled_threads() -> str:
-    """What has been settled, for the log; empty where the user did."""
-    return ", ".join(_settled)
+    """What has been settled, in words for the log; empty where the user did, or nothing is computed."""
+    how = ", which wait passively: other programs use these cores" if "passive" in _settled else ""
+    return f"{_settled['threads']} threads{how}" if "threads" in _settled else ""
 
 
 def allowed_cores(groups: Path = CGROUPS) -> int:
