@@ -80,5 +80,5 @@ def plain_warnings() -> None:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    told = " ".join(str(message).split())
-    return f"lit_merge: warning: {told}\n" if issubclass(category, MergeWarning) else f"{filename}:{lineno}: {told}\n"
+    words = " ".join(str(message).split())
+    return f"lit_merge: warning: {words}\n" if issubclass(category, MergeWarning) else f"{filename}:{lineno}: {words}\n"

@@ -58,8 +58,8 @@ class Checkpoint(ABC):
         """Raises MergeError where one of these names is of what cannot be merged; `{name}` stands in the way out."""
         for name in names:
             if name in self.unfit:
-                told = f"{self.label}: {name} is {self.unfit[name]}{way_out.format(name=name)}"
-                raise MergeError(told, weight=name)
+                message = f"{self.label}: {name} is {self.unfit[name]}{way_out.format(name=name)}"
+                raise MergeError(message, weight=name)
 
     @abstractmethod
     def read(self, name: str) -> Tensor:

@@ -51,8 +51,8 @@ class TorchFile(Checkpoint):
             found, self._places = _open_zip(self.path) if start.startswith(ZIP) else _open_legacy(self.path, start)
             tensors, others = weights_of(found, inside)
             if inside is None and len(models := models_in(found)) > 1:
-                told = f"{path} holds weights under {' and '.join(models)}: {models[0]} is taken"
-                warnings.warn(f"{told}; {path}#{models[1]} names the others", MergeWarning, stacklevel=4)
+                message = f"{path} holds weights under {' and '.join(models)}: {models[0]} is taken"
+                warnings.warn(f"{message}; {path}#{models[1]} names the others", MergeWarning, stacklevel=4)
             self.unfit = others | unfit_dtypes({name: tensor.dtype for name, tensor in tensors.items()})
             self.refuse_unfit(() if lenient else self.unfit)
             self._tensors = {name: tensor for name, tensor in tensors.items() if name not in self.unfit}

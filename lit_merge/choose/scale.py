@@ -95,10 +95,10 @@ def choose_scaling(bank: TaskBank, method: MergeMethod, probe: Probe, start: flo
         return readings[scaling].mean_entropy
 
     choice = minimise(curve, start)
-    told = doubts(probe, min(readings[choice.scaling].balance.values()))
+    message = doubts(probe, min(readings[choice.scaling].balance.values()))
     if not choice.inside:
-        told.append(f"the entropy still falls at {choice.scaling:.3g}, the end of the range: no minimum to trust")
-    for one in told:
+        message.append(f"the entropy still falls at {choice.scaling:.3g}, the end of the range: no minimum to trust")
+    for one in message:
         warnings.warn(f"scaling=entropy: {one}", MergeWarning, stacklevel=2)
     return choice
 

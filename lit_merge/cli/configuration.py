@@ -15,7 +15,7 @@ from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later, Unlabelled
 from lit_merge.cli.parsing import MODE, building, parsing
 from lit_merge.cli.threads import settled_threads
-from lit_merge.cli.trainer_options import trainer_options
+from lit_merge.cli.trainer_options import trainer_options, without_opaque
 from lit_merge.console import say
 from lit_merge.data import TaskData, only_read
 from lit_merge.errors import MergeError, check_finite
@@ -61,7 +61,7 @@ class Configuration:
         """
         self.verb, self._parser = verb, parser_of(verb, own, about)
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
-            self.options = self._parser.parse_args(list(arguments))
+            self.options = self._parser.parse_args(without_opaque(arguments, trainer_options()))
         check_finite(self.options.as_dict())
         if threads := settled_threads():
             say(f"computing with {threads}")

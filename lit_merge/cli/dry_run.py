@@ -65,12 +65,14 @@ def plan_of(sources: Sources, naming: str | None = None) -> RenderableType:
     ]
     if isinstance(method, MomentsMethod) and method.moments is None:
         name = type(method).__name__
-        told = f"{name} looks at unlabelled inputs first, which is not counted; without any: {method.without_moments}."
-        notes.insert(-1, told)
-    told = describe_method(method.describe())
+        message = (
+            f"{name} looks at unlabelled inputs first, which is not counted; without any: {method.without_moments}."
+        )
+        notes.insert(-1, message)
+    message = describe_method(method.describe())
     if sources.transform is not None:
-        told = f"{type(sources.transform).__name__} and {told}"
-    title = Text(f"{told} of {len(experts.tasks)} experts")
+        message = f"{type(sources.transform).__name__} and {message}"
+    title = Text(f"{message} of {len(experts.tasks)} experts")
     return Group(title, files_table(experts), weights_table(experts, method, trials), Text("\n".join(notes)))
 
 
@@ -89,8 +91,8 @@ def selection(experts: Experts, method: MergeMethod) -> str:
     if not selected:
         return f"{type(method).__name__} decomposes nothing: it takes every weight as it is."
     kinds = list(collapsed(name for name in experts.shapes if name in selected))
-    told = ", ".join(kinds[:SHOWN]) + (", …" if len(kinds) > SHOWN else "")
-    return f"{len(selected)} of {count} 2-D weights are decomposed, others with --model.method.matrices: {told}."
+    message = ", ".join(kinds[:SHOWN]) + (", …" if len(kinds) > SHOWN else "")
+    return f"{len(selected)} of {count} 2-D weights are decomposed, others with --model.method.matrices: {message}."
 
 
 def tied_weights(experts: Experts) -> list[str]:

@@ -19,7 +19,7 @@ from lit_merge.cli.configuration import TRAINER_DEFAULTS
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
 from lit_merge.cli.recipe import MergeRecipe
 from lit_merge.cli.written_output import say_folder, say_written
-from lit_merge.console import terminal
+from lit_merge.console import plain_warnings, terminal
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.report.report import Report, describe
@@ -134,6 +134,8 @@ def run(arguments: list[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
+
+    plain_warnings()  # once more: Lightning sets its own when it is imported
 
     class OneVerb(MergeCLI):
         """Parsers of all the others would take a third of a second."""

@@ -59,7 +59,7 @@ def merge(arguments: Sequence[str]) -> None:
         if processes is not None:
             sources = config.sources()
             copied = write_merge(sources, output, config["naming"], size, config["overwrite"], processes, dtype)
-            if sources.experts is not None and sources.method is not None and sources.saved is None:
+            if processes.first and sources.experts is not None and sources.method is not None and sources.saved is None:
                 terminal().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
             say_copied(copied)
     if reports(processes):

@@ -50,8 +50,8 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _SWITCH.search(message):
         return f"a switch, as overwrite: expected true or false, got {match[1]}"
     if match := _INTERPOLATION.search(message):
-        told = re.sub(r"'\.+", "'", match[0].partition(" full_key")[0])
-        return f"{files}: {match[1]}: {told}"
+        said = re.sub(r"'\.+", "'", match[0].partition(" full_key")[0])
+        return f"{files}: {match[1]}: {said}"
     if message.startswith("Problems parsing config:"):
         problem = message.removeprefix("Problems parsing config: ").replace('in "<unicode string>", ', "at ")
         return f"{files} is not valid YAML: {problem}"
@@ -80,8 +80,8 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         return f"missing {missing}: give a file with --config (configs/quickstart.yaml is an example), or the options"
     if match := re.match(r"argument (--[\w./-]+): (.*)", message):
         return f"{match.group(1)}: {match.group(2)}"
-    told = _PLACE.sub("", message).partition(" Given value type:")[0]
-    return f"{place}: {told}" if place else told
+    said = _PLACE.sub("", message).partition(" Given value type:")[0]
+    return f"{place}: {said}" if place else said
 
 
 def _unknown_option(name: str, options: Iterable[str]) -> str:
@@ -108,10 +108,10 @@ def _nearest_literal(match: re.Match[str]) -> str:
     return _nearest(match["value"], choices)
 
 
-def _kind(told: str) -> str:
+def _kind(said: str) -> str:
     """Literals and classes of a type as jsonargparse writes it, in words."""
-    told = told.replace(", <class 'NoneType'>", "")
-    *first, last = [_WORDS.get(name, name) for name in re.findall(r"'([\w.-]+)'", told)] or [told]
+    said = said.replace(", <class 'NoneType'>", "")
+    *first, last = [_WORDS.get(name, name) for name in re.findall(r"'([\w.-]+)'", said)] or [said]
     return f"{', '.join(first)} or {last}" if first else last
 
 

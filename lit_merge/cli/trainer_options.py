@@ -2,7 +2,11 @@
 misspelt option must not."""
 
 import ast
+import functools
 import importlib.util
+import inspect
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -15,6 +19,7 @@ KNOWN: dict[str, Any] = {
 }
 
 
+@functools.cache
 def trainer_options() -> type:
     """A class whose constructor takes what `lightning.pytorch.Trainer` takes, with its defaults and documentation.
 
@@ -35,6 +40,30 @@ def trainer_options() -> type:
     exec(compile(ast.fix_missing_locations(ast.Module([init], [])), str(source), "exec"), dict(KNOWN), names)
     names["__init__"].__doc__ = about
     return type("Trainer", (), {"__doc__": "Options of Lightning's Trainer:", "__init__": names["__init__"]})
+
+
+def without_opaque(arguments: Sequence[str], options: type) -> list[str]:
+    """The arguments without the Trainer's that only Lightning can read, as `--trainer.callbacks+=RankSchedule`.
+
+    Args:
+        arguments: of a command line.
+        options: what `trainer_options` answers.
+    """
+    listed = inspect.signature(options).parameters.items()
+    opaque = re.compile(
+        rf"--trainer\.({'|'.join(name for name, one in listed if one.annotation is Any)})[+.]?[\w.]*(=.*)?"
+    )
+    rest: list[str] = []
+    value_follows = False
+    for argument in arguments:
+        if value_follows and not argument.startswith("--"):
+            value_follows = False
+        elif match := opaque.fullmatch(argument.replace("\n", " ")):
+            value_follows = match[2] is None
+        else:
+            rest.append(argument)
+            value_follows = False
+    return rest
 
 
 def _plain(annotation: ast.expr | None) -> ast.expr:

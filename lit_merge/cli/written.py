@@ -74,8 +74,8 @@ class _Reading:
                 continue
             line = key.start_mark.line + 1
             if key.value in found:
-                told = f"the key {key.value!r} stands twice, in line {lines[key.value]} and in line {line}"
-                raise DoubleKeyError(None, None, f"{told}: remove one of them", key.start_mark)
+                message = f"the key {key.value!r} stands twice, in line {lines[key.value]} and in line {line}"
+                raise DoubleKeyError(None, None, f"{message}: remove one of them", key.start_mark)
             found[key.value], lines[key.value] = self.value(value), line
         return merged | found
 

@@ -102,8 +102,8 @@ def id2label(about: Mapping[str, Any]) -> list[str]:
     """
     # transformers leaves out what it takes by default.
     classifies = "ForSequenceClassification" in str(about.get("architectures"))
-    told = about["id2label"] if "id2label" in about or not classifies else UNNAMED
-    names = {int(row): str(name) for row, name in told.items()}
+    message = about["id2label"] if "id2label" in about or not classifies else UNNAMED
+    names = {int(row): str(name) for row, name in message.items()}
     return [names[row] for row in sorted(names)]
 
 

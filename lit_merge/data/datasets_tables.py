@@ -155,5 +155,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    told = str(error).strip() or type(error).__name__
-    return told.splitlines()[0].removesuffix(".")
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0].removesuffix(".")

@@ -138,11 +138,11 @@ def differences(experts: Mapping[str, Checkpoint], base: Checkpoint | None) -> I
         yield from _compare(first[1], base, "base", dtypes=False)
     files = dict(experts) | ({} if base is None else {"base": base})
     names = _vocabularies(list(files.values()))
-    for index, number, told in token_conflicts(list(files.values())):
+    for index, number, message in token_conflicts(list(files.values())):
         excluded = f"exclude: [{', '.join(name for name in first[1].shapes if name in names)}] merges the rest only"
         crop = f"crop: true merges the first {number} rows, which are the same tokens in all; " if number else ""
         yield MergeError(
-            f"{told}: their rows of the vocabulary are of different tokens and cannot be merged; {crop}{excluded}",
+            f"{message}: their rows of the vocabulary are of different tokens and cannot be merged; {crop}{excluded}",
             task=list(files)[index],
         )
 
@@ -162,8 +162,8 @@ def matching(patterns: Sequence[str], names: Collection[str]) -> set[str]:
         matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matched:
             near = get_close_matches(pattern, names, n=1, cutoff=0)
-            told = f"; the nearest is {near[0]}" if near else ""
-            raise MergeError(f"exclude: the pattern {pattern!r} matches no weight of the experts{told}")
+            message = f"; the nearest is {near[0]}" if near else ""
+            raise MergeError(f"exclude: the pattern {pattern!r} matches no weight of the experts{message}")
         found |= matched
     return found
 

@@ -98,8 +98,8 @@ class Experts:
         found = self.dtypes[name]
         for task, checkpoint in self.checkpoints.items():
             if (other := checkpoint.dtypes[name]) != self.dtypes[name]:
-                told = f"{name} is {self.dtypes[name]} in {self.tasks[0]} and {other} in {task}: merged in float32"
-                self._say("dtypes", f"{told} or wider and written in the first one's, or in --dtype")
+                text = f"{name} is {self.dtypes[name]} in {self.tasks[0]} and {other} in {task}: merged in float32"
+                self._say("dtypes", f"{text} or wider and written in the first one's, or in --dtype")
                 found = torch.promote_types(found, other)
         return found
 
@@ -266,11 +266,11 @@ class Experts:
             weight=name,
         )
 
-    def _say(self, kind: str, told: str) -> None:
+    def _say(self, kind: str, text: str) -> None:
         """Once of all weights of a kind, however often they are read."""
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(told, MergeWarning, stacklevel=2)
+            warnings.warn(text, MergeWarning, stacklevel=2)
 
 
 def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:

@@ -41,5 +41,7 @@ class IdenticalExperts:
             pairs = ((one.read(name), other.read(name)) for name in others)
             if all(torch.equal(a.to(wide := torch.promote_types(a.dtype, b.dtype)), b.to(wide)) for a, b in pairs):
                 names = self.experts.tasks[i : j + 1][:: j - i]
-                told = f"experts {' and '.join(names)} are identical" if names[1:] else f"expert {names[0]} is the base"
-                warnings.warn(f"the {told}: is a path wrong?", MergeWarning, stacklevel=5)
+                message = (
+                    f"experts {' and '.join(names)} are identical" if names[1:] else f"expert {names[0]} is the base"
+                )
+                warnings.warn(f"the {message}: is a path wrong?", MergeWarning, stacklevel=5)

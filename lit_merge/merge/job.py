@@ -115,9 +115,9 @@ class Job:
         weights = WeightStream(experts, with_base, change)
         tasks = len(experts.tasks)
         if small := sorted(method.selected(experts.shapes) - method.selected(experts.shapes, tasks)):
-            told = f"{type(method).__name__}: {small[0]}{f' and {len(small) - 1} others' if small[1:] else ''}"
-            told += f": fewer directions than the {tasks} tasks, so merged as what is no matrix"
-            warnings.warn(told, MergeWarning, stacklevel=4)
+            message = f"{type(method).__name__}: {small[0]}{f' and {len(small) - 1} others' if small[1:] else ''}"
+            message += f": fewer directions than the {tasks} tasks, so merged as what is no matrix"
+            warnings.warn(message, MergeWarning, stacklevel=4)
         for task in () if with_base else experts.of_base_file():
             # Where the base is read, values tell; see `parts`.
             warnings.warn(f"the expert {task} is the base: is a path wrong?", MergeWarning, stacklevel=4)

@@ -98,8 +98,8 @@ def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 
 def _write(path: Path, attempt: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
     beside = path.with_suffix(".writing")
-    told = [{"attempt": attempt}, *lines.values()]
-    beside.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told), encoding="utf-8")
+    message = [{"attempt": attempt}, *lines.values()]
+    beside.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in message), encoding="utf-8")
     beside.replace(path)
 
 

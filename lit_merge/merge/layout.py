@@ -91,9 +91,9 @@ class Layout:
         """With all floating-point weights in this dtype; unchanged for None."""
         if dtype is None:
             return self
-        told = str(dtype).removeprefix("torch.")
+        message = str(dtype).removeprefix("torch.")
         dtypes = {name: dtype if kind.is_floating_point else kind for name, kind in self.dtypes.items()}
-        beside = None if self.beside is None else self.beside.with_changes(dtype=told, torch_dtype=told)
+        beside = None if self.beside is None else self.beside.with_changes(dtype=message, torch_dtype=message)
         return replace(self, dtypes=dtypes, beside=beside)
 
     @classmethod

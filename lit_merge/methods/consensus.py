@@ -48,8 +48,10 @@ class ConsensusTA(MergeMethod):
     def check(self, experts: Experts) -> None:
         per_task("kappa", self.kappa, experts.tasks)
         if self.agree > (tasks := len(experts.tasks)):
-            told = f"ConsensusTA with agree={self.agree} keeps nothing of {tasks} experts: the merge is the pretrained"
-            warnings.warn(f"{told} checkpoint", MergeWarning, stacklevel=3)
+            message = (
+                f"ConsensusTA with agree={self.agree} keeps nothing of {tasks} experts: the merge is the pretrained"
+            )
+            warnings.warn(f"{message} checkpoint", MergeWarning, stacklevel=3)
 
     def prepare(self, weights: WeightStream) -> MergeMethod:
         return replace(self, kappa=per_task("kappa", self.kappa, weights.experts.tasks))

@@ -44,8 +44,8 @@ def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = N
     widest = max(map(len, lines))
     labels = max(len(_label(name)) for line in lines for name in line) * LETTER
     width = max(7.0, COLUMN * widest + LETTER * 1.3 * max(map(len, bank.tasks)) + 1.6)
-    told = (describe(bank), _summary(values, start, note))
-    title = "\n".join(textwrap.fill(part, int(13 * width)) for part in told)
+    message = (describe(bank), _summary(values, start, note))
+    title = "\n".join(textwrap.fill(part, int(13 * width)) for part in message)
     heights = len(lines) * (ROW * len(values) + labels + 0.45)
     figure = Figure(figsize=(width, heights + 0.5 + 0.2 * (len(title.splitlines()) - 1)), layout="constrained")
     panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
@@ -149,13 +149,13 @@ def _scale(values: np.ndarray, start: Tensor | None) -> tuple[Normalize, Colorma
 
 def _summary(values: np.ndarray, start: Tensor | None, note: str) -> str:
     low, high = _range(values)
-    told = [f"all {low:.4g}"] if low == high else [f"mean {np.nanmean(values):.4g}", f"from {low:.4g} to {high:.4g}"]
+    message = [f"all {low:.4g}"] if low == high else [f"mean {np.nanmean(values):.4g}", f"from {low:.4g} to {high:.4g}"]
     centre = _one_number(start)
     if centre is not None:
-        told.append(f"started at {centre:.4g}")
+        message.append(f"started at {centre:.4g}")
     if bad := int((~np.isfinite(values)).sum()):
-        told.append(f"{bad} not finite (black)")
-    return (f"{note}: " if note else "") + ", ".join(told)
+        message.append(f"{bad} not finite (black)")
+    return (f"{note}: " if note else "") + ", ".join(message)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

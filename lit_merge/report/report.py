@@ -167,9 +167,9 @@ def describe(bank: TaskBank) -> str:
         words += f", scaling {about['chosen']['scaling']:.4g} chosen by {about['init_args']['scaling']}"
     if "transform" in about:
         transform: Mapping[str, Any] = about["transform"]
-        told = {k: v for k, v in transform.items() if k not in ("class_path", "init_args")}
+        message = {k: v for k, v in transform.items() if k not in ("class_path", "init_args")}
         words = f"{describe_method(transform)} and {words}" + "".join(
-            f", {k.replace('_', ' ')} {v:.4g}" for k, v in told.items()
+            f", {k.replace('_', ' ')} {v:.4g}" for k, v in message.items()
         )
     return words
 

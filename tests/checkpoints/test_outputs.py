@@ -68,7 +68,8 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
 
 WRITERS = """
 import os, random, signal, sys, time, torch
-import lit_merge.checkpoints.writer as writer
+import lit_merge.checkpoints.outputs as outputs
+from lit_merge.checkpoints import write_safetensors
 
 def numbers(path, i):
     with path.open("w") as file:
@@ -78,9 +79,9 @@ def numbers(path, i):
 
 def write(kind, target, i):
     if kind == "safetensors":
-        writer.write_safetensors(target, {str(n): torch.full((2000,), float(i)) for n in range(20)}, overwrite=True)
+        write_safetensors(target, {str(n): torch.full((2000,), float(i)) for n in range(20)}, overwrite=True)
         return
-    with writer.replacing(target, overwrite=True) as beside:
+    with outputs.replacing(target, overwrite=True) as beside:
         if kind == "file":
             return numbers(beside, i)
         beside.mkdir()
@@ -89,7 +90,7 @@ def write(kind, target, i):
 
 kind, target = sys.argv[1:]
 if kind == "folder in two steps":
-    writer._exchange = lambda new, target: False
+    outputs._exchange = lambda new, target: False
 write(kind, target, 0)
 moments = random.Random(kind)
 for _ in sys.stdin:

@@ -90,8 +90,8 @@ class CoefficientLog(Callback):
                 board.add_histogram(f"coefficients/{row}", values, step)
         if self.figures:
             back = gone_back(trainer)
-            told = f"step {step}" if back is None else f"those of step {back['step']} were kept, {back['why']}"
-            figure = coefficient_figure(bank, start, told)
+            message = f"step {step}" if back is None else f"those of step {back['step']} were kept, {back['why']}"
+            figure = coefficient_figure(bank, start, message)
             for suffix in ("png", "svg"):
                 save_figure(figure, self._folder / f"coefficients_{name}.{suffix}", overwrite=True)
             for board in boards:

@@ -86,8 +86,8 @@ def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Seque
     columns = (predicted[name].tolist() for name in ("indices", "classes", "probabilities"))
     for i, (index, classes, p) in enumerate(zip(*columns, strict=True)):
         empty = [None] * (TOP - len(classes))
-        told = [str(c) if names is None else names[c] for c in classes]
-        yield predicted["task"], index, files[i] if files else None, *told, *empty, *p, *empty
+        message = [str(c) if names is None else names[c] for c in classes]
+        yield predicted["task"], index, files[i] if files else None, *message, *empty, *p, *empty
 
 
 def class_names(data: TaskData, model: MergedModel) -> dict[str, Sequence[str]]:

@@ -174,8 +174,10 @@ class LoraFolder(Checkpoint):
 
     def _misfit(self, why: str, weight: str) -> MergeError:
         known = self._config.get("base_model_name_or_path")
-        told = f"; give the model that it was trained on{f', {known},' if known else ''} as base (--model.base)"
-        return MergeError(f"{self.label} is a LoRA of another base than {self._base.label}: {why}{told}", weight=weight)
+        message = f"; give the model that it was trained on{f', {known},' if known else ''} as base (--model.base)"
+        return MergeError(
+            f"{self.label} is a LoRA of another base than {self._base.label}: {why}{message}", weight=weight
+        )
 
     def _shapes_of_replaced(self) -> None:
         self.shapes, self.dtypes = dict(self._base.shapes), dict(self._base.dtypes)

@@ -75,9 +75,9 @@ def true_changes(
     for kind in (None, *dict.fromkeys([*architectures, *related(about)])):
         tried = changes if kind is None else {**changes, "architectures": [kind]}
         if (found := _mended(about, tried, files, tied)) is not None:
-            told = {name: value for name, value in found.items() if name not in changes and name in TOLD}
-            if told:
-                say(f"{CONFIG} is written with {', '.join(f'{name}: {value}' for name, value in told.items())}")
+            message = {name: value for name, value in found.items() if name not in changes and name in TOLD}
+            if message:
+                say(f"{CONFIG} is written with {', '.join(f'{name}: {value}' for name, value in message.items())}")
             return found
     name = about["architectures"][0]
     raise MergeError(
@@ -127,8 +127,8 @@ def _dtype(about: Mapping[str, Any], files: Files) -> dict[str, Any]:
             name = str(dtype).removeprefix("torch.")
             sizes[name] = sizes.get(name, 0) + torch.Size(shape).numel()
     parts = [about, *(value for value in about.values() if isinstance(value, dict))]
-    told = {part[name] for part in parts for name in OPTIONAL if part.get(name) in _FLOATS}
-    if not sizes or told <= sizes.keys():
+    message = {part[name] for part in parts for name in OPTIONAL if part.get(name) in _FLOATS}
+    if not sizes or message <= sizes.keys():
         return {}
     return dict.fromkeys(OPTIONAL, max(sizes, key=sizes.__getitem__))
 

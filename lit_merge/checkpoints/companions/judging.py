@@ -57,7 +57,7 @@ def load(about: Mapping[str, Any], files: Files) -> Loaded | None:
             raise MergeError(f"transformers builds no {kind.__name__} of it: {line}") from error
         try:
             weights = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in files.items()}
-            _, told = kind.from_pretrained(
+            _, message = kind.from_pretrained(
                 None,
                 config=config,
                 state_dict=weights,
@@ -67,12 +67,12 @@ def load(about: Mapping[str, Any], files: Files) -> Loaded | None:
             )
         except Exception:  # it is asked in an unusual way: without an answer nothing is said of the weights
             return None
-    mismatched = {name: (tuple(here), tuple(there)) for name, here, there in told["mismatched_keys"]}
+    mismatched = {name: (tuple(here), tuple(there)) for name, here, there in message["mismatched_keys"]}
     pairs = getattr(model, "all_tied_weights_keys", None) or {}
     tied = tuple((one, other) for one, other in pairs.items() if one in files and other in files)
     return Loaded(
-        frozenset(told["missing_keys"]),
-        frozenset(told["unexpected_keys"]),
+        frozenset(message["missing_keys"]),
+        frozenset(message["unexpected_keys"]),
         mismatched,
         tuple(pair for pair in tied if len(files[pair[0]][0]) == 2),
     )

@@ -157,8 +157,8 @@ def to_rgb(image: Image.Image, levels: tuple[int, int] | None = (0, 0xFFFF)) -> 
         # `convert` would clip them at 255 rather than scale them.
         values = np.asarray(image).astype(np.int64)
         if levels is None or values.min() < min(levels) or values.max() > max(levels):
-            told = "integers of a range that it does not say" if levels is None else f"outside 0 to {max(levels)}"
-            raise ValueError(f"its values are {told}, so black and white are not known")
+            text = "integers of a range that it does not say" if levels is None else f"outside 0 to {max(levels)}"
+            raise ValueError(f"its values are {text}, so black and white are not known")
         scaled = values * 256 // (max(levels) + 1)
         return Image.fromarray((scaled if levels[0] < levels[1] else 255 - scaled).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
@@ -233,17 +233,17 @@ def find_images(task: str, folder: str) -> list[Path]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.left_out.most_common())
     where = f"{root} (images of task {task})"
     if not found.images:
-        told = f" that Pillow reads, only others ({kinds})" if kinds else ""
+        text = f" that Pillow reads, only others ({kinds})" if kinds else ""
         advice = "save them as PNG or JPEG" if kinds else "expected files as .png, .jpg, .webp, .tif or .ppm"
-        raise MergeError(f"{where} holds no image{told}: {advice}", task=task)
+        raise MergeError(f"{where} holds no image{text}: {advice}", task=task)
     if kinds:
-        told = (
+        text = (
             f"{found.left_out.total()} files beside {len(found.images)} images are left out, though they may be images"
         )
         warnings.warn(
-            f"{where}: {told} too: {kinds}: save them as PNG or JPEG, or remove them", MergeWarning, stacklevel=1
+            f"{where}: {text} too: {kinds}: save them as PNG or JPEG, or remove them", MergeWarning, stacklevel=1
         )
     if found.again:
-        told = f"{found.again} links lead to images or folders that are there already: each counts once"
-        warnings.warn(f"{where}: {told}", MergeWarning, stacklevel=1)
+        text = f"{found.again} links lead to images or folders that are there already: each counts once"
+        warnings.warn(f"{where}: {text}", MergeWarning, stacklevel=1)
     return found.images

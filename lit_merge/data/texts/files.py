@@ -202,10 +202,10 @@ class TextFiles(TaskData):
         full = [row for row, text in enumerate(found) if all(part is not None and part.strip() for part in text)]
         if len(full) < len(found):
             first = next(row for row in range(len(found)) if row >= len(full) or full[row] != row)
-            told = f"{location}: {len(found) - len(full)} of {len(found)} texts are empty, the first in row {first}"
+            message = f"{location}: {len(found) - len(full)} of {len(found)} texts are empty, the first in row {first}"
             if self.on_empty == "refuse" or not full:
-                raise MergeError(f"{told}: mend them, or leave them out with --data.on_empty skip")
-            warnings.warn(f"{told}: they are left out", MergeWarning, stacklevel=2)
+                raise MergeError(f"{message}: mend them, or leave them out with --data.on_empty skip")
+            warnings.warn(f"{message}: they are left out", MergeWarning, stacklevel=2)
         return [found[row] for row in full], full
 
     def _labels(self, task: str, location: str) -> RawLabels:

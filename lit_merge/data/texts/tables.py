@@ -64,8 +64,8 @@ def check_columns(location: str | Path, columns: Sequence[str], there: Sequence[
     """Raises MergeError where a table has no such column."""
     for name in columns:
         if name not in there:
-            told = ", ".join(map(str, there)) or "none"
-            raise MergeError(f"{location} has no column {name!r}; it has {told}: {NAME_ONE}")
+            message = ", ".join(map(str, there)) or "none"
+            raise MergeError(f"{location} has no column {name!r}; it has {message}: {NAME_ONE}")
 
 
 def read_text(path: Path, encoding: str, otherwise: str = "set the data's encoding") -> str:

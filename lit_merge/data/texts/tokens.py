@@ -132,8 +132,8 @@ def _load(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers fails in as many ways as tokenizers are broken
-        told = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-        raise MergeError(f"{folder}: its tokenizer cannot be read: {told[:200]}") from error
+        message = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+        raise MergeError(f"{folder}: its tokenizer cannot be read: {message[:200]}") from error
 
 
 def _positions(folder: Path, tokenizer: Any) -> int | float:

@@ -164,11 +164,11 @@ class Torchvision(Layout):
         try:
             return getattr(datasets, self.dataset)(str(root), **options)
         except Exception as error:  # it fails in as many ways as files are broken
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if "scipy" in told.lower() or "h5py" in told.lower():
-                told = f"{told}: pip install 'lit_merge[vision]'"
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "scipy" in message.lower() or "h5py" in message.lower():
+                message = f"{message}: pip install 'lit_merge[vision]'"
             raise MergeError(
                 f"task {task}: torchvision's {self.dataset} cannot read its {split} split in {root / self.folder}: "
-                f"{told}",
+                f"{message}",
                 task=task,
             ) from error

@@ -134,8 +134,8 @@ class ClassifierHeads(Heads):
     def _count(self, task: str, weights: Mapping[str, Tensor], file: Checkpoint) -> int:
         counts = {name: weights[name].shape[axis] for name, axis in self.class_axes.items()}
         if len(set(counts.values())) != 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing"
-            raise MergeError(f"{file.label}: the classes of the head of task {task} are unclear: {told}", task=task)
+            message = ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing"
+            raise MergeError(f"{file.label}: the classes of the head of task {task} are unclear: {message}", task=task)
         classes = next(iter(counts.values()))
         if classes < 2:
             raise MergeError(

@@ -120,8 +120,8 @@ def cosines_figure(analysis: Analysis) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         mean = analysis.mean_absolute_cosine(anchor)
-        told = "" if mean is None else f"mean |cosine| {mean:.3f}"
-        axes.set_title(f"{_short(anchor)}\n{told}", loc="left", fontsize=10)
+        message = "" if mean is None else f"mean |cosine| {mean:.3f}"
+        axes.set_title(f"{_short(anchor)}\n{message}", loc="left", fontsize=10)
         for row, column in np.argwhere(~np.isnan(maps[anchor])) if numbered else ():
             value = maps[anchor][row, column]
             colour = "white" if abs(value) > 0.6 * reach else "black"

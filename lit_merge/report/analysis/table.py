@@ -21,8 +21,8 @@ def table(analysis: Analysis) -> Group:
     for anchor in analysis.anchors:
         for i, ratio in enumerate(SHOWN):
             loss = 100 * analysis.loss(anchor, ratio)
-            told = f"{analysis.interference(anchor, ratio):.4f}", f"{loss:.1f}", f"{100 - loss:.1f}"
-            rows.add_row("" if i else anchor, f"{ratio:.2f}", *told)
+            message = f"{analysis.interference(anchor, ratio):.4f}", f"{loss:.1f}", f"{100 - loss:.1f}"
+            rows.add_row("" if i else anchor, f"{ratio:.2f}", *message)
         rows.add_section()
     return Group(rows, Text("\n".join(_lines(analysis))))
 
@@ -31,14 +31,14 @@ def _lines(analysis: Analysis) -> list[str]:
     lines = []
     for anchor in analysis.anchors:
         cosine, shares = analysis.mean_absolute_cosine(anchor), analysis.rank_ratios_keeping(anchor)
-        told = [] if cosine is None else [f"mean |cosine| between task vectors {cosine:.3f}"]
+        message = [] if cosine is None else [f"mean |cosine| between task vectors {cosine:.3f}"]
         if shares:
             mean = sum(shares) / len(shares)
-            told.append(
+            message.append(
                 f"90 % of the energy in {100 * mean:.0f} % of the directions "
                 f"({100 * min(shares):.0f} to {100 * max(shares):.0f} % by matrix)"
             )
-        lines.append(f"{anchor}: {'; '.join(told) or 'all zero'}.")
+        lines.append(f"{anchor}: {'; '.join(message) or 'all zero'}.")
     lines.append(
         f"{analysis.size}. I: mean over matrices, σ over the sum of {DIVISORS[analysis.normalise]}; "
         "R: all matrices together."

@@ -1,0 +1,77 @@
+"""What starts at once: most verbs and wrong configurations wait for no heavy package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HEAVY = ("lightning", "torchmetrics", "transformers", "open_clip", "datasets", "torchvision", "matplotlib")
+PROGRAM = f"""
+import contextlib, io, json, sys
+from lit_merge.cli.main import main
+for arguments in json.load(sys.stdin):
+    said, code = io.StringIO(), None
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = main(arguments)
+        except SystemExit as stopped:
+            code = stopped.code
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    print(json.dumps([code, heavy, said.getvalue()]))
+"""
+
+
+def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
+    """All in one process, which has imported nothing that any of them does not need."""
+    network = {"class_path": "OpenClipImageEncoder", "init_args": {"config": tiny.network, "heads": tiny.heads}}
+    method = {"class_path": "CART", "init_args": {"rank_ratio": 0.5}}
+    model = {"experts": tiny.experts, "base": tiny.base, "network": network, "method": method}
+    data = {"class_path": "Suite", "init_args": {"path": tiny.suite}}
+    config, out = tmp_path / "config.yaml", str(tmp_path / "out")
+    config.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {"accelerator": "cpu"}}))
+    files = ["--config", str(config)]
+    fit = ["fit", *files, "--run", out]
+    good = [
+        *([verb, "--help"] for verb in ("fit", "validate", "test", "predict", "merge", "export", "convert", "leaks")),
+        ["merge", *files, "--output", f"{tmp_path}/merged.safetensors"],
+        ["merge", *files, "--dry-run"],
+        ["export", *files, "--output", f"{tmp_path}/bank"],
+        ["export", *files, "--model.bank", f"{tmp_path}/bank", "--output", f"{tmp_path}/small", "--rank_ratio", "0.1"],
+        ["inspect", f"{tmp_path}/bank"],
+        ["convert", tiny.base, "--output", f"{tmp_path}/converted.safetensors"],
+        ["leaks", *files],
+        ["zoo"],
+    ]
+    wrong = {
+        "nearest is model.stages": [*fit, "--model.stagess", "3"],
+        "nearest is trainer.max_steps": [*fit, "--trainer.max_step", "3"],
+        "a whole number": [*fit, "--trainer.max_steps", "many"],
+        "nearest is CART": [*fit, "--model.method", "CARTT"],
+        "nearest is inductive": [*fit, "--data.protocol", "inductiv"],
+        "nowhere.safetensors": [*fit, "--model.experts.beta", "nowhere.safetensors"],
+        "exists: pass --overwrite": ["fit", *files, "--run", f"{tmp_path}/bank"],
+        "needs --output": ["predict", *files],
+        "no such configuration file": ["test", "--config", "absent.yaml"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps([*good, *wrong.values()]),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(good) + len(wrong), done.stderr
+    for arguments, (code, heavy, said) in zip(good, rows, strict=False):
+        assert (code, heavy) == (0, []), (arguments, said)
+    for (told, arguments), (code, heavy, said) in zip(wrong.items(), rows[len(good) :], strict=True):
+        assert (code, heavy) == (2, []), (arguments, said)
+        assert told in said
+    # A verb's own options come first, the Trainer's last.
+    help_of_fit = rows[0][2]
+    options = help_of_fit[help_of_fit.index("options:") :]
+    assert options.index("--run") < options.index("--model.stages") < options.index("--trainer.max_steps")
+    assert "Options of Lightning's Trainer" in options
