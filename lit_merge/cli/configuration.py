@@ -14,7 +14,7 @@ from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later, Unlabelled
 from lit_merge.cli.parsing import MODE, building, parsing
-from lit_merge.cli.threads import settled_threads
+from lit_merge.cli.threads import settled_threads, use_threads
 from lit_merge.cli.trainer_options import trainer_options, without_opaque
 from lit_merge.console import say
 from lit_merge.data import TaskData, only_read
@@ -35,6 +35,8 @@ MERGED = ("experts", "base", "exclude", "crop", "method", "transform", "bank", "
 
 
 class _Model:
+    """What is merged, and what a fit learns of it."""
+
     @spelled_out(Sources, Adaptation)
     def __init__(self, network: networks.Network | None = None, **options: Any) -> None: ...
 
@@ -63,6 +65,8 @@ class Configuration:
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
             self.options = self._parser.parse_args(without_opaque(arguments, trainer_options()))
         check_finite(self.options.as_dict())
+        if self.options.threads is not None:  # of a configuration file
+            use_threads(self.options.threads)
         if threads := settled_threads():
             say(f"computing with {threads}")
         for name in ("run", "output"):

@@ -27,7 +27,7 @@ def options(
     devices: int = 1,
     accelerator: Accelerator = "cpu",
 ) -> None:
-    """Options of export:
+    """Options of export.
 
     Args:
         format: `bank` (compressed, all tasks), `merged` (one model), or `task` (one task's model from the bank).

@@ -20,7 +20,7 @@ ABOUT = {
 
 
 def fit_options(ckpt_path: str | None = None, weights_only: bool | None = None) -> None:
-    """Options of fit:
+    """Options of fit.
 
     Args:
         ckpt_path: a checkpoint of a fit of the same bank to go on from.
@@ -29,7 +29,7 @@ def fit_options(ckpt_path: str | None = None, weights_only: bool | None = None) 
 
 
 def evaluation_options(ckpt_path: str | None = None, verbose: bool = True, weights_only: bool | None = None) -> None:
-    """Options of validate and test:
+    """Options of validate and test.
 
     Args:
         ckpt_path: a checkpoint of a fit of the same bank, whose coefficients are taken.
@@ -41,7 +41,7 @@ def evaluation_options(ckpt_path: str | None = None, verbose: bool = True, weigh
 def prediction_options(
     return_predictions: bool | None = None, ckpt_path: str | None = None, weights_only: bool | None = None
 ) -> None:
-    """Options of predict:
+    """Options of predict.
 
     Args:
         return_predictions: Lightning's; predictions are written to `output` in any case.

@@ -25,7 +25,7 @@ def options(
     devices: int = 1,
     accelerator: Accelerator = "cpu",
 ) -> None:
-    """Options of merge:
+    """Options of merge.
 
     Args:
         naming: whose names a CLIP's weights get; those of the experts' files by default.

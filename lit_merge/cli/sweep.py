@@ -24,7 +24,7 @@ def options(
     inputs: Inputs | None = None,
     images: int = 256,
 ) -> None:
-    """Options of sweep:
+    """Options of sweep.
 
     Args:
         methods: what is swept; the configuration's method by default.

@@ -44,6 +44,20 @@ def settle_number() -> None:
         torch.set_num_threads(count)
 
 
+def use_threads(count: int) -> None:
+    """So many from now on, in this process.
+
+    Raises:
+        MergeError: none.
+    """
+    if count < 1:
+        raise MergeError(f"threads={count}: expected the number of threads, at least 1")
+    import torch
+
+    torch.set_num_threads(count)
+    _settled.clear()
+
+
 def settled_threads() -> str:
     """What has been settled, in words for the log; empty where the user did, or nothing is computed."""
     how = ", which wait passively: other programs use these cores" if "passive" in _settled else ""

@@ -39,7 +39,7 @@ def trainer_options() -> type:
     names: dict[str, Any] = {}
     exec(compile(ast.fix_missing_locations(ast.Module([init], [])), str(source), "exec"), dict(KNOWN), names)
     names["__init__"].__doc__ = about
-    return type("Trainer", (), {"__doc__": "Options of Lightning's Trainer:", "__init__": names["__init__"]})
+    return type("Trainer", (), {"__doc__": "Options of Lightning's Trainer.", "__init__": names["__init__"]})
 
 
 def without_opaque(arguments: Sequence[str], options: type) -> list[str]:
