@@ -35,7 +35,7 @@ PairClasses = Callable[[str, Sequence[str] | None, bool], Sequence[int] | None]
 
 
 class TaskData(ClassNames, LightningDataModule):
-    """What every data set of lit_merge is: a LightningDataModule, of which Lightning's part joins when one is made.
+    """What data of lit_merge is: a LightningDataModule, of which Lightning's part joins when data is made.
 
     Args:
         batch_size: images of each task per adaptation step and process.

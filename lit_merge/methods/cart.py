@@ -44,11 +44,9 @@ class CART(MergeMethod):
         if len(experts.tasks) == 1:
             warnings.warn("CART of one expert is that expert", MergeWarning, stacklevel=3)
         if len(experts.tasks) == 2:
-            message = (
-                "CART of two experts is their average at every rank and scaling: two centred task vectors are each "
-            )
-            message += "other's negatives; TSVM or TaskArithmetic can do more with two"
-            warnings.warn(message, MergeWarning, stacklevel=3)
+            text = "CART of two experts is their average at every rank and scaling: two centred task vectors are each "
+            text += "other's negatives; TSVM or TaskArithmetic can do more with two"
+            warnings.warn(text, MergeWarning, stacklevel=3)
 
     def matrix(self, weight: Weight) -> tuple[Tensor, Delta | None]:
         by, rank = weight.decomposer("centred", sums=True), rank_of(self.rank_ratio, *weight.experts.shape[1:])

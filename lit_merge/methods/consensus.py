@@ -48,10 +48,8 @@ class ConsensusTA(MergeMethod):
     def check(self, experts: Experts) -> None:
         per_task("kappa", self.kappa, experts.tasks)
         if self.agree > (tasks := len(experts.tasks)):
-            message = (
-                f"ConsensusTA with agree={self.agree} keeps nothing of {tasks} experts: the merge is the pretrained"
-            )
-            warnings.warn(f"{message} checkpoint", MergeWarning, stacklevel=3)
+            text = f"ConsensusTA with agree={self.agree} keeps nothing of {tasks} experts: the merge is the pretrained"
+            warnings.warn(f"{text} checkpoint", MergeWarning, stacklevel=3)
 
     def prepare(self, weights: WeightStream) -> MergeMethod:
         return replace(self, kappa=per_task("kappa", self.kappa, weights.experts.tasks))
