@@ -24,8 +24,8 @@ SHORT = {
     "sweep": ["--rank_ratios", "[0.16]", "--scalings", "[6.0]", "--images", "2"],
     "analyze": ["--matrices", '["*.c_fc.weight"]'],
 }
-# A configuration of each kind of fit: bounds, a coefficient a task, learnt ranks, a transform, a rule for the scale, one
-# delta for all tasks, second moments. To a fit, banks of the other methods are like one of these.
+# A configuration of each kind of fit: bounds, a coefficient a task, learnt ranks, a transform, a rule for the scale,
+# one delta for all tasks, second moments. To a fit, banks of the other methods are like one of these.
 FITTED = {"adamerging", "adamerging_task", "adarank_cart", "awd_ties", "cart_entropy", "iso_c", "esm", "quickstart"}
 QUIET = ["--trainer.enable_progress_bar", "false"]
 
