@@ -1,10 +1,15 @@
 """Imports go one way, and `import lit_merge` waits for nothing heavy."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
+
+import lit_merge
 
 PACKAGE = Path(__file__).parents[1] / "lit_merge"
 MODULES = {
@@ -73,8 +78,6 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 
 def test_public_names_exist() -> None:
-    import lit_merge
-
     for name in lit_merge.__all__:
         assert getattr(lit_merge, name).__name__ == name
 
@@ -87,3 +90,23 @@ def test_heavy_libraries_wait_for_their_use() -> None:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
                 assert not heavy & {name.partition(".")[0] for name in names}, f"{module} imports {names}"
+
+
+def test_modules_that_have_moved() -> None:
+    """A method of one's own, as earlier pages have it, goes on working, and is told where things are now."""
+    from lit_merge.bank.low_rank import rank_of
+    from lit_merge.bank.task_bank import TaskBank
+
+    for name, place in lit_merge.MOVED.items():
+        with pytest.warns(DeprecationWarning, match=f"lit_merge.{name} has moved to lit_merge.{place}"):
+            module = importlib.import_module(f"lit_merge.{name}")
+        assert module is importlib.import_module(f"lit_merge.{place}")
+        assert module.__spec__ is not None
+        assert module.__spec__.name == f"lit_merge.{place}"
+        del sys.modules[f"lit_merge.{name}"]
+    with pytest.warns(DeprecationWarning, match="lit_merge.ranks has moved"):
+        from lit_merge.ranks import rank_of as moved
+    assert moved is rank_of
+    assert lit_merge.TaskBank is TaskBank
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lit_merge.nowhere")

@@ -2,3 +2,5 @@
 
 Which weights are matrices, second moments of inputs, and decompositions that are kept are here too; formulas are not.
 """
+
+from lit_merge.experts.experts import Experts as Experts
