@@ -1,8 +1,6 @@
 """The states of all random generators: with them a fit that goes on draws what the unbroken one would have drawn."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,17 +38,6 @@ def every_random_state(device: torch.device) -> list[dict[str, Any]]:
     states: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(states, own)
     return states
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """What is drawn inside changes nothing outside."""
-    cpu = torch.device("cpu")
-    state = random_state(cpu)
-    try:
-        yield
-    finally:
-        set_random_state(state, cpu)
 
 
 def fit_state(trainer: Trainer, device: torch.device) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lit_merge.adaptation.callbacks import CollapseGuard, OnlineScores, ResumePoint, gone_back
 from lit_merge.adaptation.fit_plan import fit_plan
 from lit_merge.adaptation.merged_model import MergedModel
-from lit_merge.adaptation.random_state import random_state_kept
 from lit_merge.adaptation.run_logs import log_into
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
@@ -85,7 +85,7 @@ def run_fit(
         log_into(trainer, output, folder, unfinished.folder)
         scores = dict(unfinished.scores or {})
         if unfinished.scores is None and data.has_test:
-            with random_state_kept():
+            with isolate_rng():
                 scores = reference_scores(trainer, model, data, experts)
             unfinished.write_scores(scores)
         given = None if ckpt_path is None else resolve(ckpt_path)

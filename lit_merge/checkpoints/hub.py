@@ -1,6 +1,5 @@
 """Models of the Hugging Face hub, `hf://org/name`: their weights and configuration, in huggingface_hub's own cache."""
 
-import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, ADAPTERS, SUFFIXES, WEIGHTS, choose_weights
+from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
 
 PREFIX = "hf://"
@@ -90,7 +90,7 @@ def _download(location: str, names: Sequence[str], inside: str, download: Callab
 
 def _shards(index: Path) -> Collection[str]:
     try:
-        return sorted({str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        return sorted({str(shard) for shard in parse_json(index.read_bytes())["weight_map"].values()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return ()  # told when it is opened
 
