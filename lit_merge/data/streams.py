@@ -60,70 +60,50 @@ class ImageTensor(ImageSource):
         return [self.images[:1].numel()] * len(self)
 
 
-class JoinedImages(ImageSource):
-    """Images of several sources, one after the other."""
+class ArrangedImages(ImageSource):
+    """Images of one or several sources, which have names where it is one.
 
-    def __init__(self, sources: Sequence[ImageSource]) -> None:
+    Args:
+        sources: whose images these are.
+        order: of every image its place among those of all sources; one source after the other by default.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource], order: Sequence[int] | None = None) -> None:
         self.sources = list(sources)
         self.ends = list(accumulate(len(source) for source in self.sources))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
-        return torch.cat([self._one(i) for i in indices])
-
-    def _one(self, index: int) -> UInt8[Tensor, "1 ..."]:
-        source, place = self._place(index)
-        return source.read([place])
-
-    def label(self, index: int) -> str:
-        source, place = self._place(index)
-        return source.label(place)
-
-    def content(self, index: int) -> bytes:
-        source, place = self._place(index)
-        return source.content(place)
-
-    def lengths(self) -> list[int]:
-        return [length for source in self.sources for length in source.lengths()]
-
-    def pixels(self, index: int) -> bytes:
-        source, place = self._place(index)
-        return source.pixels(place)
-
-    def _place(self, index: int) -> tuple[ImageSource, int]:
-        which = bisect_right(self.ends, index)
-        return self.sources[which], index - (self.ends[which - 1] if which else 0)
-
-
-class OrderedImages(ImageSource):
-    """Images of a source, in another order: the i-th is the source's `order[i]`-th."""
-
-    def __init__(self, source: ImageSource, order: Sequence[int]) -> None:
-        self.source, self.order = source, list(order)
+        self.order = range(self.ends[-1]) if order is None else list(order)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B ..."]:
-        return self.source.read([self.order[i] for i in indices])
+        if len(self.sources) == 1:
+            return self.sources[0].read([self.order[i] for i in indices])
+        return torch.cat([source.read([place]) for source, place in map(self._find, indices)])
 
     def names(self, indices: Sequence[int]) -> list[str] | None:
-        return self.source.names([self.order[i] for i in indices])
+        return self.sources[0].names([self.order[i] for i in indices]) if len(self.sources) == 1 else None
 
     def label(self, index: int) -> str:
-        return self.source.label(self.order[index])
+        source, place = self._find(index)
+        return source.label(place)
 
     def content(self, index: int) -> bytes:
-        return self.source.content(self.order[index])
+        source, place = self._find(index)
+        return source.content(place)
 
     def lengths(self) -> list[int]:
-        lengths = self.source.lengths()
-        return [lengths[i] for i in self.order]
+        lengths = [length for source in self.sources for length in source.lengths()]
+        return [lengths[place] for place in self.order]
 
     def pixels(self, index: int) -> bytes:
-        return self.source.pixels(self.order[index])
+        source, place = self._find(index)
+        return source.pixels(place)
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        place = self.order[index]
+        which = bisect_right(self.ends, place)
+        return self.sources[which], place - (self.ends[which - 1] if which else 0)
 
 
 @dataclass(frozen=True)

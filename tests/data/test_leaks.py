@@ -11,7 +11,7 @@ from PIL import Image
 from lit_merge import ImageFolders, MergeError, MergeWarning, Suite
 from lit_merge.cli.main import main
 from lit_merge.data.leaks import Leak, copies, find_leaks
-from lit_merge.data.streams import ImageTensor, JoinedImages, OrderedImages
+from lit_merge.data.streams import ArrangedImages, ImageTensor
 
 
 def test_every_copy_is_found() -> None:
@@ -21,9 +21,9 @@ def test_every_copy_is_found() -> None:
     assert copies(adapted, tested) == copies(adapted, tested, pixels=True) == [(2, 1), (5, 2), (2, 3)]
     assert copies(adapted, ImageTensor(images[6:])) == []
     assert copies(adapted, ImageTensor(torch.zeros(2, 5, 5, dtype=torch.uint8))) == []
-    turned = OrderedImages(adapted, [5, 4, 3, 2])
+    turned = ArrangedImages([adapted], [5, 4, 3, 2])
     assert copies(turned, tested) == [(3, 1), (0, 2), (3, 3)]
-    joined = JoinedImages([ImageTensor(images[:1]), adapted])
+    joined = ArrangedImages([ImageTensor(images[:1]), adapted])
     assert copies(joined, tested) == [(3, 1), (6, 2), (3, 3)]
     found = find_leaks({"mixed": joined}, {"a": tested, "b": ImageTensor(images[6:])})
     assert found == [Leak("a", 3, 5, "image 1", "image 2")]

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from lit_merge.data.samplers import OnePassSampler, TaskBatchSampler
 from lit_merge.data.streams import (
     Answers,
+    ArrangedImages,
     ImageTensor,
-    JoinedImages,
     LabelledImages,
-    OrderedImages,
     UnlabelledImages,
 )
 
@@ -139,14 +138,14 @@ def test_one_pass_yields_every_image_once_in_order(sizes: list[int], batch_size:
 
 def test_images_in_another_order() -> None:
     images = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2)
-    source = OrderedImages(ImageTensor(images), [3, 0, 4])
+    source = ArrangedImages([ImageTensor(images)], [3, 0, 4])
     assert len(source) == 3
     assert source.read([2, 0])[:, 0, 0].tolist() == [4, 3]
 
 
 def test_images_of_several_sources_one_after_the_other() -> None:
     images = torch.arange(9, dtype=torch.uint8)[:, None, None].expand(9, 2, 2)
-    joined = JoinedImages([ImageTensor(images[:4]), ImageTensor(images[4:4]), ImageTensor(images[4:])])
+    joined = ArrangedImages([ImageTensor(images[:4]), ImageTensor(images[4:4]), ImageTensor(images[4:])])
     assert len(joined) == 9
     assert joined.read([8, 0, 4, 3])[:, 0, 0].tolist() == [8, 0, 4, 3]
     parts = [Answers(["a"] * 2, torch.tensor([1, 0])), Answers(["b"], torch.tensor([3]))]

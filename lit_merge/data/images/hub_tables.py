@@ -1,5 +1,6 @@
 """The images and labels in tables of Hugging Face's `datasets`."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from lit_merge.data.datasets_tables import open_tables
 from lit_merge.data.images.files import Pictures, UnreadableImage, decode
 from lit_merge.data.images.splits import Split
 from lit_merge.errors import MergeError
@@ -58,41 +60,71 @@ class HubPictures(Pictures):
         return Path(value["path"]) if found is None else found
 
 
-def read_split(
-    where: str, split: str, table: Any, image: Sequence[str], label: Sequence[str], image_size: int
-) -> Split:
-    """Images and labels of a table.
+class Tables:
+    """One data set of `datasets`, opened when its splits are asked for.
 
     Args:
-        where, split: what messages call them.
-        table: a `datasets.Dataset`.
+        where: a folder, or `hf://org/name`.
+        called: our splits → what the data set may call each of them.
         image, label: names of the columns, of which the first that is there counts.
         image_size: side of the squares.
-
-    Raises:
-        MergeError: no such column, one that holds no images, or one that holds no class numbers.
     """
-    from datasets import ClassLabel
-    from datasets import Image as ImageColumn
 
-    where = f"{where}, split {split}"
-    picture, number = _column(where, table, image, "image"), _column(where, table, label, "label")
-    feature = table.features[picture]
-    if not isinstance(feature, ImageColumn) and getattr(feature, "dtype", None) not in ("binary", "large_binary"):
-        raise MergeError(f"{where}: column {picture} holds {_kind(feature)}, expected images: name another with image")
-    kind = table.features[number]
-    if not isinstance(kind, ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
-        raise MergeError(
-            f"{where}: column {number} holds {_kind(kind)}, expected ClassLabel or whole numbers: name another with "
-            "label, or use datasets' class_encode_column first"
-        )
-    values = table.with_format("arrow")[:][number].to_pylist()
-    if None in values or (values and min(values) < 0):
-        row = next(i for i, value in enumerate(values) if value is None or value < 0)
-        raise MergeError(f"{where}: row {row} has no class in column {number} ({values[row]})")
-    pictures = HubPictures(table.cast_column(picture, ImageColumn(decode=False)), picture, image_size, where)
-    names = tuple(kind.names) if isinstance(kind, ClassLabel) else None
-    return Split(pictures, torch.tensor(values, dtype=torch.long), names)
+    def __init__(
+        self,
+        where: str,
+        called: Mapping[str, Sequence[str]],
+        image: Sequence[str],
+        label: Sequence[str],
+        image_size: int,
+    ) -> None:
+        self.where, self.called = where, called
+        self.image, self.label, self.image_size = image, label, image_size
+
+    @functools.cached_property
+    def tables(self) -> Mapping[str, Any]:
+        """The data set's own splits."""
+        return open_tables(self.where)
+
+    def splits(self) -> list[str]:
+        """Which of train, validation and test are there."""
+        return [split for split, names in self.called.items() if any(name in self.tables for name in names)]
+
+    def find(self, names: Sequence[str]) -> Any:
+        """The first of the named splits that is there; MergeError with those that are, otherwise."""
+        if found := next((name for name in names if name in self.tables), None):
+            return self.tables[found]
+        there = ", ".join(self.tables)
+        raise MergeError(f"{self.where} has no split {names[0]!r}; it has {there}: say which is which with splits")
+
+    def read(self, split: str) -> Split:
+        """Images and labels of a split.
+
+        Raises:
+            MergeError: no such split or column, one that holds no images, or one that holds no class numbers.
+        """
+        from datasets import ClassLabel
+        from datasets import Image as ImageColumn
+
+        where, table = f"{self.where}, split {split}", self.find(self.called[split])
+        picture, number = _column(where, table, self.image, "image"), _column(where, table, self.label, "label")
+        feature, kind = table.features[picture], table.features[number]
+        if not isinstance(feature, ImageColumn) and getattr(feature, "dtype", None) not in ("binary", "large_binary"):
+            raise MergeError(
+                f"{where}: column {picture} holds {_kind(feature)}, expected images: name another with image"
+            )
+        if not isinstance(kind, ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+            raise MergeError(
+                f"{where}: column {number} holds {_kind(kind)}, expected ClassLabel or whole numbers: name another "
+                "with label, or use datasets' class_encode_column first"
+            )
+        values = table.with_format("arrow")[:][number].to_pylist()
+        if None in values or (values and min(values) < 0):
+            row = next(i for i, value in enumerate(values) if value is None or value < 0)
+            raise MergeError(f"{where}: row {row} has no class in column {number} ({values[row]})")
+        pictures = HubPictures(table.cast_column(picture, ImageColumn(decode=False)), picture, self.image_size, where)
+        names = tuple(kind.names) if isinstance(kind, ClassLabel) else None
+        return Split(pictures, torch.tensor(values, dtype=torch.long), names)
 
 
 def _column(where: str, table: Any, names: Sequence[str], option: str) -> str:
@@ -107,10 +139,3 @@ def _column(where: str, table: Any, names: Sequence[str], option: str) -> str:
 
 def _kind(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
-
-
-def find_split(where: str, tables: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of the named splits that is there; MergeError with those that are, otherwise."""
-    if found := next((name for name in names if name in tables), None):
-        return tables[found]
-    raise MergeError(f"{where} has no split {names[0]!r}; it has {', '.join(tables)}: say which is which with splits")

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, readable_name
 from lit_merge.data.images.files import Pictures, readable
 from lit_merge.data.leaks import OnLeak
-from lit_merge.data.streams import Answers, ImageSource, JoinedImages, OrderedImages
+from lit_merge.data.streams import Answers, ArrangedImages, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
 from lit_merge.errors import MergeError
 
@@ -45,31 +45,75 @@ class Split:
     classes: tuple[str, ...] | None = None
 
 
-class SplitTasks(TaskData):
+class StreamedTasks(TaskData):
+    """Tasks whose images to adapt on may be mixed in one stream, and pass once in an order of its own where it is
+    online; subclasses say which images these are."""
+
+    _tasks: tuple[str, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._tasks
+
+    @abstractmethod
+    def adapted(self, task: str) -> tuple[ImageSource, Callable[[], Tensor]]:
+        """Images to adapt on, and what reads their labels."""
+
+    def order(self, stream: str, size: int) -> list[int]:
+        """The order in which an online stream passes."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{stream}".encode()))
+        return torch.randperm(size, generator=generator).tolist()
+
+    def known(self) -> dict[str, Answers]:
+        """What is known of the images of every stream, before they are put into its order."""
+        labels = {task: self.adapted(task)[1]() for task in self.tasks}
+        found = {task: Answers([task] * len(classes), classes) for task, classes in labels.items()}
+        return {MIXED: Answers.joined(found.values())} if self.mixed else found
+
+    def unlabelled(self) -> Mapping[str, ImageSource]:
+        streams = {task: self.adapted(task)[0] for task in self.tasks}
+        if self.mixed:
+            streams = {MIXED: ArrangedImages(list(streams.values()))}
+        if not self.online:
+            return streams
+        return {name: ArrangedImages([source], self.order(name, len(source))) for name, source in streams.items()}
+
+    def answers(self) -> Mapping[str, Answers]:
+        known = self.known() if self.online else {}
+        return {name: found.ordered(self.order(name, len(found.tasks))) for name, found in known.items()}
+
+
+class SplitTasks(StreamedTasks):
     """Data with a split to adapt on and one to test on, per task; subclasses open them.
 
     Args:
         tasks: their names.
-        adapt: the split adapted on.
-        online: adapt in one pass, in an order drawn with `seed`, and predict each batch before it is used.
+        adapt: the split adapted on: `train` or `validation` is inductive, `test` transductive.
+        online: adapt in one pass, in random order, and predict each batch before it is used.
         mixed: adapt on one stream of the images of all tasks, without saying which is whose.
-        on_bad_image: `refuse` or `skip`.
-        on_leak: what happens where test images stand among others that are adapted on.
+        on_bad_image: `refuse` ends with the first image that cannot be decoded; `skip` decodes all once and leaves
+            those out, with a warning that counts and names them.
+        on_leak: test images among others that are adapted on, found by their files: `warn`, `refuse` or `ignore`.
+        image_size: side of the squares that the network takes.
+        batch_size: images of each task, or of the mixed stream, per adaptation step and process.
+        eval_batch_size: images per batch of validation and test.
+        num_workers: processes that decode images.
+        seed: of the order in which images are drawn.
     """
 
     def __init__(
         self,
         tasks: Collection[str],
         adapt: SplitName,
-        online: bool,
-        mixed: bool,
-        on_bad_image: Literal["refuse", "skip"],
-        on_leak: OnLeak,
-        image_size: int,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        seed: int,
+        online: bool = False,
+        mixed: bool = False,
+        on_bad_image: Literal["refuse", "skip"] = "refuse",
+        on_leak: OnLeak = "warn",
+        image_size: int = 224,
+        batch_size: int = 16,
+        eval_batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         self._tasks, self.adapt = tuple(tasks), adapt
@@ -85,10 +129,6 @@ class SplitTasks(TaskData):
     @abstractmethod
     def open(self, task: str, split: str) -> Split:
         """One of these splits."""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._tasks
 
     @property
     def protocol(self) -> str:
@@ -111,22 +151,9 @@ class SplitTasks(TaskData):
             lengths[task] = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
         return [*super().identity(split), self.image_size, self.on_bad_image, lengths]
 
-    def unlabelled(self) -> Mapping[str, ImageSource]:
-        streams: dict[str, ImageSource] = {task: self._source(task, self.adapt)[0] for task in self.tasks}
-        if self.mixed:
-            streams = {MIXED: JoinedImages(list(streams.values()))}
-        if not self.online:
-            return streams
-        return {name: OrderedImages(source, self._order(name, len(source))) for name, source in streams.items()}
-
-    def answers(self) -> Mapping[str, Answers]:
-        if not self.online:
-            return {}
-        labels = {task: self._source(task, self.adapt)[1] for task in self.tasks}
-        known = {task: Answers([task] * len(found), found) for task, found in labels.items()}
-        if self.mixed:
-            known = {MIXED: Answers.joined(known.values())}
-        return {name: found.ordered(self._order(name, len(found.tasks))) for name, found in known.items()}
+    def adapted(self, task: str) -> tuple[ImageSource, Callable[[], Tensor]]:
+        images, labels, _ = self._source(task, self.adapt)
+        return images, lambda: labels
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         return {task: self._source(task, split)[:2] for task in self.tasks}
@@ -168,11 +195,7 @@ class SplitTasks(TaskData):
             places = sorted(good) if places is None else [i for i in places if i in good]
         if places is None:
             return found.pictures, found.labels, found.classes
-        return OrderedImages(found.pictures, places), found.labels[places], found.classes
-
-    def _order(self, stream: str, size: int) -> list[int]:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{stream}".encode()))
-        return torch.randperm(size, generator=generator).tolist()
+        return ArrangedImages([found.pictures], places), found.labels[places], found.classes
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """Suite: the images of a built-in zoo."""
 
 import hashlib
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +12,11 @@ from torch import Tensor
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
+from lit_merge.data.class_names import MIXED_PROTOCOL
 from lit_merge.data.images.corruptions import CorruptedImages, Corruption, Kind
-from lit_merge.data.streams import Answers, ImageSource, ImageTensor, JoinedImages, OrderedImages
-from lit_merge.data.task_data import Labelled, TaskData
+from lit_merge.data.images.splits import StreamedTasks
+from lit_merge.data.streams import ArrangedImages, ImageSource, ImageTensor
+from lit_merge.data.task_data import Labelled
 from lit_merge.errors import MergeError
 
 PROTOCOLS = {
@@ -28,7 +28,7 @@ PROTOCOLS = {
 Order = Literal["random", "label"]
 
 
-class Suite(TaskData):
+class Suite(StreamedTasks):
     """Images of a folder that scripts/build_zoo.py made: uint8, 32 × 32.
 
     Args:
@@ -92,10 +92,6 @@ class Suite(TaskData):
         self._sizes = self._checked(sizes or {})
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._tasks
-
-    @property
     def protocol(self) -> str:
         notes = [PROTOCOLS[self._protocol]]
         if self.mixed:
@@ -131,18 +127,18 @@ class Suite(TaskData):
         # Contents, which are small and read anyway: suites of other seeds have equal names and sizes.
         return [*super().identity(split), hashlib.blake2b(self._images.path.read_bytes()).hexdigest()]
 
-    def unlabelled(self) -> Mapping[str, ImageSource]:
-        streams: dict[str, ImageSource] = {task: self._adapted(task) for task in self.tasks}
-        if self.mixed:
-            streams = {MIXED: JoinedImages(list(streams.values()))}
-        if not self.online:
-            return streams
-        return {name: OrderedImages(source, self._positions(name, len(source))) for name, source in streams.items()}
+    def adapted(self, task: str) -> tuple[ImageSource, Callable[[], Tensor]]:
+        images, size = self._source(f"{task}/{self._split}"), self._sizes.get(task)
+        images = images if size is None else ArrangedImages([images], range(size))
+        return images, lambda: self._labels(task, self._split)[:size].long()
 
-    def answers(self) -> Mapping[str, Answers]:
-        if not self.online:
-            return {}
-        return {name: known.ordered(self._positions(name, len(known.tasks))) for name, known in self._known().items()}
+    def order(self, stream: str, size: int) -> list[int]:
+        found = super().order(stream, size)
+        if self._order == "label":
+            known = self.known()[stream]
+            keys = known.classes + (1 << 20) * torch.tensor([self.tasks.index(task) for task in known.tasks])
+            found.sort(key=keys.tolist().__getitem__)
+        return found
 
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         return {task: (self._source(f"{task}/{split}"), self._labels(task, split)) for task in self.tasks}
@@ -150,28 +146,6 @@ class Suite(TaskData):
     def _source(self, name: str) -> ImageSource:
         images = ImageTensor(self._images.map(name))
         return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
-
-    def _adapted(self, task: str) -> ImageSource:
-        source = self._source(f"{task}/{self._split}")
-        return OrderedImages(source, range(self._sizes[task])) if task in self._sizes else source
-
-    def _positions(self, stream: str, size: int) -> list[int]:
-        """The order in which an online stream passes."""
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{stream}".encode()))
-        order = torch.randperm(size, generator=generator)
-        if self._order == "label":
-            known = self._known()[stream]
-            keys = known.classes + (1 << 20) * torch.tensor([self.tasks.index(task) for task in known.tasks])
-            order = order[keys[order].argsort(stable=True)]
-        return order.tolist()
-
-    def _known(self) -> dict[str, Answers]:
-        """What is known of the images of every stream, as they lie in the file."""
-        found: dict[str, Answers] = {}
-        for task in self.tasks:
-            labels = self._labels(task, "test")[: self._sizes.get(task)].long()
-            found[task] = Answers([task] * len(labels), labels)
-        return {MIXED: Answers.joined(found.values())} if self.mixed else found
 
     def _labels(self, task: str, split: str) -> Integer[Tensor, " N"]:
         labels = SafetensorsFile(self.path / "labels.safetensors").read(f"{task}/{split}")

@@ -1,16 +1,15 @@
 """VisionTasks: the 8, 14 or 20 vision tasks that the merging literature reports on."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.data.datasets_tables import HUB, is_table_folder, open_tables
-from lit_merge.data.images.hub_tables import CALLED, find_split, read_split
+from lit_merge.data.datasets_tables import HUB, is_table_folder
+from lit_merge.data.images.hub_tables import CALLED, Tables
 from lit_merge.data.images.splits import Split, SplitName, SplitTasks
-from lit_merge.data.leaks import OnLeak
 from lit_merge.data.vision.layouts import ClassFolders, Layout
 from lit_merge.data.vision.task_list import SUITES, TASKS, VisionTask, find_task
 from lit_merge.data.vision.torchvision import Torchvision
@@ -22,11 +21,20 @@ IMAGE, LABEL = ("image", "img"), ("label", "labels", "fine_label")
 
 @dataclass(frozen=True)
 class Place:
-    """Where the images of a task were found: a layout below a root, or tables by folder or name."""
+    """Where the images of a task were found: a layout below a root."""
 
-    layout: Layout | None
+    task: str
+    layout: Layout
     root: Path
-    tables: str | None = None
+    image_size: int
+
+    def splits(self) -> Collection[str]:
+        """Which of train, validation and test are there."""
+        return self.layout.splits(self.root)
+
+    def read(self, split: str) -> Split:
+        """One of these splits. See `Layout.read`."""
+        return self.layout.read(self.task, self.root, split, self.image_size)
 
 
 class VisionTasks(SplitTasks):
@@ -43,16 +51,7 @@ class VisionTasks(SplitTasks):
         download: fetch what is missing, with torchvision where it can, else from the Hub.
         adapt: the split adapted on: `test` is transductive, the literature's protocol; `train` or `validation`
             inductive.
-        online: adapt in one pass, in random order, and predict each batch before it is used.
-        mixed: adapt on one stream of the images of all tasks, without saying which is whose.
-        on_bad_image: `refuse` ends with the first image that cannot be decoded; `skip` decodes all once and leaves
-            those out, with a warning that counts and names them.
-        on_leak: test images among others that are adapted on, found by their files: `warn`, `refuse` or `ignore`.
-        image_size: side of the squares that the network takes.
-        batch_size: images of each task, or of the mixed stream, per adaptation step and process.
-        eval_batch_size: images per batch of validation and test.
-        num_workers: processes that decode images.
-        seed: of the order in which images are drawn.
+        options: those of `SplitTasks`.
 
     Raises:
         MergeError: an unknown task, images that are missing or damaged, the Hub cannot be reached.
@@ -65,63 +64,31 @@ class VisionTasks(SplitTasks):
         locations: dict[str, str] | None = None,
         download: bool = False,
         adapt: SplitName = "test",
-        online: bool = False,
-        mixed: bool = False,
-        on_bad_image: Literal["refuse", "skip"] = "refuse",
-        on_leak: OnLeak = "warn",
-        image_size: int = 224,
-        batch_size: int = 16,
-        eval_batch_size: int = 128,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         known = {name: find_task(name) for name in task_names(tasks)}
-        super().__init__(
-            *(list(known), adapt, online, mixed, on_bad_image, on_leak, image_size),
-            *(batch_size, eval_batch_size, num_workers, seed),
-        )
+        super().__init__(list(known), adapt, **options)
         for name in locations or {}:
             if name not in known:
                 raise MergeError(f"locations: there is no task {name!r}; there are {', '.join(known)}", task=name)
         self._known = known
         self._places = {
-            name: find_place(replace(task, name=name), path, (locations or {}).get(name), download)
+            name: find_place(replace(task, name=name), path, (locations or {}).get(name), download, self.image_size)
             for name, task in known.items()
         }
-        self._tables: dict[str, Mapping[str, Any]] = {}
         self._numbered: set[str] = set()
 
     def splits(self, task: str) -> Collection[str]:
-        place = self._places[task]
-        if place.layout is not None:
-            return place.layout.splits(place.root)
-        tables = self._open_tables(task)
-        return [split for split in CALLED if any(name in tables for name in self._called(task, split))]
+        return self._places[task].splits()
 
     def open(self, task: str, split: str) -> Split:
-        place, known = self._places[task], self._known[task]
-        if place.layout is not None:
-            found = place.layout.read(task, place.root, split, self.image_size)
-        else:
-            where = str(place.tables)
-            table = find_split(where, self._open_tables(task), self._called(task, split))
-            found = read_split(where, split, table, IMAGE, LABEL, self.image_size)
+        found, known = self._places[task].read(split), self._known[task]
         if found.classes is None:
             self._numbered.add(task)
         return _checked(replace(found, classes=found.classes or known.names), task, known)
 
     def names_itself(self, task: str) -> bool:
         return task not in self._numbered
-
-    def _called(self, task: str, split: str) -> tuple[str, ...]:
-        other = dict(self._known[task].splits).get(split)
-        return CALLED[split] if other is None else (*CALLED[split], other)
-
-    def _open_tables(self, task: str) -> Mapping[str, Any]:
-        # Opened when needed: a name on the Hub is fetched then.
-        if task not in self._tables:
-            self._tables[task] = open_tables(str(self._places[task].tables))
-        return self._tables[task]
 
 
 def task_names(tasks: int | list[str]) -> list[str]:
@@ -142,39 +109,39 @@ def task_names(tasks: int | list[str]) -> list[str]:
     return tasks
 
 
-def find_place(task: VisionTask, path: str, location: str | None, download: bool) -> Place:
+def find_place(task: VisionTask, path: str, location: str | None, download: bool, image_size: int) -> Place | Tables:
     """Where a task's images are; they are fetched first where that was asked for and they are missing.
 
     Raises:
         MergeError: they are nowhere; the message says where they were looked for and what gets them.
     """
     root = resolve(path if location is None or location.startswith(HUB) else location)
-    if location is not None and location.startswith(HUB):
-        return Place(None, root, location)
-    if location is not None and is_table_folder(root):
-        return Place(None, root, str(root))
-    names = list(dict.fromkeys((task.name, task.name.lower(), find_task(task.name).name, *_hub_names(task))))
+
+    def tables(where: str) -> Tables:
+        called = CALLED | {split: (*CALLED[split], other) for split, other in task.splits}
+        return Tables(where, called, IMAGE, LABEL, image_size)
+
+    if location is not None and (location.startswith(HUB) or is_table_folder(root)):
+        return tables(location if location.startswith(HUB) else str(root))
+    own = [] if task.hub is None else [task.hub.split("/")[1]]
+    names = list(dict.fromkeys((task.name, task.name.lower(), find_task(task.name).name, *own)))
     layouts = (*task.layouts, *(ClassFolders(name) for name in names), *([ClassFolders(".")] if location else []))
     # First: a copy from the Hub may lie in a folder of the name that torchvision looks for.
     if folder := next((root / name for name in names if is_table_folder(root / name)), None):
-        return Place(None, root, str(folder))
+        return tables(str(folder))
     if found := next((layout for layout in layouts if "test" in layout.splits(root)), None):
-        return Place(found, root)
+        return Place(task.name, found, root, image_size)
     fetched = next((one for one in task.layouts if isinstance(one, Torchvision) and one.downloads), None)
     if download and fetched is not None:
         fetched.download(task.name, root)
-        return Place(fetched, root)
+        return Place(task.name, fetched, root, image_size)
     if download and task.hub is not None:
-        return Place(None, root, HUB + task.hub)
+        return tables(HUB + task.hub)
     looked = ", ".join([*(layout.looked_for for layout in task.layouts), names[0]])
     raise MergeError(
         f"{root} has no images of task {task.name}: looked for {looked}: {_advice(task, fetched is not None)}",
         task=task.name,
     )
-
-
-def _hub_names(task: VisionTask) -> list[str]:
-    return [] if task.hub is None else [task.hub.split("/")[1]]
 
 
 def _advice(task: VisionTask, torchvision: bool) -> str:

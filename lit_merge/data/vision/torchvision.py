@@ -15,31 +15,9 @@ from lit_merge.data.vision.layouts import Layout
 from lit_merge.errors import MergeError
 
 
-class ArrayPictures(Pictures):
-    """Images (N, H, W) or (N, H, W, 3) of uint8 that are in memory."""
-
-    def __init__(self, images: np.ndarray, image_size: int, where: str) -> None:
-        super().__init__(image_size)
-        self.images, self.where = images, where
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def picture(self, index: int) -> Image.Image:
-        return to_rgb(Image.fromarray(np.ascontiguousarray(self.images[index])))
-
-    def label(self, index: int) -> str:
-        return f"{self.where}, image {index}"
-
-    def content(self, index: int) -> bytes:
-        return self.images[index].tobytes()
-
-    def lengths(self) -> list[int]:
-        return [self.images[:1].nbytes] * len(self)
-
-
 class ItemPictures(Pictures):
-    """Images that a torchvision data set reads one at a time."""
+    """Images of one size: arrays (N, H, W) or (N, H, W, 3) of uint8, or what a torchvision data set reads one at a
+    time."""
 
     def __init__(self, items: Any, image_size: int, where: str) -> None:
         super().__init__(image_size)
@@ -49,16 +27,16 @@ class ItemPictures(Pictures):
         return len(self.items)
 
     def picture(self, index: int) -> Image.Image:
-        return to_rgb(self.items[index][0])
+        item = self.items[index]
+        return to_rgb(item[0] if isinstance(item, tuple) else Image.fromarray(np.ascontiguousarray(item)))
 
     def label(self, index: int) -> str:
         return f"{self.where}, image {index}"
 
     def content(self, index: int) -> bytes:
-        return self.pixels(index)
+        return self.items[index].tobytes() if isinstance(self.items, np.ndarray) else self.pixels(index)
 
     def lengths(self) -> list[int]:
-        # Of one size: what is read this way are the patches of PCAM.
         return [len(self.content(0))] * len(self) if len(self) else []
 
 
@@ -88,7 +66,7 @@ def arrays(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictu
     if images.ndim == 4 and images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)
     labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return ArrayPictures(images, image_size, where), np.asarray(labels).tolist()
+    return ItemPictures(images, image_size, where), np.asarray(labels).tolist()
 
 
 def faces(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
@@ -97,7 +75,7 @@ def faces(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictur
     if any(label is None for _, label in items):
         raise MergeError(f"{root}/fer2013: test.csv has no labels: take fer2013.csv or icml_face_data.csv")
     images = np.stack([np.asarray(image) for image, _ in items])
-    return ArrayPictures(images, image_size, where), [label for _, label in items]
+    return ItemPictures(images, image_size, where), [label for _, label in items]
 
 
 def patches(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:

@@ -142,9 +142,11 @@ def test_images_of_every_kind_are_decoded_as_files_are(tmp_path: Path) -> None:
 
 def images_of(table: Any, place: Path) -> Any:
     # Saved, files would be embedded: tables of the Hub's loaders point at files.
-    from lit_merge.data.images.hub_tables import read_split
+    from lit_merge.data.images.hub_tables import Tables
 
-    return read_split(str(place), "train", table, ("image",), ("label",), 16).pictures
+    tables = Tables(str(place), {"train": ("train",)}, ("image",), ("label",), 16)
+    tables.tables = {"train": table}
+    return tables.read("train").pictures
 
 
 def test_bad_images(folder: Path, vision_files: Any, tmp_path: Path) -> None:
