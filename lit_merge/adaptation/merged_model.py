@@ -17,6 +17,7 @@ from lit_merge.adaptation.stages import Stage, learning_rates, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
 from lit_merge.adaptation.trainer import check_precision
+from lit_merge.bank.low_rank import ranks_at
 from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.errors import MergeError
@@ -117,7 +118,7 @@ class MergedModel(ScoredModule):
         """Uses only the leading directions of every matrix from now on, as `TaskBank.truncate` takes them: factors are
         sliced, nothing is lost."""
         if (rank_ratio, energy) != (self.rank_ratio, self.energy):
-            self._ranks = {} if rank_ratio == energy == 1 else self._frame.ranks_at(rank_ratio, energy)
+            self._ranks = {} if rank_ratio == energy == 1 else ranks_at(self._frame.deltas, rank_ratio, energy)
             self.rank_ratio, self.energy = rank_ratio, energy
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, replacing, write_stream
@@ -37,12 +38,16 @@ class BankFile(SafetensorsFile):
     def map(self, name: str) -> Tensor:
         return self._checked(name, super().map(name))
 
+    def empty(self) -> dict[str, Tensor]:
+        """Name → a tensor of this shape and dtype without values, on the device `meta`."""
+        return {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
+
     def _checked(self, name: str, value: Tensor) -> Tensor:
         if name not in self._finite:
             if not is_finite(value):
                 raise MergeError(
-                    f"{self.path}: {name} holds NaN or infinity: it is damaged, or of adaptation that went astray; "
-                    "make the bank anew",
+                    f"{self.path}: {name} holds NaN or infinity: it is damaged, or comes from an adaptation that "
+                    "went wrong; make the bank anew",
                     weight=name.partition("/")[2] or None,
                 )
             self._finite.add(name)
@@ -59,11 +64,11 @@ def write_bank_folder(
     """Writes both files, whole or not at all, with the values that `read` answers one by one. See `TaskBank.save`."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     dtypes = {name: value.dtype for name, value in tensors.items()}
-    with replacing(path, overwrite) as beside:
-        beside.mkdir()
-        write_stream(beside / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
+    with replacing(path, overwrite) as folder:
+        folder.mkdir()
+        write_stream(folder / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
         text = json.dumps({"format_version": FORMAT_VERSION} | dict(about), indent=1)
-        (beside / "bank.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "bank.json").write_text(text + "\n", encoding="utf-8")
 
 
 def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
@@ -82,8 +87,8 @@ def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
         _check_delta(file, name, rows)
     for name, dtype in about["dtypes"].items():
         kind = file.dtypes[f"origin/{name}"]
-        if DTYPES_BY_NAME[dtype].is_floating_point != kind.is_floating_point:
-            raise MergeError(f"{file.path}: origin/{name} is {kind}, which bank.json calls {dtype}", weight=name)
+        if dtype.is_floating_point != kind.is_floating_point:
+            raise MergeError(f"{file.path}: origin/{name} is {kind}, but {dtype} in bank.json", weight=name)
     return about, file
 
 
@@ -113,8 +118,8 @@ def _check_delta(file: BankFile, name: str, rows: int) -> None:
             raise MergeError(f"{file.path}: {key} is {found}, expected floating point of {list(one)}", weight=name)
 
 
-def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
-    """The naming that a bank's description records; `PLAIN` for one of a time before there were others.
+def _read_naming(about: Mapping[str, Any], path: Path) -> Naming:
+    """The naming that a bank's description records; `PLAIN` where it is from a time before there were others.
 
     Raises:
         MergeError: a naming that this lit_merge does not know.
@@ -130,7 +135,7 @@ def read_naming(about: Mapping[str, Any], path: str | Path) -> Naming:
         or naming.family not in [family.name for family in FAMILIES]
         or not all(isinstance(part, str) for part in (naming.prefix, naming.image, naming.text))
     ):
-        raise MergeError(f"{Path(path) / 'bank.json'}: unknown naming {about['naming']!r}: update lit_merge")
+        raise MergeError(f"{path}: unknown naming {about['naming']!r}: update lit_merge")
     return naming
 
 
@@ -157,9 +162,11 @@ def _read_about(path: Path) -> dict[str, Any]:
         if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
             raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
     for field, empty in {"ranks": {}, "nbytes": 0}.items():
-        # Banks of the first days have not all of them.
+        # Banks of the first days lack some of them.
         if not isinstance(about.setdefault(field, empty), type(empty)):
             raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
+    about["dtypes"] = {name: DTYPES_BY_NAME[dtype] for name, dtype in about["dtypes"].items()}
+    about["naming"] = _read_naming(about, path)
     return about
 
 

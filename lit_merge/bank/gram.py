@@ -149,7 +149,7 @@ def _by_parts(matrix: Float[Tensor, "m n"], u: Tensor, s: Tensor, v: Tensor) -> 
     rest = rest - left @ (left.mT @ rest)
     rest = (rest - (rest @ right) @ right.mT).to(matrix)
     if rest.norm() <= ROUNDING * matrix.norm():
-        further = tuple(beside(one, rank - strong)[None] for one in (u, v))
+        further = tuple(completion(one, rank - strong)[None] for one in (u, v))
         further = further[0], s.new_zeros(1, rank - strong), further[1]
     else:
         further = _leading_triplets(rest[None], rank - strong)
@@ -182,7 +182,7 @@ def orthonormal(blocks: Float[Tensor, "T n r"]) -> Float[Tensor, "T n r"]:
     return found
 
 
-def beside(basis: Float[Tensor, "m r"], count: int) -> Float[Tensor, "m k"]:
+def completion(basis: Float[Tensor, "m r"], count: int) -> Float[Tensor, "m k"]:
     """So many orthonormal columns that are orthogonal to these: any, but always the same."""
     block = torch.randn(len(basis), count, generator=torch.Generator().manual_seed(0)).to(basis)
     # Twice: what rounding leaves of the basis after one projection is gone after the second.
@@ -211,6 +211,6 @@ def isometry_from_gram(matrix: Float[Tensor, "m n"], floor: Callable[[Tensor], T
         own = vectors[:, :faint] if own is None else own @ vectors[:, :faint]
         # In float64: what is faint may be as small as float32 rounds the whole.
         rest = (matrix.double() @ own.double()).to(matrix)
-        # Twice, as in `beside`: factor·factorᵀ projects on what is settled.
+        # Twice, as in `completion`: factor·factorᵀ projects on what is settled.
         for _ in range(2):
             rest = rest - factor @ (factor.mT @ rest)

@@ -1,5 +1,6 @@
 """Deltas: low-rank matrices of several tasks, their ranks, and their sum with the origin."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ def rank_of(ratio: float, m: int, n: int) -> int:
     >>> rank_of(0.08, 768, 256)
     20
     """
-    # Rounding must not lose a direction where the product is whole: 0.07·100 is 7.000000000000001, 0.29·100 is 28.99….
+    # Rounding must not lose a direction where the product is whole: 0.29·100 is 28.999999999999996.
     return max(1, int(ratio * min(m, n) + 1e-9))
 
 
@@ -144,9 +145,20 @@ class LowRank:
 Delta = LowRank | Tensor
 
 
-def kinds(delta: Delta) -> tuple[str, ...]:
-    """What the tensors of `tensors_of` are called in files."""
-    return ("U", "S", "V") if isinstance(delta, LowRank) else ("delta",)
+def ranks_at(deltas: Mapping[str, Delta], rank_ratio: float = 1.0, energy: float = 1.0) -> dict[str, int]:
+    """Rank of every low-rank delta once it is cut to these shares, see `TaskBank.truncate`.
+
+    Raises:
+        MergeError: a share outside (0, 1].
+    """
+    check_rank_ratio(rank_ratio)
+    check_energy(energy)
+    found = {}
+    for name, delta in deltas.items():
+        if isinstance(delta, LowRank):
+            kept = delta.rank if energy == 1 else delta.rank_keeping(energy)
+            found[name] = min(rank_of(rank_ratio, *delta.shape[1:]), kept)
+    return found
 
 
 def tensors_of(delta: Delta) -> tuple[Tensor, ...]:

@@ -1,7 +1,6 @@
 """The task bank: what every merging method produces and everything else works on."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.bank.files import BankFile, open_bank_folder, read_naming, write_bank_folder
-from lit_merge.bank.low_rank import Delta, LowRank, check_energy, check_rank_ratio, combine, kinds, rank_of, tensors_of
+from lit_merge.bank.files import BankFile, open_bank_folder, write_bank_folder
+from lit_merge.bank.low_rank import Delta, LowRank, combine, ranks_at, tensors_of
+from lit_merge.bank.named_tensors import digest, named_tensors, origin_and_deltas
 from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.errors import MergeError, check_finite
@@ -28,7 +28,7 @@ class TaskBank:
         origin: name → tensor, for every weight of the model.
         deltas: name → `LowRank` or dense (T, …) for the L weights that differ between tasks; leading size 1 where
             one delta is shared by all tasks (Iso-C).
-        coefficients: (T or 1, L), float32 (float64 for float64 experts); what `merge` uses unless told otherwise.
+        coefficients: (T or 1, L), float32 (float64 for float64 experts); what `merge` uses unless it is given others.
         dtypes: name → dtype of the experts' weights, in which `merge` answers.
         method: the method's class and hyper-parameters, for people and for files.
         naming: how the experts' files name their weights, which `merge` and `expert` answer in. Inside, the weights of
@@ -105,10 +105,10 @@ class TaskBank:
         return self._weight(name, column, dtype)
 
     def expert(self, task: str, dtype: torch.dtype | None = None, naming: str | None = None) -> dict[str, Tensor]:
-        """origin + Δ of this task alone, with coefficient 1 (task indexing); `naming` as of `merge`.
+        """origin + Δ of this task alone, with coefficient 1 (task indexing); see `merge` for `naming`.
 
         Raises:
-            MergeError: no such task, or one delta is shared by all tasks; a naming as `merge` refuses.
+            MergeError: no such task; one delta is shared by all tasks; a naming that `merge` refuses.
         """
         return self.only(task).merge(dtype=dtype, naming=naming)
 
@@ -121,9 +121,8 @@ class TaskBank:
         if task not in self.tasks:
             raise MergeError(f"no task {task!r} in this bank, which has {', '.join(self.tasks)}", task=task)
         if self.shared:
-            raise MergeError(
-                f"{self.method.get('class_path')} has one delta for all tasks: it has no single {task}", task=task
-            )
+            name = self.method.get("class_path")
+            raise MergeError(f"{name} has one delta for all tasks, and none for {task} alone", task=task)
         only = torch.zeros(len(self.tasks), len(self.deltas), device=self.coefficients.device)
         only[self.tasks.index(task)] = 1
         return replace(self, coefficients=only)
@@ -139,18 +138,7 @@ class TaskBank:
         Raises:
             MergeError: a share outside (0, 1].
         """
-        return self.cut(self.ranks_at(rank_ratio, energy))
-
-    def ranks_at(self, rank_ratio: float = 1.0, energy: float = 1.0) -> dict[str, int]:
-        """Rank of every low-rank delta after `truncate` to the same shares."""
-        check_rank_ratio(rank_ratio)
-        check_energy(energy)
-        found = {}
-        for name, delta in self.deltas.items():
-            if isinstance(delta, LowRank):
-                kept = delta.rank if energy == 1 else delta.rank_keeping(energy)
-                found[name] = min(rank_of(rank_ratio, *delta.shape[1:]), kept)
-        return found
+        return self.cut(ranks_at(self.deltas, rank_ratio, energy))
 
     def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
         """This bank with at most so many directions of the matrices that are named; factors are views."""
@@ -171,60 +159,28 @@ class TaskBank:
 
     def to(self, dtype: torch.dtype) -> "TaskBank":
         """This bank stored in another precision; singular values and coefficients stay as they are."""
-
         origin = {name: v.to(dtype) if v.is_floating_point() else v for name, v in self.origin.items()}
         return replace(self, origin=origin, deltas={name: delta.to(dtype) for name, delta in self.deltas.items()})
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of everything but the coefficients: two banks with the same one are the same bank."""
-        return self._digest(self.tensors().__getitem__)
-
-    def _digest(self, read: Callable[[str], Tensor]) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self.tasks, self.layers)).encode())
-        for name in self.tensors():
-            value = read(name)
-            if name != "coefficients":
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """A digest of everything but the coefficients: two banks with equal ones are the same bank."""
+        tensors = self.tensors()
+        return digest((self.tasks, self.layers), tensors, tensors.__getitem__)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
-        parts = [f"{kind}/{name}" for name, delta in self.deltas.items() for kind in kinds(delta)]
-
-        def find(key: str) -> Tensor:
-            kind, _, name = key.partition("/")
-            if kind == "coefficients":
-                return self.coefficients
-            if kind == "origin":
-                return self.origin[name]
-            delta = self.deltas[name]
-            return delta if isinstance(delta, Tensor) else getattr(delta, kind)
-
-        return mapping_like([*(f"origin/{name}" for name in self.origin), *parts, "coefficients"], find, self.deltas)
+        return named_tensors(self.origin, self.deltas, self.coefficients)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
         """This bank around other tensors of the names of `tensors()`: moved, or read from a file."""
-
-        def delta(name: str) -> Delta:
-            if f"U/{name}" in tensors:
-                return LowRank(tensors[f"U/{name}"], tensors[f"S/{name}"], tensors[f"V/{name}"])
-            return tensors[f"delta/{name}"]
-
-        origin = mapping_like(self.origin, lambda name: tensors[f"origin/{name}"], tensors)
-        deltas = mapping_like(self.deltas, delta, tensors)
+        origin, deltas = origin_and_deltas(tensors, self.origin, self.deltas)
         return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
 
-    def weight_alone(self, name: str, read: Callable[[str], Tensor]) -> "TaskBank":
-        """The bank of this weight alone, with the values that `read` answers to names of `tensors()`."""
-        there = [self.layers.index(name)] if name in self.deltas else []
-        frame = replace(
-            self, origin={name: self.origin[name]}, deltas={self.layers[i]: self.deltas[name] for i in there}
-        )
-        values = {key: read(key) for key in frame.tensors() if key != "coefficients"}
-        return frame.with_tensors(values | {"coefficients": self.coefficients[:, there]})
+    def reading(self, read: Callable[[str], Tensor]) -> "TaskBank":
+        """This bank with the values that `read` answers to names of `tensors()`, whenever they are asked for."""
+        bank = self.with_tensors(OnDemand(self.tensors(), read))
+        return replace(bank, coefficients=self.coefficients)
 
     def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
         """Writes a folder of `bank.safetensors` and `bank.json`, whole or not at all.
@@ -232,8 +188,8 @@ class TaskBank:
         Args:
             path: of the folder.
             overwrite: replace what stands there.
-            read: answers the values to the names of `tensors()`, of which one at a time is in memory, where those of
-                the bank itself are on the device `meta`.
+            read: answers the value of a name of `tensors()`. With it the bank's own tensors may be on the device
+                `meta`, and one value at a time is in memory.
 
         Raises:
             MergeError: the folder exists and `overwrite` is off, or cannot be written.
@@ -246,7 +202,7 @@ class TaskBank:
             "ranks": self.ranks,
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
             "nbytes": self.nbytes,
-            "fingerprint": self.fingerprint if read is None else self._digest(read),
+            "fingerprint": self.fingerprint if read is None else digest((self.tasks, self.layers), tensors, read),
             "naming": asdict(self.naming),
         }
         write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
@@ -254,35 +210,23 @@ class TaskBank:
     @classmethod
     def load(cls, path: str | Path) -> "TaskBank":
         """Opens a folder that `save` wrote. Tensors stay on disk: each is mapped whenever it is asked for, and leaves
-        memory when nobody holds it any more, also while a gradient is on its way through `merge`. One that holds NaN
-        or infinity raises MergeError when it is asked for.
+        memory when nobody holds it any more, also during the backward of `merge`. One that holds NaN or infinity raises
+        MergeError when it is asked for.
 
         Raises:
             MergeError: no bank there, a newer format, or a file that is damaged.
         """
         frame, file = cls.open(path)
-        # Maps the coefficients at once, and so holds on to the file that is there now.
-        bank = frame.with_tensors(OnDemand(frame.tensors(), file.map))
-        return replace(bank, coefficients=frame.coefficients)
+        return frame.reading(file.map)
 
     @classmethod
     def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:
         """Opens a folder that `save` wrote, without values: all tensors but the coefficients are on the device
-        `meta`. The file has them, by their names in `tensors()`."""
+        `meta`. The file reads them, by their names in `tensors()`."""
         about, file = open_bank_folder(path)
-        empty = {
-            name: torch.empty(shape, dtype=file.dtypes[name], device="meta") for name, shape in file.shapes.items()
-        }
-        frame = cls(
-            tasks=tuple(about["tasks"]),
-            origin=dict.fromkeys(about["dtypes"], torch.empty(0)),
-            deltas=dict.fromkeys(about["layers"], torch.empty(0)),
-            coefficients=file.read("coefficients"),
-            dtypes={name: getattr(torch, dtype) for name, dtype in about["dtypes"].items()},
-            method=about["method"],
-            naming=read_naming(about, path),
-        )
-        return frame.with_tensors(empty | {"coefficients": frame.coefficients}), file
+        origin, deltas = origin_and_deltas(file.empty(), about["dtypes"], about["layers"])
+        tasks, coefficients = tuple(about["tasks"]), file.read("coefficients")
+        return cls(tasks, origin, deltas, coefficients, about["dtypes"], about["method"], about["naming"]), file
 
     def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
         check_finite({"coefficients": values})

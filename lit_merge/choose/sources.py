@@ -1,12 +1,10 @@
 """What a configuration merges: experts and a method, or a bank that was saved."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_merge import __version__
 from lit_merge.bank.task_bank import TaskBank
@@ -149,11 +147,12 @@ class Sources:
         return [*versions, *about, experts.identity, files]
 
     @functools.cached_property
-    def stored(self) -> tuple[TaskBank, Callable[[str], Tensor]]:
-        """The bank that was saved, without its values, and what reads them. See `TaskBank.open`."""
+    def stored(self) -> tuple[TaskBank, TaskBank]:
+        """The bank that was saved without its values, see `TaskBank.open`; and as one whose values are read when they
+        are asked for."""
         assert self.saved is not None
         frame, file = TaskBank.open(self.saved)
-        return self._checked(frame), file.read
+        return self._checked(frame), frame.reading(file.read)
 
     @functools.cached_property
     def base(self) -> Checkpoint | None:

@@ -67,9 +67,9 @@ def write_merge(
         plan = [*made_of, str(processes.device.type), str(dtype)]
     with layout.writing(output, plan, max_shard_bytes, overwrite, processes) as writer:
         if job is None:
-            frame, read = sources.stored
+            frame, saved = sources.stored
             for name in writer.unfinished.share({name: float(v.numel()) for name, v in frame.origin.items()}):
-                writer.put(name, frame.weight_alone(name, read).weight(name, dtype))
+                writer.put(name, saved.weight(name, dtype))
         elif needs_all(job.method):
             # All processes make the deltas, the first one does what follows.
             parts = build_parts(job, writer.unfinished, dtype=dtype)

@@ -40,7 +40,7 @@ def refused(folder: Path, told: str) -> None:
         (f"S/{MATRIX}", lambda t: t[:, :0], "expected a matrix"),
         (f"origin/{MATRIX}", lambda t: t[:-1], "U/.* expected floating point of"),
         (f"origin/{MATRIX}", lambda t: torch.tensor(1.0), "expected a matrix"),
-        (f"origin/{BIAS}", lambda t: t.int(), "origin/.* is torch.int32, which bank.json calls float32"),
+        (f"origin/{BIAS}", lambda t: t.int(), "origin/.* is torch.int32, but torch.float32 in bank.json"),
         (f"delta/{BIAS}", lambda t: t[:, 0], "delta/.* expected floating point of"),
         (f"delta/{BIAS}", lambda t: t[:1], "delta/.* expected floating point of"),
         ("coefficients", lambda t: t[None], "expected tasks × weights"),
@@ -90,7 +90,7 @@ def test_values_that_are_no_numbers_are_refused_wherever_they_are_read(key: str,
         bank.merge,
         lambda: bank.truncate(energy=0.5).merge(),
         lambda: bank.save(tmp_path / "again"),
-        lambda: frame.weight_alone(key.partition("/")[2], file.read),
+        lambda: frame.reading(file.read).weight(key.partition("/")[2]),
     ):
         with pytest.raises(MergeError, match=f"bank.safetensors: {key} holds NaN or infinity"):
             use()
