@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.cli.configuration import Configuration
+from lit_merge.cli.trainer_options import check_names
 from lit_merge.errors import MergeError
 from lit_merge.report.prediction_files import prediction_format
 
@@ -70,6 +71,7 @@ def run_with_lightning(arguments: Sequence[str]) -> None:
         parser.add_function_arguments(OPTIONS[verb])
 
     config = Configuration(verb, rest, add_options, ABOUT[verb])
+    check_names(config["trainer"], rest)
     if verb == "fit":
         config.check_output("run")
         if config["output"] is not None:

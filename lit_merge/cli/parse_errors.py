@@ -60,7 +60,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _OPTION.search(message):
         owner, name = match.groups()
         known = list(inspect.signature(_load(owner)).parameters)
-        return f"{place}: {_short(owner)} has no option {name!r}{_nearest(name, known)}; it has {', '.join(known)}"
+        return f"{place}: {_short(owner)} has no option {name!r}{nearest(name, known)}; it has {', '.join(known)}"
     if match := _VALUE.search(message):
         key = match["key"] if match["owner"] is None else f"{place}.{match['key']}"
         return f"{key}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
@@ -68,7 +68,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         wanted, name = match.groups()
         known = sorted(_subclasses(_load(wanted)))
         there = f"; there are {', '.join(known)}" if known else ""
-        return f"{place}: there is no {_short(wanted)} {name!r}{_nearest(name, known)}{there}"
+        return f"{place}: there is no {_short(wanted)} {name!r}{nearest(name, known)}{there}"
     if match := _FIELD.search(message):
         return f"{place}.{match['key']}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
     if match := _UNION.search(message):
@@ -85,19 +85,20 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
 
 
 def _unknown_option(name: str, options: Iterable[str]) -> str:
-    """The first part of a dotted name that nothing is called, and what stands beside it."""
+    """The first part of a dotted name that nothing is called, and the nearest of the names in its place."""
     parts = name.split(".")
     known = [option.split(".") for option in options]
     depth = next(
         (i for i in range(len(parts)) if not any(one[: i + 1] == parts[: i + 1] for one in known)), len(parts) - 1
     )
     prefix = ".".join(parts[:depth])
-    beside = sorted({one[depth] for one in known if len(one) > depth and one[:depth] == parts[:depth]})
-    near = _nearest(parts[depth], beside, prefix and prefix + ".")
+    there = sorted({one[depth] for one in known if len(one) > depth and one[:depth] == parts[:depth]})
+    near = nearest(parts[depth], there, prefix and prefix + ".")
     return f"no option {'.'.join(parts[: depth + 1])!r}{near}; `python -m lit_merge VERB --help` lists them"
 
 
-def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """The end of a message that names what may have been meant; empty where nothing is near."""
     found = {one.lower(): one for one in known}
     near = get_close_matches(name.lower(), found, n=1, cutoff=0.4)
     return f"; the nearest is {prefix}{found[near[0]]}" if near else ""
@@ -105,7 +106,7 @@ def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 def _nearest_literal(match: re.Match[str]) -> str:
     choices = re.findall(r"'([^']*)'", match["kind"].partition("Literal")[2])
-    return _nearest(match["value"], choices)
+    return nearest(match["value"], choices)
 
 
 def _kind(said: str) -> str:

@@ -32,6 +32,8 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
     data = {"class_path": "Suite", "init_args": {"path": tiny.suite}}
     config, out = tmp_path / "config.yaml", str(tmp_path / "out")
     config.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {"accelerator": "cpu"}}))
+    logger = tmp_path / "logger.yaml"
+    logger.write_text("trainer: {logger: [{class_path: CSVLoger, init_args: {save_dir: logs}}]}")
     files = ["--config", str(config)]
     fit = ["fit", *files, "--run", out]
     good = [
@@ -53,6 +55,12 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
         "nearest is inductive": [*fit, "--data.protocol", "inductiv"],
         "nowhere.safetensors": [*fit, "--model.experts.beta", "nowhere.safetensors"],
         "exists: pass --overwrite": ["fit", *files, "--run", f"{tmp_path}/bank"],
+        "bf16-true, bf16-mixed, 32-true, 64-true, 64, 32, 16 or bf16, got bf61": [*fit, "--trainer.precision", "bf61"],
+        "no 'gpuu'; the nearest is gpu": [*fit, "--trainer.accelerator", "gpuu"],
+        "no 'dpp'; the nearest is ddp": ["test", *files, "--trainer.strategy=dpp"],
+        "no Callback 'RankSchedul'; the nearest is RankSchedule": [*fit, "--trainer.callbacks+=RankSchedul"],
+        "no Callback 'EarlyStoping'; the nearest is EarlyStopping": [*fit, "--trainer.callbacks", "EarlyStoping"],
+        "no Logger 'CSVLoger'; the nearest is CSVLogger": [*fit, "--config", str(logger)],
         "needs --output": ["predict", *files],
         "no such configuration file": ["test", "--config", "absent.yaml"],
     }
