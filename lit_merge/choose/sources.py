@@ -17,7 +17,6 @@ from lit_merge.errors import MergeError
 from lit_merge.experts.decompositions import Decompositions
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.files import expert_files, open_all
-from lit_merge.merge.build import build_bank
 from lit_merge.merge.job import Job, Svd
 from lit_merge.merge.processes import CPU
 from lit_merge.methods import MergeMethod, MomentsMethod, Transform
@@ -112,11 +111,7 @@ class Sources:
         """The bank that was saved, or one that is built now, at the scale that the method names or finds."""
         if self.saved is not None:
             return self._loaded
-        experts, method = self._prepare()
-        built = build_bank(
-            experts, method=method, transform=self.transform, decompositions=self.decompositions, svd=self.svd
-        )
-        return self.at_scale(built)
+        return self.at_scale(self.job().build())
 
     def at_scale(self, bank: TaskBank) -> TaskBank:
         """The bank that was built, at the scale that the method's rule finds with unlabelled inputs, if it has one."""

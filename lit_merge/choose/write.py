@@ -14,7 +14,6 @@ from lit_merge.checkpoints.conversion import parse_size
 from lit_merge.choose.sources import Sources
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
-from lit_merge.merge.build import needs_all
 from lit_merge.merge.export import DType, compress
 from lit_merge.merge.job import Job, Part, Svd
 from lit_merge.merge.layout import Layout
@@ -70,7 +69,7 @@ def write_merge(
             frame, saved = sources.stored
             for name in writer.unfinished.share({name: float(v.numel()) for name, v in frame.origin.items()}):
                 writer.put(name, saved.weight(name, dtype))
-        elif needs_all(job.method):
+        elif job.method.needs_all:
             # All processes make the deltas, the first one does what follows.
             parts = build_parts(job, writer.unfinished, dtype=dtype)
             bank = sources.at_scale(bank_of(job, parts)) if processes.first else None
@@ -154,7 +153,7 @@ def write_bank(
     job = sources.job(processes.device)
     experts = job.experts
     names = experts.naming if naming is None else named(naming, experts.shapes)
-    at_once = needs_all(job.method)
+    at_once = job.method.needs_all
     plan = sources.plan()
     # What is cut before it is written is another part.
     plan = None if plan is None else [*plan, processes.device.type, None if at_once else (rank_ratio, energy, dtype)]

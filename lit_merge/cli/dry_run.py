@@ -21,7 +21,6 @@ from lit_merge.console import terminal
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.weight import Weight
-from lit_merge.merge.build import needs_all
 from lit_merge.merge.job import check_merge
 from lit_merge.methods import MergeMethod, MomentsMethod
 from lit_merge.report.report import describe_method
@@ -54,7 +53,7 @@ def plan_of(sources: Sources, naming: str | None = None) -> RenderableType:
     for name in sorted(method.selected(experts.shapes, len(experts.tasks))):
         if (shape := experts.shapes[name]) not in trials:
             trials[shape] = try_out(experts, method, name)
-    whole = needs_all(method)
+    whole = method.needs_all
     notes = [
         selection(experts, method),
         *tied_weights(experts),

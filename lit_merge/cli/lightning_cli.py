@@ -1,5 +1,6 @@
-"""The verbs that need a model: LightningCLI over MergeRecipe, TaskData and our Trainer."""
+"""The verbs that Lightning's Trainer runs: LightningCLI over MergeRecipe, TaskData and our Trainer."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,20 +12,42 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_merge import data, networks, objectives  # noqa: F401  short class names are found once imported
 from lit_merge.adaptation import callbacks
+from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import destination, resolve
+from lit_merge.choose.sources import Sources
 from lit_merge.cli.configuration import TRAINER_DEFAULTS
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
-from lit_merge.cli.recipe import MergeRecipe
 from lit_merge.cli.written_output import say_folder, say_written
 from lit_merge.console import plain_warnings, terminal
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError, check_finite
+from lit_merge.networks import Network
 from lit_merge.report.report import Report, describe
 
 PARSER = {"exit_on_error": False, "parser_mode": MODE, "allow_abbrev": False}
+
+
+class MergeRecipe(MergedModel):
+    """Builds or loads a task bank and makes its coefficients learnable.
+
+    Its arguments, the keys under `model`, are those of `Sources` and of `Adaptation`.
+
+    Raises:
+        MergeError: no network; what `Sources` and `Adaptation` refuse.
+    """
+
+    @spelled_out(Sources, Adaptation)
+    def __init__(self, network: Network | None = None, **options: Any) -> None:
+        if network is None:
+            raise MergeError("this verb runs a network: give --model.network, for example OpenClipImageEncoder")
+        merged = options.keys() & inspect.signature(Sources).parameters
+        sources = Sources(network, **{name: options.pop(name) for name in merged})
+        super().__init__(sources.bank(), network, experts=sources.experts, **options)
+        self.sources = sources
 
 
 class MergeCLI(LightningCLI):
@@ -134,7 +157,6 @@ def run(arguments: list[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
-
     plain_warnings()  # once more: Lightning sets its own when it is imported
 
     class OneVerb(MergeCLI):

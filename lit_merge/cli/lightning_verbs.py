@@ -1,4 +1,4 @@
-"""The verbs that Lightning's Trainer runs: what can be refused without Lightning is refused before it is imported."""
+"""The verbs that Lightning's Trainer runs: what is refused before Lightning is imported."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,8 +59,8 @@ OPTIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def run_with_lightning(arguments: Sequence[str]) -> None:
-    """Checks what can be checked, then hands the verb, the first argument, to Lightning's command line.
+def check(arguments: Sequence[str]) -> None:
+    """Checks what can be checked of a command line, the first argument of which is the verb.
 
     Raises:
         MergeError: anything that the user can mend.
@@ -83,9 +83,6 @@ def run_with_lightning(arguments: Sequence[str]) -> None:
     config.check_inputs()
     if config["ckpt_path"]:
         _check_checkpoint(resolve(config["ckpt_path"]))
-    from lit_merge.cli.lightning_cli import run
-
-    run(list(arguments))
 
 
 def _check_checkpoint(path: Path) -> None:

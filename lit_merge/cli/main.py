@@ -36,7 +36,8 @@ HOMES = {
     "leaks": ("leaks", "leaks_command"),
     "zoo": ("zoo", "zoo"),
 }
-LIGHTNING = ("lightning_verbs", "run_with_lightning")
+# The verbs that need Lightning have two, which take the verb as well: the first one checks without Lightning.
+LIGHTNING = ("lightning_verbs", "check"), ("lightning_cli", "run")
 
 HELP = f"""\
 usage: python -m lit_merge VERB [--config FILE.yaml] [--option value …]
@@ -73,10 +74,10 @@ def main(arguments: Sequence[str]) -> int:
         plain_warnings()
         rest = settle_waiting(rest)
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
-        module, name = HOMES.get(verb, LIGHTNING)
-        run = getattr(import_module(f"lit_merge.cli.{module}"), name)
-        settle_number()
-        run([verb, *rest] if verb not in HOMES else rest)
+        for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
+            run = getattr(import_module(f"lit_merge.cli.{module}"), name)
+            settle_number()
+            run(rest if verb in HOMES else [verb, *rest])
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,9 @@
-"""The one driver that runs any method over the weights of the experts."""
+"""Task banks of experts, by any method."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from lit_merge.bank.low_rank import Delta
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Source
 from lit_merge.experts.decompositions import Decompositions
@@ -47,17 +45,4 @@ def build_bank(
     if not isinstance(experts, Experts):
         # With the base also where the method needs none: LoRA experts do.
         experts = Experts(experts, base, exclude)
-    job = Job.open(experts, method, transform, decompositions, svd)
-    origins: dict[str, Tensor] = {}
-    deltas: dict[str, Delta] = {}
-    for part in job.parts(dtype):
-        origins[part.name] = part.origin
-        if part.delta is not None:
-            deltas[part.name] = part.delta
-    return job.bank(origins, job.run.finish(deltas))
-
-
-def needs_all(method: MergeMethod) -> bool:
-    """Whether all deltas are in memory at once: for methods that weigh layers against each other (ESM), and for rules
-    that find the scale."""
-    return isinstance(method.scale, str) or type(method).finish is not MergeMethod.finish
+    return Job.open(experts, method, transform, decompositions, svd).build(dtype)

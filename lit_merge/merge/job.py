@@ -215,6 +215,16 @@ class Job:
         precision = torch.float64 if torch.float64 in self.experts.dtypes.values() else torch.float32
         return start_coefficients(self.method, names, rows, precision)
 
+    def build(self, dtype: torch.dtype | None = None) -> TaskBank:
+        """The bank, in memory; `dtype` is that of `parts`."""
+        origins: dict[str, Tensor] = {}
+        deltas: dict[str, Delta] = {}
+        for part in self.parts(dtype):
+            origins[part.name] = part.origin
+            if part.delta is not None:
+                deltas[part.name] = part.delta
+        return self.bank(origins, self.run.finish(deltas))
+
     def bank(self, origins: dict[str, Tensor], deltas: dict[str, Delta]) -> TaskBank:
         """All parts together, at the scale that the method names or a rule finds in the weights."""
         rows = next((delta.shape[0] for delta in deltas.values()), len(self.experts.tasks))

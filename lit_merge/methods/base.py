@@ -51,6 +51,12 @@ class MergeMethod(Finite, ABC):
         default = next((one.default for one in fields(self) if one.name == "scaling"), 1.0)
         return float(default) if isinstance(default, int | float) else 1.0
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether all deltas are in memory at once: for methods that weigh layers against each other (ESM), and for
+        rules that find the scale."""
+        return isinstance(self.scale, str) or type(self).finish is not MergeMethod.finish
+
     def at(self, scaling: Scaling) -> "MergeMethod":
         """This method at another scale."""
         return replace(self, scaling=scaling)  # type: ignore[call-arg]

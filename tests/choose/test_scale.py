@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lit_merge import CART, ESM, MergeError, MergeWarning, RegMean, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.choose.sample import Probe, balance
 from lit_merge.choose.scale import FEW_INPUTS, FEW_TASKS, choose_scaling, minimise
-from lit_merge.cli.recipe import MergeRecipe
+from lit_merge.cli.lightning_cli import MergeRecipe
 from lit_merge.merge.scaling import at_scaling
 
 

@@ -14,8 +14,8 @@ from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArith
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
 from lit_merge.choose.sweep.folder import SweepFolder
 from lit_merge.choose.sweep.points import at_edge
+from lit_merge.cli.lightning_cli import MergeRecipe
 from lit_merge.cli.main import main
-from lit_merge.cli.recipe import MergeRecipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:select=")
 GRID = Grid((CART(), TSVM(), TaskArithmetic()), rank_ratios=(0.25, 0.5), scalings=(0.5, 1.0))
