@@ -96,7 +96,7 @@ def main() -> None:
 
     from lit_merge.bank.weighted_sums import _LowRankSum
     from lit_merge.cli.main import main as command
-    from lit_merge.experts import Experts
+    from lit_merge.experts.stream import WeightStream
     from lit_merge.methods.cart import cart
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def main() -> None:
             print(f"From the verb merge to cart(): {len(stack) - 1} calls through {len(files)} files")
             print("".join(f"  {name_of(code)}\n" for code in stack), end="")
         fit = ["fit", *config, "--run", f"{folder}/run", "--trainer.max_steps", "1", "--data.eval_batch_size", "500"]
-        places = [Experts._read, cart, _LowRankSum.forward, _LowRankSum.backward]
+        places = [WeightStream._read, cart, _LowRankSum.forward, _LowRankSum.backward]
         way: dict[str, None] = {}
         for _, stack in stacks({place.__code__ for place in places}, lambda: command(fit)):
             way |= dict.fromkeys(str(Path(code.co_filename).relative_to(PACKAGE)) for code in stack)

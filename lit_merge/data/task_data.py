@@ -5,10 +5,8 @@ import hashlib
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Integer
@@ -16,26 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_merge.data.class_names import MIXED, ClassNames
+from lit_merge.data.data_module import DataModule
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.samplers import OnePassSampler, TaskBatchSampler
 from lit_merge.data.streams import Answers, ImageSource, LabelledImages, UnlabelledImages
 from lit_merge.errors import MergeError, MergeWarning
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
-else:
-    # It joins when data is made, see `_data_module`.
-    LightningDataModule = object
-
-_only_read: ContextVar[bool] = ContextVar("only_read", default=False)
 Labelled = tuple[ImageSource, Tensor | None]
-Data = TypeVar("Data", bound="TaskData")
 PairClasses = Callable[[str, Sequence[str] | None, bool], Sequence[int] | None]
 """See `Heads.rows_of`."""
 
 
-class TaskData(ClassNames, LightningDataModule):
-    """What data of lit_merge is: a LightningDataModule, of which Lightning's part joins when data is made.
+class TaskData(ClassNames, DataModule):
+    """What data of lit_merge is: a LightningDataModule with images of every task.
 
     Args:
         batch_size: images of each task per adaptation step and process.
@@ -51,14 +42,6 @@ class TaskData(ClassNames, LightningDataModule):
     online: bool = False
     mixed: bool = False
     on_leak: OnLeak = "ignore"
-    trainer: Any = None
-
-    def __new__(cls: type[Data], *args: Any, **options: Any) -> Data:
-        made: Data = object.__new__(cls if _only_read.get() else _data_module(cls))
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _make_again, (getattr(type(self), "plain", None) or type(self),), self.__dict__
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -116,7 +99,8 @@ class TaskData(ClassNames, LightningDataModule):
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
-        """Raises MergeError where the data itself shows that a task has not as many classes as its head, `classes`."""
+        """Raises MergeError where the data itself shows that the number of a task's classes is not that of its head,
+        `classes`."""
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         sources = self.unlabelled()
@@ -124,7 +108,7 @@ class TaskData(ClassNames, LightningDataModule):
             if not len(source):
                 raise MergeError(f"task {task} has no input to adapt on", task=task)
         if self.inductive and self.has_test and self.on_leak != "ignore" and self._place()[0] == 0:
-            self._tell_leaks(self.leaks())
+            self._report_leaks(self.leaks())
         sizes = {task: len(source) for task, source in sources.items()}
         return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self._passes(sizes))
 
@@ -133,7 +117,7 @@ class TaskData(ClassNames, LightningDataModule):
         tested = {task: source for task, (source, _) in self.labelled("test").items()}
         return find_leaks(self.unlabelled(), tested, pixels)
 
-    def _tell_leaks(self, leaks: Sequence[Leak]) -> None:
+    def _report_leaks(self, leaks: Sequence[Leak]) -> None:
         for leak in leaks:
             if self.on_leak == "refuse":
                 raise MergeError(f"{leak}: leave them out, or set on_leak: warn", task=leak.task)
@@ -213,7 +197,7 @@ class TaskData(ClassNames, LightningDataModule):
         # batch_size=None: the datasets answer with whole batches.
         # A generator of its own: starting a pass draws from it, and would shift what a resumed fit draws otherwise.
         own = torch.Generator().manual_seed(self.seed)
-        # From pinned memory batches go to a GPU beside the computation.
+        # From pinned memory, batches go to a GPU while it computes.
         pinned, workers = torch.cuda.is_available(), self.num_workers
         return DataLoader(
             dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=own, pin_memory=pinned
@@ -227,32 +211,6 @@ class TaskData(ClassNames, LightningDataModule):
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-
-
-@contextmanager
-def only_read() -> Iterator[None]:
-    """Inside, data is made without Lightning: it can be read, and no Trainer takes it."""
-    token = _only_read.set(True)
-    try:
-        yield
-    finally:
-        _only_read.reset(token)
-
-
-@functools.cache
-def _data_module(cls: type[Data]) -> type[Data]:
-    """The class with Lightning's hooks. Importing Lightning takes seconds, which nobody who names a class waits for."""
-    from lightning.pytorch import LightningDataModule as Hooks
-
-    if not TYPE_CHECKING and issubclass(cls, Hooks):
-        return cls
-    # A private name: a configuration names the class itself.
-    names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}._DataModule", "plain": cls}
-    return type(cls.__name__, (cls, Hooks), names)
-
-
-def _make_again(cls: type[Data]) -> Data:
-    return cls.__new__(cls)
 
 
 def check_tasks(data: TaskData, tasks: tuple[str, ...]) -> None:

@@ -1,26 +1,16 @@
-"""The experts of a merge and their base: checked against each other, then streamed one weight at a time."""
+"""The experts of a merge and their base, opened and checked against each other."""
 
-import functools
 import math
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, Selection, Source, named_like
-from lit_merge.checkpoints.safetensors_writer import is_finite
-from lit_merge.errors import MergeError, MergeWarning, MisfitError
+from lit_merge.errors import MergeWarning, MisfitError
 from lit_merge.experts.alignment import align, differences, matching
 from lit_merge.experts.files import open_all
-from lit_merge.experts.weight import Weight
 
-# Bytes of one weight in all experts, from which on it is not read while another one is in memory.
-HUGE = 2**29
 # Entries of all experts in one block of a weight that comes in blocks, and a multiple of what vectorised loops take in
 # one step.
 BLOCK, ALIGNED = 2**25, 1024
@@ -28,9 +18,6 @@ BLOCK, ALIGNED = 2**25, 1024
 # What layers saw of their inputs: no learnt weights, so neither are their differences task vectors. A mean of variances
 # is one, above 0; a sum of differences need not be.
 STATISTICS = ("running_mean", "running_var")
-# Numbers that count what a training did: BatchNorm's, and those of averages of weights.
-COUNTER = re.compile(r"(num|n|count|counter|step|steps|iter|iteration|epoch)(_\w+)?|\w+_(step|steps|count|updates)")
-
 Piece = tuple[str, slice | None]
 """A weight's name and which of its rows; None for all."""
 
@@ -74,7 +61,7 @@ class Experts:
         self.shapes = first.shapes
         self.dtypes = first.dtypes
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self.widest = {name: self._widest(name) for name in self.dtypes}
 
     @property
@@ -99,7 +86,7 @@ class Experts:
         for task, checkpoint in self.checkpoints.items():
             if (other := checkpoint.dtypes[name]) != self.dtypes[name]:
                 text = f"{name} is {self.dtypes[name]} in {self.tasks[0]} and {other} in {task}: merged in float32"
-                self._say("dtypes", f"{text} or wider and written in the first one's, or in --dtype")
+                self.warn_once("dtypes", f"{text} or wider and written in the first one's, or in --dtype")
                 found = torch.promote_types(found, other)
         return found
 
@@ -183,103 +170,8 @@ class Experts:
             return [(name, None)]
         return [(name, slice(start, min(start + count, shape[0]))) for start in range(0, shape[0], count)]
 
-    def stream(self, with_base: bool, pieces: Sequence[Piece] | None = None) -> Iterator[Weight]:
-        """Every weight in turn; while one is worked on the next one is read, unless it is huge. At any time only these
-        are in memory.
-
-        Args:
-            with_base: whether they carry the base's values.
-            pieces: which weights, or rows of weights, in which order; None for all.
-
-        Raises:
-            MergeError: NaN or infinity in a weight; a weight that is no floating-point number and differs.
-        """
-        read = functools.partial(self._read, base=self.base if with_base else None)
-        pieces = [(name, None) for name in self.shapes] if pieces is None else pieces
-        with ThreadPoolExecutor(1, "reading") as reader:
-            ahead: Future[Weight] | None = None
-            for piece, following in zip_longest(pieces, pieces[1:]):
-                values = [read(piece) if ahead is None else ahead.result()]
-                soon = following is not None and self.size(following) < HUGE
-                ahead = reader.submit(read, following) if soon else None
-                # Nothing here holds on to a weight while it is worked on.
-                yield self._weight(values.pop())
-
-    def _read(self, piece: Piece, base: Checkpoint | None) -> Weight:
-        """Nothing but reading: it happens beside other work."""
-        name, rows = piece
-        if any(checkpoint.is_updated(name) for checkpoint in self.checkpoints.values()):
-            return self._read_updated(name, base is not None)
-        row, shape = 0 if rows is None else rows.start, self.shape(piece)
-        experts = torch.empty(len(self.tasks), *shape, dtype=self.widest[name])
-        for value, checkpoint in zip(experts, self.checkpoints.values(), strict=True):
-            stored = checkpoint.dtypes[name]
-            found = value if stored == value.dtype else torch.empty(shape, dtype=stored)
-            checkpoint.read_into(name, found, row)
-            value.copy_(found)
-        if base is None:
-            return Weight(name, experts, None)
-        own = torch.empty(shape, dtype=base.dtypes[name])
-        base.read_into(name, own, row)
-        return Weight(name, experts, own)
-
-    def _read_updated(self, name: str, with_base: bool) -> Weight:
-        """A weight that some experts hold as the base's and a low-rank update: sums are not rounded to its dtype."""
-        assert self.base is not None  # adapters are opened on it
-        updates = [checkpoint.update(name) for checkpoint in self.checkpoints.values()]
-        own = self.base.read(name)
-        own = own.to(torch.promote_types(own.dtype, torch.float32))
-        vectors = torch.empty(len(updates), *own.shape, dtype=own.dtype)
-        for vector, update, checkpoint in zip(vectors, updates, self.checkpoints.values(), strict=True):
-            vector.copy_(checkpoint.read(name).to(own.dtype) - own if update is None else update.dense())
-        exact = tuple(update for update in updates if update is not None)
-        whole = exact if len(exact) == len(updates) else None
-        return Weight(name, own + vectors, own if with_base else None, vectors=vectors, updates=whole)
-
-    def _weight(self, read: Weight) -> Weight:
-        """The weight as it is merged, in float32 or more."""
-        name, experts, base = read.name, read.experts, read.pretrained
-        for value, (task, checkpoint) in zip(experts, self.checkpoints.items(), strict=True):
-            _check_finite(value, checkpoint, name, task)
-        if base is not None and self.base is not None:
-            _check_finite(base, self.base, name, "base")
-        last = name.rpartition(".")[2]
-        if experts.is_floating_point():
-            dtype = torch.promote_types(experts.dtype, torch.float32)
-            experts, base = experts.to(dtype), None if base is None else base.to(dtype)
-            if last in STATISTICS:
-                mean = experts.mean(0)
-                if not (experts == experts[0]).all():
-                    self._say("statistics", f"running means and variances, as {name}, are averaged: no task vectors")
-                # Of all and of the base the same: then there is nothing to merge.
-                return Weight(name, mean.expand_as(experts), None if base is None else mean)
-            return replace(read, experts=experts, pretrained=base)
-        if (experts == experts[0]).all():
-            # Counters and indices: what the experts agree on holds, whatever the base had counted.
-            return Weight(name, experts, None)
-        if experts[0].ndim == 0 and COUNTER.fullmatch(last):
-            self._say("counters", f"counters that differ, as {name}, are those of {self.tasks[0]}, the first expert")
-            return Weight(name, experts[:1].expand_as(experts), None)
-        raise MergeError(
-            f"{name} is of dtype {experts.dtype} and differs between the experts: only floating-point weights can be "
-            "merged",
-            weight=name,
-        )
-
-    def _say(self, kind: str, text: str) -> None:
-        """Once of all weights of a kind, however often they are read."""
-        if kind not in self._told:
-            self._told.add(kind)
+    def warn_once(self, kind: str, text: str) -> None:
+        """Warns of a kind of weights, however many there are and however often they are read."""
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(text, MergeWarning, stacklevel=2)
-
-
-def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:
-    if is_finite(value):
-        return
-    value = checkpoint.read(name)  # the message is of the whole, whichever rows these are
-    bad = value.numel() - int(value.isfinite().sum())
-    raise MergeError(
-        f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of {value.numel():,} places",
-        task=task,
-        weight=checkpoint.name_of(name),
-    )

@@ -10,6 +10,7 @@ from lit_merge.bank.cosines import moved
 from lit_merge.console import track_weights
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
+from lit_merge.experts.stream import WeightStream
 
 # Columns of all task vectors that are in float64 at a time.
 CHUNK = 2**22
@@ -23,7 +24,7 @@ def gram_matrices(experts: Experts) -> tuple[list[str], Float[Tensor, "L T T"]]:
     """
     names, grams = [], []
     same = set(combinations(range(len(experts.tasks)), 2))
-    for weight in track_weights(experts.stream(with_base=True), experts.sizes, "comparing task vectors"):
+    for weight in track_weights(WeightStream(experts, with_base=True), experts.sizes, "comparing task vectors"):
         if not weight.experts.is_floating_point():
             continue
         vectors = weight.task_vectors.reshape(len(experts.tasks), -1)

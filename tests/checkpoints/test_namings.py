@@ -33,6 +33,7 @@ from lit_merge import (
 )
 from lit_merge.checkpoints import canonical_weights, named, rename
 from lit_merge.cli.main import main
+from lit_merge.experts.stream import WeightStream
 from lit_merge.merge.export import export_bank
 from lit_merge.networks import Network
 from tests.clip_models import (
@@ -232,7 +233,7 @@ def test_messages_name_weights_as_the_file_does(whole: dict[str, Weights]) -> No
         Experts({"a": deep, "b": {n: w for n, w in deep.items() if n != name}})
     broken = deep | {name: torch.full_like(deep[name], torch.nan)}
     with pytest.raises(MergeError, match=r"k_proj\.bias.* holds NaN or infinity in 32 of 96 places"):
-        list(Experts({"a": deep, "b": broken}).stream(False))
+        list(WeightStream(Experts({"a": deep, "b": broken}), False))
     short = {n.replace("layers.1.", "layers.7."): w for n, w in deep.items()}
     with pytest.raises(MergeError, match=r"b has no weight \S*layers\.1\.\S*q_proj\.bias, \S*, \S*, which"):
         Experts({"a": deep, "b": short})

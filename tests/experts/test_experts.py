@@ -20,13 +20,14 @@ from lit_merge import (
     merge_files,
 )
 from lit_merge.experts.files import expert_files
+from lit_merge.experts.stream import WeightStream
 
 GOOD = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(3)}
 
 
 def refused(experts: dict[str, dict[str, Tensor]], base: dict[str, Tensor] | None = None) -> MergeError:
     with pytest.raises(MergeError) as error:
-        list(Experts(experts, base).stream(with_base=base is not None))
+        list(WeightStream(Experts(experts, base), base is not None))
     assert "\n" not in str(error.value)
     return error.value
 
@@ -143,7 +144,7 @@ def test_weights_come_one_at_a_time(tmp_path: object) -> None:
     for task in ("one", "two"):
         paths[task] = tmp_path / f"{task}.safetensors"  # type: ignore[operator]
         save_file(GOOD, paths[task])
-    stream = Experts(paths).stream(with_base=False)
+    stream = iter(WeightStream(Experts(paths), False))
     first = next(stream)
     assert first.name == "a.weight"
     assert first.experts.shape == (2, 2, 3)

@@ -24,6 +24,7 @@ from lit_merge import (
     WeightAveraging,
     build_bank,
 )
+from lit_merge.experts.stream import WeightStream
 from lit_merge.methods.awd import Disentangled, disentangle, loss_and_gradient
 
 State = dict[str, Tensor]
@@ -138,7 +139,7 @@ def test_fit_is_the_literal_loop(granularity: str) -> None:
         delta["logit_scale"] = torch.zeros((), dtype=torch.float64)
     assert all(delta[name].norm() > 1e-3 for name in SHAPES if name != "logit_scale")
     wanted = without(experts, base, delta)
-    for weight in Experts(experts, base).stream(with_base=True):
+    for weight in WeightStream(Experts(experts, base), True):
         if weight.name in SHAPES:
             stacked = torch.stack([expert[weight.name] for expert in wanted.values()])
             torch.testing.assert_close(change(weight).experts, stacked, rtol=0, atol=1e-12)
@@ -181,7 +182,9 @@ def test_report_says_what_happened() -> None:
     delta = best(tau)
     for granularity in ("model", "tensor"):
         change = fit(AWD(granularity=granularity), experts, base)
-        shifted = [w.experts - change(w).experts for w in Experts(experts, base).stream(True) if w.name in SHAPES]
+        shifted = [
+            w.experts - change(w).experts for w in WeightStream(Experts(experts, base), True) if w.name in SHAPES
+        ]
         found = torch.cat([part.reshape(4, -1) for part in shifted], 1)
         assert change.report["delta_norm"] == pytest.approx(found[0].norm().item())
         assert change.report["mean_cos_before"] == pytest.approx(value(tau, torch.zeros_like(delta), 0.0).item())

@@ -17,6 +17,7 @@ from lit_merge.console import track_weights
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.matrices import Matrices, select_matrices
+from lit_merge.experts.stream import WeightStream
 from lit_merge.experts.weight import Weight
 from lit_merge.report.analysis.curves import (
     Normalise,
@@ -207,7 +208,7 @@ def analyze(
     curves: dict[Anchor, dict[str, MatrixCurves]] = {anchor: {} for anchor in anchors}
     size = len(experts.tasks)
     grams = {anchor: torch.zeros(size, size, dtype=torch.float64) for anchor in anchors}
-    for weight in track_weights(experts.stream(with_base=True), experts.sizes, "analysing"):
+    for weight in track_weights(WeightStream(experts, with_base=True), experts.sizes, "analysing"):
         for anchor in anchors:
             vectors = _vectors(weight, anchor)
             factors = LowRank.from_dense(vectors, min(vectors.shape[1:]))
