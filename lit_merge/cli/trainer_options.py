@@ -96,9 +96,8 @@ def check_names(trainer: Namespace, arguments: Sequence[str]) -> None:
     """
     if "lightning.pytorch" in sys.modules:
         return
-    paths = {name: list(_class_paths(value)) for name, value in vars(trainer).items()}
-    for name in CLASSES:
-        paths[name] += _added(name, arguments)
+    listed = (*CLASSES, *vars(trainer))
+    paths = {name: [*_class_paths(trainer.get(name)), *_added(name, arguments)] for name in listed}
     if any("." in path and path.partition(".")[0] not in OWN for found in paths.values() for path in found):
         return
     for name, (kind, packages) in CLASSES.items():
