@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.naming import PLAIN, Naming
 from lit_merge.checkpoints.updates import Update
 from lit_merge.errors import MergeError
@@ -27,15 +28,13 @@ DTYPES = {
 """Dtypes of weights, by their names in safetensors headers."""
 FIT = {*DTYPES, *DTYPES.values()}
 
-LFS_POINTER = b"version https://git-lfs"
-
 
 class Checkpoint(ABC):
     """Named tensors.
 
     Attributes:
         label: says in messages where they come from.
-        files: what they are read from, so that a change of a file can be told; none where they are in memory.
+        inputs: the files that they are read from; none where they are in memory.
         metadata: texts that the file carries beside the tensors.
         nbytes: of all tensors, or of the file that holds nothing else.
         tied: groups of names, as in the file, of one and the same values; of files that say so.
@@ -45,7 +44,7 @@ class Checkpoint(ABC):
     """
 
     label: str
-    files: tuple[Path, ...] = ()
+    inputs: tuple[InputFile, ...] = ()
     metadata: Mapping[str, str] = {}
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
@@ -53,6 +52,11 @@ class Checkpoint(ABC):
     tied: tuple[tuple[str, ...], ...] = ()
     naming: Naming = PLAIN
     unfit: Mapping[str, str] = {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Paths of the files that they are read from."""
+        return tuple(file.path for file in self.inputs)
 
     def refuse_unfit(self, names: Iterable[str], way_out: str = "") -> None:
         """Raises MergeError where one of these names is of what cannot be merged; `{name}` stands in the way out."""
@@ -112,30 +116,3 @@ class StateDict(Checkpoint):
 def unfit_dtypes(dtypes: Mapping[str, object]) -> dict[str, str]:
     """Which of these weights cannot be merged for their dtype, and what is said of them."""
     return {name: f"of dtype {dtype}, which cannot be merged" for name, dtype in dtypes.items() if dtype not in FIT}
-
-
-def first_bytes(path: Path, expected: str, count: int = 64) -> bytes:
-    """What a file begins with.
-
-    Args:
-        path: of the file.
-        expected: what it should be, for messages.
-        count: number of bytes.
-
-    Raises:
-        MergeError: missing, a folder, unreadable, empty, or a Git LFS pointer.
-    """
-    try:
-        if path.is_dir():
-            raise MergeError(f"{path} is a folder, expected {expected}")
-        with path.open("rb") as file:
-            start = file.read(count)
-    except FileNotFoundError as error:
-        raise MergeError(f"{path}: no such file") from error
-    except OSError as error:
-        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
-    if not start:
-        raise MergeError(f"{path} is empty (0 bytes), expected {expected}: copy or download it again")
-    if start.startswith(LFS_POINTER):
-        raise MergeError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` beside it")
-    return start

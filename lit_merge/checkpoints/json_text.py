@@ -1,6 +1,7 @@
 """JSON in any of its encodings, in which no key stands twice."""
 
 import json
+from collections import Counter
 from typing import Any
 
 
@@ -19,6 +20,6 @@ def parse_json(text: str | bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice: remove one")
+        times = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {next(key for key, count in times.items() if count > 1)!r} stands twice: remove one")
     return found

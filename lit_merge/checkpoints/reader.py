@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lit_merge.checkpoints.adapters.lora import LoraFolder
-from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict, first_bytes
+from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
+from lit_merge.checkpoints.input_file import InputFile, of_one_moment
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.sharded import ShardedFiles
 from lit_merge.checkpoints.single_file import EXPECTED, open_one_file
@@ -38,10 +39,19 @@ def open_checkpoint(
         location, _, inside = location.rpartition("#")
     path = resolve(location)
     if path.is_dir() and inside is None:
-        if (path / ADAPTER_CONFIG).exists():
-            return LoraFolder(path, base)
-        path = weight_file(path)
+        return of_one_moment(path, lambda: _open_folder(path, base, lenient))
+    return _open_file(path, lenient, inside)
+
+
+def _open_folder(folder: Path, base: Checkpoint | None, lenient: bool) -> Checkpoint:
+    if (folder / ADAPTER_CONFIG).exists():
+        return LoraFolder(folder, base)
+    return _open_file(weight_file(folder), lenient)
+
+
+def _open_file(path: Path, lenient: bool, inside: str | None = None) -> Checkpoint:
+    file = InputFile(path, EXPECTED)
     # An index is JSON. A safetensors file has a length before its brace.
-    if first_bytes(path, EXPECTED).lstrip().startswith(b"{"):
-        return ShardedFiles(path, lenient)
-    return open_one_file(path, lenient, inside)
+    if file.start(EXPECTED).lstrip().startswith(b"{"):
+        return ShardedFiles(file, lenient)
+    return open_one_file(file, lenient, inside)

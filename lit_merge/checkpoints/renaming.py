@@ -24,7 +24,7 @@ class Renamed(Checkpoint):
         self.label, self.nbytes, self.tied = source.label, source.nbytes, source.tied
         self.places = naming.places(source.shapes, source.label)
         self.shapes, self.dtypes = {}, {}
-        self.files, self.metadata = source.files, source.metadata
+        self.inputs, self.metadata = source.inputs, source.metadata
         unfit = {naming.weight(name): what for name, what in source.unfit.items()}
         self.unfit = {weight: what for weight, what in unfit.items() if weight is not None}
         for weight, place in self.places.items():
@@ -77,7 +77,7 @@ class Named(Checkpoint):
 
     def __init__(self, source: Checkpoint, naming: Naming) -> None:
         self.source, self._naming = source, naming
-        self.label, self.files, self.metadata = source.label, source.files, source.metadata
+        self.label, self.inputs, self.metadata = source.label, source.inputs, source.metadata
         self.nbytes, self._weights = source.nbytes, {}
         self.shapes, self.dtypes = {}, {}
         for weight, shape in source.shapes.items():

@@ -24,7 +24,12 @@ class Selection(Checkpoint):
 
     def __init__(self, source: Checkpoint, names: Mapping[str, str]) -> None:
         self.source, self.names = source, dict(names)
-        self.label, self.files, self.metadata, self.naming = source.label, source.files, source.metadata, source.naming
+        self.label, self.inputs, self.metadata, self.naming = (
+            source.label,
+            source.inputs,
+            source.metadata,
+            source.naming,
+        )
         self.shapes = {name: source.shapes[there] for name, there in names.items()}
         self.dtypes = {name: source.dtypes[there] for name, there in names.items()}
         self.nbytes = sum(self.dtypes[name].itemsize * math.prod(shape) for name, shape in self.shapes.items())

@@ -1,13 +1,13 @@
 """Weights in several files with an index that says which weight is in which."""
 
 import math
-import os
 import warnings
 from pathlib import Path
 
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes
+from lit_merge.checkpoints.checkpoint import Checkpoint
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.single_file import open_one_file
 from lit_merge.errors import MergeError, MergeWarning
@@ -17,17 +17,17 @@ class ShardedFiles(Checkpoint):
     """The files that an index, `model.safetensors.index.json` or another, names. Each is opened once.
 
     Args:
-        path: of the index.
+        path: the index.
         lenient: leave out what cannot be merged, rather than refuse the file: see `Checkpoint.unfit`.
 
     Raises:
         MergeError: no index, a shard that is missing or broken, or one that is not of this index.
     """
 
-    def __init__(self, path: str | os.PathLike[str], lenient: bool = False) -> None:
-        index = Path(path)
-        self.label = str(path)
-        weight_map, total = read_index(index)
+    def __init__(self, path: InputFile, lenient: bool = False) -> None:
+        index = path.path
+        self.label = str(index)
+        weight_map, total = read_index(path)
         self._shards: dict[str, Checkpoint] = {}
         for shard in sorted(set(weight_map.values())):
             if not (index.parent / shard).exists():
@@ -50,7 +50,7 @@ class ShardedFiles(Checkpoint):
                         "model; copy or download it again",
                         weight=name,
                     )
-        self.files = (index, *(file for shard in self._shards.values() for file in shard.files))
+        self.inputs = (path, *(file for shard in self._shards.values() for file in shard.inputs))
         self.shapes = {name: file.shapes[name] for name, file in self._where.items()}
         self.dtypes = {name: file.dtypes[name] for name, file in self._where.items()}
         self.nbytes = sum(file.nbytes for file in self._shards.values())
@@ -75,19 +75,19 @@ class ShardedFiles(Checkpoint):
         self._where[name].read_into(name, out, row)
 
 
-def read_index(path: Path) -> tuple[dict[str, str], object]:
+def read_index(file: InputFile) -> tuple[dict[str, str], object]:
     """weight → shard, and the size in bytes that the index speaks of.
 
     Raises:
-        MergeError: missing, unreadable, a Git LFS pointer, or no index.
+        MergeError: unreadable, a Git LFS pointer, or no index.
     """
-    first_bytes(path, "an index of shards")
+    path, _ = file.path, file.start("an index of shards")
     try:
-        index = parse_json(path.read_bytes())
+        index = parse_json(file.text("an index of shards"))
         weight_map, metadata = index["weight_map"], index.get("metadata")
         wellformed = bool(weight_map) and all(isinstance(shard, str) for shard in weight_map.values())
-    except OSError as error:
-        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+    except MergeError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(f"{path} is no index of shards: it has no weight_map: {error}") from error
     if not wellformed:

@@ -1,6 +1,5 @@
 """Files of torch.save, zip or older: tensors only, one at a time, and without running what their pickles ask for."""
 
-import mmap
 import os
 import struct
 import warnings
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import Checkpoint, first_bytes, unfit_dtypes
+from lit_merge.checkpoints.checkpoint import Checkpoint, unfit_dtypes
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.pickle.safe_unpickler import read_pickle
 from lit_merge.checkpoints.pickle.stand_ins import Damaged
 from lit_merge.checkpoints.pickle.state_dict import models_in, weights_of
@@ -42,13 +42,16 @@ class TorchFile(Checkpoint):
         MergeError: missing, unreadable, cut short, hostile, or without a model.
     """
 
-    def __init__(self, path: str | os.PathLike[str], lenient: bool = False, inside: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str] | InputFile, lenient: bool = False, inside: str | None = None
+    ) -> None:
+        self.file = path if isinstance(path, InputFile) else InputFile(Path(path), "a file of torch.save")
+        self.path = path = self.file.path
         self.label = str(path) if inside is None else f"{path}#{inside}"
-        self.files = (self.path,)
-        start = first_bytes(self.path, "a file of torch.save")
+        self.inputs = (self.file,)
+        start = self.file.start("a file of torch.save")
         try:
-            found, self._places = _open_zip(self.path) if start.startswith(ZIP) else _open_legacy(self.path, start)
+            found, self._places = _open_zip(self.file) if start.startswith(ZIP) else _open_legacy(self.file, start)
             tensors, others = weights_of(found, inside)
             if inside is None and len(models := models_in(found)) > 1:
                 message = f"{path} holds weights under {' and '.join(models)}: {models[0]} is taken"
@@ -60,8 +63,6 @@ class TorchFile(Checkpoint):
                 self._check(name, tensor)
         except Damaged as error:
             raise MergeError(f"{self.label}: {error}") from error
-        except OSError as error:
-            raise MergeError(f"{path} cannot be read: {error.strerror}") from error
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
         self.nbytes = sum(tensor.numel * tensor.dtype.itemsize for tensor in self._tensors.values())
@@ -81,14 +82,8 @@ class TorchFile(Checkpoint):
         if tensor.numel == 0:
             return torch.empty(tensor.size, dtype=tensor.dtype)
         values = bytearray(tensor.span * tensor.dtype.itemsize)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._places[tensor.storage.key][0] + tensor.offset * tensor.dtype.itemsize)
-                count = file.readinto(values)
-        except OSError as error:
-            raise MergeError(f"{self.path}: could not read {name}: {error.strerror}", weight=name) from error
-        if count < len(values):
-            raise MergeError(f"{self.path}: could not read {name}: the file ends before it", weight=name)
+        start = self._places[tensor.storage.key][0] + tensor.offset * tensor.dtype.itemsize
+        self.file.read_into(start, memoryview(values), name)
         return torch.frombuffer(values, dtype=tensor.dtype).as_strided(tensor.size, tensor.stride).contiguous()
 
 
@@ -96,10 +91,10 @@ Places = dict[str, tuple[int, int]]
 """Of storages, by key: where they begin in the file, and their length in bytes."""
 
 
-def _open_zip(path: Path) -> tuple[Any, Places]:
+def _open_zip(file: InputFile) -> tuple[Any, Places]:
     """The value of a zip file's pickle, and its storages' places. Nothing is unpacked: entries' names are no paths."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file.stream()) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             if len(entries) < len(archive.infolist()):
                 raise Damaged("it holds two entries of one name")
@@ -116,45 +111,39 @@ def _open_zip(path: Path) -> tuple[Any, Places]:
             if entries.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
                 raise Damaged("its values are big-endian: load it with torch.load and save it again on this machine")
             found, storages = read_pickle(BytesIO(archive.read(pickles[0])))
-    except (Damaged, OSError):
+    except (Damaged, MergeError):
         raise
     # zipfile fails in as many ways as a file can be damaged.
     except Exception as error:
         raise Damaged("it is cut short or damaged: copy or download it again") from error
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        places = {}
-        for key in storages:
-            entry = entries.get(f"{folder}data/{key}")
-            if entry is not None:
-                file.seek(entry.header_offset)
-                header = file.read(30)
-                if len(header) < 30 or not header.startswith(ZIP):
-                    raise Damaged("it is cut short or damaged: copy or download it again")
-                start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-                places[key] = (start, min(entry.file_size, entry.compress_size, size - start))
+    places = {}
+    for key in storages:
+        entry = entries.get(f"{folder}data/{key}")
+        if entry is not None:
+            header = file.read(entry.header_offset, 30)
+            if len(header) < 30 or not header.startswith(ZIP):
+                raise Damaged("it is cut short or damaged: copy or download it again")
+            start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+            places[key] = (start, min(entry.file_size, entry.compress_size, file.size - start))
     return found, places
 
 
-def _open_legacy(path: Path, start: bytes) -> tuple[Any, Places]:
+def _open_legacy(held: InputFile, start: bytes) -> tuple[Any, Places]:
     """The value of an older file's pickle, and its storages' places: pickles one after the other, then the values."""
     if not start.startswith(LEGACY):
         raise Damaged("it is a pickle, but none that torch.save wrote: save the model's state_dict() with torch.save")
-    size = path.stat().st_size
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
-        # A map of the file never hands out more bytes than there are, whatever length a pickle claims.
-        (_, _), (_, _), (system, _) = (read_pickle(file) for _ in range(3))
-        if not (isinstance(system, dict) and system.get("little_endian") is True):
-            raise Damaged("its values are not little-endian, or it is damaged")
-        found, storages = read_pickle(file)
-        keys, _ = read_pickle(file)
-        position, places = file.tell(), {}
-        for key in keys if isinstance(keys, list) else []:
-            storage: Storage | None = storages.get(key) if isinstance(key, str) else None
-            count = file[position : position + 8]
-            if storage is None or int.from_bytes(count, "little") != storage.numel:
-                raise Damaged("it is cut short or damaged: copy or download it again")
-            position += 8
-            places[key] = (position, max(0, min(storage.nbytes, size - position)))
-            position += storage.nbytes
+    file = held.stream()
+    (_, _), (_, _), (system, _) = (read_pickle(file) for _ in range(3))
+    if not (isinstance(system, dict) and system.get("little_endian") is True):
+        raise Damaged("its values are not little-endian, or it is damaged")
+    found, storages = read_pickle(file)
+    keys, _ = read_pickle(file)
+    position, places = file.tell(), {}
+    for key in keys if isinstance(keys, list) else []:
+        storage: Storage | None = storages.get(key) if isinstance(key, str) else None
+        if storage is None or int.from_bytes(held.read(position, 8), "little") != storage.numel:
+            raise Damaged("it is cut short or damaged: copy or download it again")
+        position += 8
+        places[key] = (position, max(0, min(storage.nbytes, held.size - position)))
+        position += storage.nbytes
     return found, places

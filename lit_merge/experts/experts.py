@@ -130,10 +130,9 @@ class Experts:
     def identity(self) -> object:
         """What tells these files from others: paths, sizes and times; None where weights are in memory only."""
         opened = self._files
-        if not all(checkpoint.files for checkpoint in opened):
+        if not all(checkpoint.inputs for checkpoint in opened):
             return None
-        stats = [(str(path.absolute()), path.stat()) for checkpoint in opened for path in checkpoint.files]
-        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return [file.stamp for checkpoint in opened for file in checkpoint.inputs]
 
     @property
     def _files(self) -> list[Checkpoint]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_merge.checkpoints.checkpoint import first_bytes
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
 
@@ -38,11 +38,12 @@ class AdapterConfig(dict[str, Any]):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        first_bytes(path, "an adapter's configuration")
+        self.path, self.file = path, InputFile(path, "an adapter's configuration")
+        self.file.start("an adapter's configuration")
+        text = self.file.text("an adapter's configuration")
         try:
-            content = parse_json(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except (ValueError, RecursionError) as error:
             raise MergeError(f"{path} is no configuration of an adapter: {error}") from error
         kind = content.get("peft_type") if isinstance(content, dict) else None
         if kind != "LORA":

@@ -51,7 +51,7 @@ class LoraFolder(Checkpoint):
                 "as the merge's base (--model.base; --base of convert)"
             )
         self._base = base
-        self.files = (self._config_file, *self._adapter.files, *base.files) if base.files else ()
+        self.inputs = (self._config.file, *self._adapter.inputs, *base.inputs) if base.inputs else ()
         self._replaced: dict[str, str] = {}
         self._updates: dict[str, LowRankUpdate] = {}
         self._biases: dict[str, tuple[str, float]] = {}

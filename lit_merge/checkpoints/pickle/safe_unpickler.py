@@ -8,12 +8,10 @@ This is the unpickler that Python keeps in Python. The one in C hashes whatever 
 call and makes room for as many remembered values as a pickle claims: a few bytes can crash it or fill the memory.
 """
 
-import mmap
 import pickle
 import pickletools
 from collections.abc import Callable
-from io import BytesIO
-from typing import IO, Any, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar
 
 from lit_merge.checkpoints.pickle.stand_ins import NOT_RUN, Damaged, Dictionary, Made, Name, Refused, name_of
 from lit_merge.checkpoints.pickle.tensor_records import Storage, make_storage, rebuild
@@ -30,7 +28,7 @@ ALLOWED = {
 }
 
 
-def read_pickle(file: BytesIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
+def read_pickle(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
     """The value of the pickle that begins here, and the storages that its tensors name, by key.
 
     Lists and tuples are Python's, dictionaries are `Dictionary`s, sets are lists, tensors are `TensorRecord`s; all else
@@ -42,7 +40,7 @@ def read_pickle(file: BytesIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
     """
     start = file.tell()
     try:
-        for opcode, _, _ in pickletools.genops(cast(IO[bytes], file)):
+        for opcode, _, _ in pickletools.genops(file):
             if opcode.name not in ALLOWED:
                 raise Refused(f"it has the opcode {opcode.name}, which torch.save writes for no model: {NOT_RUN}")
         file.seek(start)
@@ -108,9 +106,9 @@ class SafeUnpickler(pickle._Unpickler):
     stack: list[Any]
     append: Callable[[Any], None]
 
-    def __init__(self, file: BytesIO | mmap.mmap) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         # Texts of Python 2 may be any bytes.
-        super().__init__(cast(IO[bytes], file), encoding="latin-1")
+        super().__init__(file, encoding="latin-1")
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Name:

@@ -124,13 +124,13 @@ def test_adapters_saved_by_torch_and_bases_in_half_precision(tmp_path: Path) -> 
 def test_as_experts(tmp_path: Path) -> None:
     base, merged, folder = make("plain", tmp_path / "lora")
     save_file({name: value.clone().contiguous() for name, value in base.items()}, tmp_path / "base.safetensors")
-    experts = Experts({"one": folder, "two": tmp_path / "base.safetensors"}, tmp_path / "base.safetensors")
-    before = experts.identity
+    sources = {"one": folder, "two": tmp_path / "base.safetensors"}
+    before = Experts(sources, tmp_path / "base.safetensors").identity
     mean = build_bank({"one": folder, "two": base}, base, method=WeightAveraging()).merge()
     for name, value in mean.items():
         torch.testing.assert_close(value, (merged[name] + base[name]) / 2, rtol=0, atol=1e-6)
     os.utime(folder / "adapter_config.json", (1, 1))
-    assert experts.identity != before
+    assert Experts(sources, tmp_path / "base.safetensors").identity != before
     with pytest.raises(MergeError, match=r"expert one: .*lora is a LoRA adapter: give the model .*--model\.base"):
         Experts({"one": folder})
     with pytest.raises(MergeError, match="is a LoRA adapter: give the model"):
