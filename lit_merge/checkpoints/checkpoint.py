@@ -26,6 +26,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Dtypes of weights, by their names in safetensors headers."""
+LARGEST_EMPTY = 1 << 31
+"""Of weights without a value, the product of the dimensions next to the 0. None of a model comes near it, and what goes
+through rows would never end."""
 FIT = {*DTYPES, *DTYPES.values()}
 
 

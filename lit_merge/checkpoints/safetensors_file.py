@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import DTYPES, Checkpoint, unfit_dtypes
+from lit_merge.checkpoints.checkpoint import DTYPES, LARGEST_EMPTY, Checkpoint, unfit_dtypes
 from lit_merge.checkpoints.input_file import LONGEST_TEXT, InputFile
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
@@ -143,8 +143,7 @@ def _wrong(header: dict[str, Any], size: int) -> str | None:
             return f"{name[:100]} is of a dtype that safetensors files have not"
         if BITS[dtype] * math.prod(shape) != 8 * (offsets[1] - offsets[0]):
             return f"{name[:100]} has not as many bytes as its shape {shape[:20]} of {dtype} takes"
-        # A dimension next to a 0 is one of weights that would be computed.
-        if math.prod(max(n, 1) for n in shape) >= LARGEST:
+        if offsets[0] == offsets[1] and math.prod(max(n, 1) for n in shape) > LARGEST_EMPTY:
             return f"{name[:100]} has the impossible shape {shape[:20]}"
         extents.append(offsets)
     end = 0

@@ -16,7 +16,7 @@ from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.pickle.safe_unpickler import read_pickle
 from lit_merge.checkpoints.pickle.stand_ins import Damaged
 from lit_merge.checkpoints.pickle.state_dict import models_in, weights_of
-from lit_merge.checkpoints.pickle.tensor_records import Storage, TensorRecord
+from lit_merge.checkpoints.pickle.tensor_records import MOST_EXPANDED, Storage, TensorRecord
 from lit_merge.errors import MergeError, MergeWarning
 
 ZIP = b"PK\x03\x04"
@@ -24,6 +24,8 @@ ZIP = b"PK\x03\x04"
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY = b"\x80\x02\x8a\n" + MAGIC.to_bytes(10, "little")
 PICKLE = b"\x80"
+# The same values may stand in a model under many names: so often at most, on average over a file.
+MOST_SHARED = 64
 
 
 class TorchFile(Checkpoint):
@@ -61,11 +63,16 @@ class TorchFile(Checkpoint):
             self._tensors = {name: tensor for name, tensor in tensors.items() if name not in self.unfit}
             for name, tensor in self._tensors.items():
                 self._check(name, tensor)
+            self.nbytes = sum(tensor.numel * tensor.dtype.itemsize for tensor in self._tensors.values())
+            if self.nbytes > max(MOST_EXPANDED, MOST_SHARED * self.file.size):
+                raise Damaged(
+                    f"its weights take {self.nbytes:,} bytes, and the file has {self.file.size:,}: it may be hostile; "
+                    "save a copy of its tensors (`.clone()`), if they are meant"
+                )
         except Damaged as error:
             raise MergeError(f"{self.label}: {error}") from error
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
-        self.nbytes = sum(tensor.numel * tensor.dtype.itemsize for tensor in self._tensors.values())
         places: dict[tuple[Any, ...], list[str]] = {}
         for name, one in self._tensors.items():
             if one.numel:

@@ -1,5 +1,6 @@
 """Files that are replaced, written into, or no files at all, while they are used."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -119,3 +120,41 @@ def test_a_folder_is_opened_as_it_was_in_one_moment(tmp_path: Path) -> None:
     assert calls == 3
     with pytest.raises(MergeError, match="no such file"):
         of_one_moment(folder, lambda: InputFile(folder / "3"))
+
+
+def write_header(path: Path, header: dict[str, Any], values: int) -> None:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shape": [10**18, 0], "data_offsets": [8, 8]}, "impossible shape"),
+        ({"shape": [0, 1 << 20, 1 << 20], "data_offsets": [8, 8]}, "impossible shape"),
+        ({"shape": [1] * 100 + [2]}, "is none"),
+        ({"shape": [True, 2]}, "is none"),
+        ({"shape": [-2]}, "is none"),
+        ({"shape": [3]}, "has not as many bytes as its shape"),
+        ({"shape": None}, "is none"),
+        ({"dtype": "F31"}, "a dtype that safetensors files have not"),
+        ({"dtype": ["F32"]}, "a dtype that safetensors files have not"),
+        ({"data_offsets": [4, 12]}, "overlap|holes"),
+        ({"data_offsets": [8, 16, 24]}, "is none"),
+    ],
+)
+def test_headers_that_are_none(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    good = {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}
+    header = {"a": good | {"data_offsets": [0, 8]}, "b": good}
+    write_header(path, header, 16)
+    assert open_checkpoint(path).read("b").tolist() == [0, 0]
+    write_header(path, header, 17)
+    with pytest.raises(MergeError, match="1 bytes behind its last value"):
+        open_checkpoint(path)
+    wrong = good | change
+    write_header(path, {"a": header["a"], "b": wrong}, 8 if wrong["data_offsets"] == [8, 8] else 16)
+    with pytest.raises(MergeError, match=told) as error:
+        open_checkpoint(path)
+    assert str(path) in str(error.value)

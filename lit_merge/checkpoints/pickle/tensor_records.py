@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_merge.checkpoints.checkpoint import LARGEST_EMPTY
 from lit_merge.checkpoints.pickle.stand_ins import Damaged, Name
 
 STORAGES = {
@@ -106,7 +107,7 @@ def _checked(storage: Storage, dtype: object, offset: Any, size: Any, stride: An
     if not (isinstance(size, list | tuple) and isinstance(stride, list | tuple) and isinstance(dtype, torch.dtype)):
         raise Damaged("its pickle makes a tensor without a shape or a dtype")
     wellformed = len(size) == len(stride) <= MOST_DIMENSIONS and all(map(_counts, (offset, *size, *stride)))
-    if not wellformed or not _counts(math.prod(max(n, 1) for n in size)):
+    if not wellformed or (0 in size and math.prod(max(n, 1) for n in size) > LARGEST_EMPTY):
         raise Damaged("its pickle makes a tensor of an impossible shape")
     tensor = TensorRecord(storage, dtype, offset, tuple(size), tuple(stride))
     if tensor.numel and (tensor.offset + tensor.span) * dtype.itemsize > storage.nbytes:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_merge import MergeError
 from lit_merge.checkpoints import open_checkpoint
@@ -96,6 +97,30 @@ def test_sizes_and_shapes_that_would_exhaust_memory(
     monkeypatch.setattr(state_dict, "MOST_NAMES", 2000)  # sooner: types are checked at every step here
     path = files.write_zip(tmp_path / "model.pt", pickled, {"0": struct.pack("<2f", 0, 1)})
     refused(path, told)
+
+
+def many(count: int, tensor: bytes) -> bytes:
+    """A state dict of so many names."""
+    return b"\x80\x02}(" + b"".join(long_text(f"w{i}") + tensor for i in range(count)) + b"u."
+
+
+@pytest.mark.parametrize(
+    ("tensor", "values"),
+    [
+        (files.tensor(size="J\x00\x00\x40\x00\x85").replace(b"K\x01\x85\x89", b"K\x00\x85\x89"), 2),
+        (files.tensor(size="J\x00\x00\x01\x00\x85", numel="J\x00\x00\x01\x00"), 2**16),
+    ],
+    ids=["expanded", "one storage under many names"],
+)
+def test_small_files_that_stand_for_much(tensor: bytes, values: int, tmp_path: Path) -> None:
+    path = files.write_zip(tmp_path / "model.pt", many(100, tensor), {"0": bytes(4 * values)})
+    refused(path, f"bytes, and the file has {path.stat().st_size:,}")
+
+
+def test_as_many_names_of_one_tensor_as_a_model_has(tmp_path: Path) -> None:
+    layer = torch.randn(300, 300)
+    torch.save({f"layers.{i}.weight": layer for i in range(48)}, tmp_path / "model.pt")
+    assert torch.equal(open_checkpoint(tmp_path / "model.pt").read("layers.47.weight"), layer)
 
 
 def long_text(text: str) -> bytes:
