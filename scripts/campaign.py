@@ -1,0 +1,131 @@
+"""Attacks the package for some minutes, and prints what came of it.
+
+    python scripts/campaign.py --minutes 5
+    python scripts/campaign.py --only kills --trial 17
+
+Every trial ends in one of three ways. It is clean: refused in one line, exit code 2, nothing changed. It is right: the
+result equals an independent value. Or it has failed; then the command that makes this trial again is printed, and the
+exit code is 1.
+"""
+
+import argparse
+import gc
+import os
+import pkgutil
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "agg"}
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+import lit_merge  # noqa: E402
+from campaigns import forks, inputs, verbs  # noqa: E402
+from campaigns.faults import FullDisk, ReadErrors  # noqa: E402
+from campaigns.kills import Kills  # noqa: E402
+from campaigns.power import PowerCuts  # noqa: E402
+from campaigns.trial import CLEAN, FAILED, RIGHT, Campaign, Place, Result  # noqa: E402
+
+CAMPAIGNS: list[type[Campaign]] = [Kills, PowerCuts, FullDisk, ReadErrors]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of all campaigns together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", choices=[one.name for one in CAMPAIGNS], help="may be given again")
+    parser.add_argument("--trial", type=int, help="make this one alone, and say what it was")
+    parser.add_argument("--keep", type=Path, help="folder to work in, which stays")
+    options = parser.parse_args()
+    memory = Path("/dev/shm")
+    beside = memory if options.keep is None and os.access(memory, os.W_OK) else None
+    root = options.keep or Path(tempfile.mkdtemp(prefix="campaign.", dir=beside))
+    try:
+        place = Place(root.resolve())
+        warm_up(place)
+        chosen = [one(place, options.seed) for one in CAMPAIGNS if not options.only or one.name in options.only]
+        if options.trial is not None:
+            chosen[0].prepare()
+            result = chosen[0].trial(options.trial)
+            print(f"{result.verdict}: {result.about}")
+            return int(result.verdict == FAILED)
+        return run(chosen, options.minutes, options.seed)
+    finally:
+        if options.keep is None:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def warm_up(place: Place) -> None:
+    """Imports once what commands import, and writes their inputs."""
+    for folder in (place.inputs, place.work, place.kept):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    shutil.rmtree(place.inputs)
+    made = place.root / "cache" / "zoo"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    (made / "14-seed0").symlink_to(place.inputs)
+    os.environ["LIT_MERGE_CACHE"] = str(made.parent)
+
+    for module in pkgutil.walk_packages(lit_merge.__path__, "lit_merge."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    if (ended := forks.Process(lambda: inputs.write_inputs(place.inputs)).end()).code:
+        raise RuntimeError(f"inputs cannot be written: {ended}")
+    # What commands import besides.
+    for one in verbs.commands(place.inputs):
+        for name in forks.imported(forks.command(one.arguments), place.emptied()) if one.name == "fit" else ():
+            # Parts of packages with a loader of their own are not found by their name.
+            with suppress(ImportError):
+                import_module(name)
+    # Nothing of this is touched by forks, whose pages stay shared.
+    gc.collect()
+    gc.freeze()
+
+
+def run(campaigns: list[Campaign], minutes: float, seed: int) -> int:
+    """All of them one after the other, each for its share of what is left; prints the table."""
+    ends = time.monotonic() + 60 * minutes
+    failures: list[str] = []
+    counts: dict[str, dict[str, int]] = {}
+    for i, campaign in enumerate(campaigns):
+        now = time.monotonic()
+        until = now + (ends - now) * campaign.share / sum(one.share for one in campaigns[i:])
+        count = counts[campaign.name] = {CLEAN: 0, RIGHT: 0, FAILED: 0}
+        campaign.prepare()
+        number = 0
+        while not number or time.monotonic() < until:
+            result = attempt(campaign, number)
+            count[result.verdict] += 1
+            if result.verdict == FAILED:
+                again = f"python scripts/campaign.py --seed {seed} --only {campaign.name} --trial {number}"
+                failures.append(f"{campaign.name}: {result.about}\n    {again}")
+                print(failures[-1], flush=True)
+            number += 1
+        spent = time.monotonic() - now
+        print(f"{campaign.name}: {number} trials in {spent:.0f} s, {count[FAILED]} failed", flush=True)
+    print(table(counts))
+    return int(bool(failures))
+
+
+def attempt(campaign: Campaign, number: int) -> Result:
+    try:
+        return campaign.trial(number)
+    except Exception as error:
+        return Result(FAILED, f"the campaign itself fails: {type(error).__name__}: {error}")
+
+
+def table(counts: dict[str, dict[str, int]]) -> str:
+    total = {verdict: sum(one[verdict] for one in counts.values()) for verdict in (CLEAN, RIGHT, FAILED)}
+    lines = [f"{'campaign':12s} {'trials':>8s} {'clean':>8s} {'right':>8s} {'failed':>8s}"]
+    for name, one in (counts | {"all": total}).items():
+        lines.append(f"{name:12s} {sum(one.values()):8d} {one[CLEAN]:8d} {one[RIGHT]:8d} {one[FAILED]:8d}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

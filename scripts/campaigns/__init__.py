@@ -1,0 +1,1 @@
+"""What `scripts/campaign.py` runs: a campaign a file, on forks of one process."""

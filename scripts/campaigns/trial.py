@@ -1,0 +1,89 @@
+"""What a campaign is: trials, each drawn by a seed and its number, so that one alone can be made again."""
+
+import random
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+CLEAN, RIGHT, FAILED = "clean", "right", "failed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial.
+
+    Attributes:
+        verdict: CLEAN (refused in one line, exit code 2, nothing changed), RIGHT (the result equals the independent
+            value), or FAILED.
+        about: what was done, and what was wrong.
+    """
+
+    verdict: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Folders of all trials.
+
+    Attributes:
+        inputs: what `write_inputs` wrote, which nothing changes.
+        work: where a trial runs; the next one empties it.
+        kept: what campaigns keep between their trials.
+    """
+
+    root: Path
+
+    @property
+    def inputs(self) -> Path:
+        return self.root / "inputs"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def kept(self) -> Path:
+        return self.root / "kept"
+
+    def emptied(self) -> Path:
+        """`work`, with nothing in it."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        return self.work
+
+
+class Campaign(ABC):
+    """Trials of one kind.
+
+    Args:
+        place: where they run.
+        seed: draws them.
+
+    Attributes:
+        name: for `--only`.
+        share: of the time that all campaigns have.
+    """
+
+    name: ClassVar[str]
+    share: ClassVar[float] = 1.0
+
+    def __init__(self, place: Place, seed: int) -> None:
+        self.place, self.seed = place, seed
+
+    def prepare(self) -> None:  # noqa: B027
+        """What all trials need, once."""
+
+    def draw(self, number: int) -> random.Random:
+        """Randomness of a trial."""
+        return random.Random(f"{self.seed} {self.name} {number}")
+
+    @abstractmethod
+    def trial(self, number: int) -> Result:
+        """Makes one trial."""
+
+
+def failed(about: str, wrong: str) -> Result:
+    return Result(FAILED, f"{about}: {wrong}")

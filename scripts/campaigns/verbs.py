@@ -1,0 +1,69 @@
+"""Commands that write, each with what it writes and with another command whose output it may replace."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the package.
+
+    Attributes:
+        name: tells it from the others.
+        arguments: of `python -m lit_merge`.
+        outputs: what it writes, relative to the folder where it runs.
+        before: arguments of a command that has written the same outputs before; none for a place that is empty.
+        grows: whether its output grows in its place, as a sweep's does.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    grows: bool = False
+
+
+def commands(root: Path) -> list[Command]:
+    """All that write, on the inputs of `write_inputs`."""
+    config = ("--config", str(root / "config.yaml"))
+    bank = ("--model.bank", str(root / "bank"))
+    file, folder = ("--output", "out.safetensors"), ("--output", "out")
+    shards, ratio = ("--max_shard_size", "20KB"), ("--model.method.rank_ratio", "0.25")
+    pt, fit = str(root / "last.pt"), ("fit", "--config", str(root / "fit.yaml"), "--run", "out")
+    analyze = ("analyze", *config, *folder, "--ratios", "[0.5,1.0]")
+    unlabelled = ("--select", "entropy", "--inputs", "unlabelled", "--images", "4")
+    sweep = ("sweep", *config, *folder, *unlabelled, "--rank_ratios", "[0.5]")
+    made = [
+        ("merge-file", ("merge", *config, *file), ratio),
+        ("merge-folder", ("merge", *config, *folder), ratio),
+        ("merge-shards", ("merge", *config, *folder, *shards), ratio),
+        ("merge-bank", ("merge", *bank, *file), ("--dtype", "float16")),
+        ("export-built", ("export", *config, *folder), ratio),
+        ("export-kept", ("export", *config, *folder, "--model.decompositions", "kept"), ratio),
+        (
+            "export-saved",
+            ("export", *bank, *folder, "--rank_ratio", "0.25"),
+            ("--dtype", "float32"),
+        ),
+        ("export-merged", ("export", *bank, *file, "--format", "merged"), ("--dtype", "float16")),
+        ("export-shards", ("export", *bank, *folder, "--format", "merged", *shards), ("--dtype", "float16")),
+        ("export-task", ("export", *bank, *file, "--format", "task", "--task", "beta"), ("--task", "alpha")),
+        ("convert-file", ("convert", pt, *file), ("--dtype", "float16")),
+        ("convert-shards", ("convert", pt, *folder, *shards), ("--dtype", "float16")),
+        ("predict-csv", ("predict", *config, "--output", "out.csv"), ratio),
+        ("predict-lines", ("predict", *config, "--output", "out.jsonl"), ratio),
+        ("test", ("test", *config, "--output", "out.json"), ratio),
+        ("analyze", analyze, ("--matrices", '["*.c_fc.weight"]')),
+        ("zoo", ("zoo", "14", *folder), ()),
+        ("sweep", (*sweep, "--scalings", "[0.5,1.0]"), ("--scalings", "[0.5]")),
+        ("fit", fit, ("--data.batch_size", "3")),
+    ]
+    found = []
+    for name, arguments, other in made:
+        outputs = [arguments[arguments.index("--run" if name == "fit" else "--output") + 1]]
+        outputs += ["small"] if name == "fit" else ["kept"] if name == "export-kept" else []
+        found.append(Command(name, arguments, tuple(outputs), grows=name == "sweep"))
+        if other:
+            over = (*arguments, "--overwrite")
+            found.append(Command(f"{name}-over", over, tuple(outputs), (*arguments, *other), name == "sweep"))
+    return found
