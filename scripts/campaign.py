@@ -23,12 +23,13 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "agg"}
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-import lit_merge  # noqa: E402
 from campaigns import forks, inputs, verbs  # noqa: E402
 from campaigns.faults import FullDisk, ReadErrors  # noqa: E402
 from campaigns.kills import Kills  # noqa: E402
 from campaigns.power import PowerCuts  # noqa: E402
 from campaigns.trial import CLEAN, FAILED, RIGHT, Campaign, Place, Result  # noqa: E402
+
+import lit_merge  # noqa: E402
 
 CAMPAIGNS: list[type[Campaign]] = [Kills, PowerCuts, FullDisk, ReadErrors]
 
