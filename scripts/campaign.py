@@ -26,12 +26,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from campaigns import forks, inputs, verbs  # noqa: E402
 from campaigns.faults import FullDisk, ReadErrors  # noqa: E402
 from campaigns.kills import Kills  # noqa: E402
+from campaigns.numbers import Numbers  # noqa: E402
 from campaigns.power import PowerCuts  # noqa: E402
 from campaigns.trial import CLEAN, FAILED, RIGHT, Campaign, Place, Result  # noqa: E402
 
 import lit_merge  # noqa: E402
 
-CAMPAIGNS: list[type[Campaign]] = [Kills, PowerCuts, FullDisk, ReadErrors]
+CAMPAIGNS: list[type[Campaign]] = [Kills, PowerCuts, FullDisk, ReadErrors, Numbers]
 
 
 def main() -> int:
