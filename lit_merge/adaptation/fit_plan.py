@@ -3,16 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor
 
 from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.adaptation.training_checkpoint import digest
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data import TaskData
@@ -43,7 +41,7 @@ def fit_plan(
     return {
         "bank": start.fingerprint,
         "coefficients": digest([start.coefficients]),
-        "heads": digest(model.network.heads.values()),
+        "heads": digest(list(model.network.heads.values())),
         "experts": None if experts is None else [experts.nbytes, experts.base is not None],
         **model.options.plan(),
         "data": data.fingerprint,
@@ -56,15 +54,6 @@ def fit_plan(
         "callbacks": sorted(one.state_key for one in trainer.callbacks if _changes_a_fit(one)),  # type: ignore[attr-defined]
         "checkpoint": None if ckpt_path is None else hashlib.blake2b(resolve(ckpt_path).read_bytes()).hexdigest(),
     }
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Of values, dtypes and shapes."""
-    found = hashlib.blake2b(digest_size=16)
-    for value in tensors:
-        found.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _changes_a_fit(callback: Callback) -> bool:

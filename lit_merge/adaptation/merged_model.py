@@ -17,6 +17,7 @@ from lit_merge.adaptation.stages import Stage, learning_rates, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
 from lit_merge.adaptation.trainer import check_precision
+from lit_merge.adaptation.training_checkpoint import seal
 from lit_merge.bank.low_rank import ranks_at
 from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
@@ -226,6 +227,7 @@ class MergedModel(ScoredModule):
             "stage_index": self.stage_index,
             "granularity": self.coefficients.granularity,
         } | fit_state(self.trainer, self.device)
+        seal(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises MergeError for a checkpoint of another bank or other data, or with AdaRank where this has none."""

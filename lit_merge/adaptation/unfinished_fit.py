@@ -2,16 +2,13 @@
 
 import csv
 import io
-import json
-import pickle
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lit_merge.checkpoints import write_text
+from lit_merge.adaptation.training_checkpoint import read_training_checkpoint
 from lit_merge.checkpoints.unfinished import UnfinishedOutput
 from lit_merge.errors import MergeError
 from lit_merge.report.scores import TaskScore
@@ -71,16 +68,15 @@ class UnfinishedFit(UnfinishedOutput):
         """Remembers what is measured before the fit."""
         rows = {state: {task: one.as_dict() for task, one in by_task.items()} for state, by_task in scores.items()}
         if self.first:
-            write_text(self.folder / "scores.json", json.dumps(rows) + "\n", overwrite=True)
+            self.write("scores.json", rows)
 
     def whole_log(self) -> str:
         """The training log of all attempts as CSV, every step once."""
         attempts = self._attempts()
         rows: list[dict[str, str]] = []
         for place, following in zip(attempts, [*attempts[1:], None], strict=True):
-            text = (place / "metrics.csv").read_text(encoding="utf-8") if (place / "metrics.csv").exists() else ""
-            ends = None if following is None else int(following.name)
-            rows += [row for row in csv.DictReader(io.StringIO(text)) if ends is None or int(row["step"]) < ends]
+            ends = math.inf if following is None else int(following.name)
+            rows += [row for row in self._log(place) if int(row["step"]) < ends]
         columns = sorted(set().union(*rows))
         joined = io.StringIO()
         writer = csv.DictWriter(joined, columns, restval="", lineterminator="\n")
@@ -88,16 +84,30 @@ class UnfinishedFit(UnfinishedOutput):
         writer.writerows(rows)
         return joined.getvalue()
 
+    def _log(self, place: Path) -> list[dict[str, str]]:
+        """What an attempt has written; a kill may have cut its last line short."""
+        try:
+            text = (place / "metrics.csv").read_text(encoding="utf-8") if (place / "metrics.csv").exists() else ""
+            rows = list(csv.DictReader(io.StringIO(text)))
+        except (OSError, ValueError, csv.Error) as error:
+            raise self.damaged(f"log/{place.name}/metrics.csv") from error
+        whole = [None not in row and None not in row.values() and row.get("step", "").isdecimal() for row in rows]
+        if not all(whole[:-1]):
+            raise self.damaged(f"log/{place.name}/metrics.csv")
+        return [row for row, one in zip(rows, whole, strict=True) if one]
+
     def _attempts(self) -> list[Path]:
-        places = (self.folder / "log").iterdir() if (self.folder / "log").is_dir() else ()
+        places = list((self.folder / "log").iterdir()) if (self.folder / "log").is_dir() else []
+        if other := [place.name for place in places if not place.name.isdecimal()]:
+            raise self.damaged(f"log/{other[0]}")
         return sorted(places, key=lambda place: int(place.name))
 
     def _step(self) -> int | None:
         if not self.checkpoint.exists():
             return None
         try:
-            return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True)["global_step"])
-        except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            return int(read_training_checkpoint(self.checkpoint)["global_step"])
+        except MergeError as error:
             raise self.damaged(self.checkpoint.name) from error
 
     def _scores(self) -> Scores | None:

@@ -1,8 +1,15 @@
-"""JSON in any of its encodings, in which no key stands twice."""
+"""JSON in any of its encodings, in which no key stands twice; and lines of it that carry a digest of themselves."""
 
+import hashlib
 import json
+import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
+
+# Half of a pair of UTF-16: text that holds one alone cannot be written or printed.
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -12,9 +19,43 @@ def parse_json(text: str | bytes) -> Any:
     {'a': 1}
 
     Raises:
-        ValueError: no JSON, another encoding, or a key that stands twice in an object: JSON would keep the last.
+        ValueError: no JSON, another encoding, a key that stands twice in an object (JSON would keep the last), text
+            that is no Unicode, or lists within lists without end.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    if _ESCAPED.search(text):
+        _check_unicode(found)
+    return found
+
+
+def sealed(about: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON, of ASCII alone and without `indent` in one line, with a digest of the rest as the last key."""
+    return json.dumps({**about, "digest": _digest(json.dumps(about))}, indent=indent)
+
+
+def parse_sealed(text: str | bytes) -> dict[str, Any]:
+    """What `sealed` has written.
+
+    >>> parse_sealed(sealed({"a": (1, 2)}))
+    {'a': [1, 2]}
+
+    Raises:
+        ValueError: it was cut or changed since, or is something else.
+    """
+    found = parse_json(text)
+    digest = found.pop("digest", None) if isinstance(found, dict) else None
+    if digest != _digest(json.dumps(found)):
+        raise ValueError("it was changed after it was written")
+    return dict(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -23,3 +64,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         times = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {next(key for key, count in times.items() if count > 1)!r} stands twice: remove one")
     return found
+
+
+def _check_unicode(value: Any) -> None:
+    if isinstance(value, str) and _HALF.search(value):
+        raise ValueError(f"{value!r} is no text: it holds half of a character")
+    for one in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_unicode(one)

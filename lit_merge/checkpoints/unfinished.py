@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
+from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.locks import lock, unlock
 from lit_merge.checkpoints.outputs import write_text
@@ -104,20 +105,24 @@ class UnfinishedOutput:
         """Starts afresh: writes the plan, into an empty folder where it is hidden."""
         for path in self.folder.iterdir() if self.hidden else ():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        write_text(self.folder / self.plan_file, json.dumps(plan, default=str, indent=1) + "\n", overwrite=True)
+        self.write(self.plan_file, json.loads(json.dumps(plan, default=str)))
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder; None where there is none.
+        """What `write` wrote to a file of the folder; None where there is none.
 
         Raises:
-            MergeError: it holds something else.
+            MergeError: it holds something else, or was changed.
         """
         try:
-            return dict(json.loads((self.folder / name).read_text(encoding="utf-8")))
+            return parse_sealed((self.folder / name).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise self.damaged(name) from error
+
+    def write(self, name: str, about: Mapping[str, Any]) -> None:
+        """Writes a JSON file of the folder, with a digest of itself."""
+        write_text(self.folder / name, sealed(about, indent=1) + "\n", overwrite=True)
 
     def damaged(self, name: str) -> MergeError:
         remedy = f"remove {self.folder}" if self.hidden else "pass --overwrite"

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
+from lit_merge.adaptation.training_checkpoint import OWN, read_training_checkpoint
 from lit_merge.bank.files import open_bank_folder
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
@@ -144,14 +145,14 @@ def run_tree(path: Path, depth: int | None, whole: bool) -> RenderableType:
 
 
 def training_state(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint of a fit holds; None for anything else."""
+    """What a checkpoint of a fit holds; None for anything else. Raises MergeError for one that was changed."""
     if path.suffix != ".ckpt" or not path.is_file():
         return None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch.load fails in as many ways as there are other files
         return None
-    return found if isinstance(found, dict) and "lit_merge" in found else None
+    return read_training_checkpoint(path) if isinstance(found, dict) and OWN in found else None
 
 
 def state_tree(path: Path, state: dict[str, Any]) -> RenderableType:

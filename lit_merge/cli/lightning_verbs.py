@@ -1,11 +1,10 @@
 """The verbs that Lightning's Trainer runs: what is refused before Lightning is imported."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentParser
 
+from lit_merge.adaptation.training_checkpoint import read_training_checkpoint
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.trainer_options import check_names
@@ -82,16 +81,4 @@ def check(arguments: Sequence[str]) -> None:
         prediction_format(config["output"])
     config.check_inputs()
     if config["ckpt_path"]:
-        _check_checkpoint(resolve(config["ckpt_path"]))
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Raises MergeError unless Lightning will be able to read this file of a few kB."""
-    if not path.is_file():
-        raise MergeError(f"{path}: no such file")
-    try:
-        whole = "lit_merge" in torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch.load fails in as many ways as there are other files
-        whole = False
-    if not whole:
-        raise MergeError(f"{path} is no checkpoint of a fit (banks go to --model.bank)")
+        read_training_checkpoint(resolve(config["ckpt_path"]))

@@ -1,6 +1,5 @@
 """Which weights of an unfinished output are written: the same command goes on from them."""
 
-import json
 import os
 import zlib
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.safetensors_writer import bytes_of
 
 # Of all processes together, checked when an output is gone on with.
@@ -44,7 +44,8 @@ class Journal:
         """Keeps of what former attempts have finished all that is whole. By one process, before any opens it."""
         attempt, known = _read(folder / FINISHED)
         own = sorted(folder.glob("finished-*.jsonl"))
-        for place in own:
+        # Numbers of attempts name files: without the last one, a new attempt might write over what is kept.
+        for place in own if attempt else ():
             known |= _read(place)[1]
         whole = {name: about for name, about in known.items() if _is_whole(folder, about["extents"])}
         _write(folder / FINISHED, attempt + 1, whole)
@@ -64,9 +65,9 @@ class Journal:
 
     def done(self, weight: str, **about: Any) -> None:
         """Says that all of a weight is written."""
-        line = json.dumps({"weight": weight, "extents": self._extents} | about, ensure_ascii=False)
+        line = sealed({"weight": weight, "extents": self._extents} | about)
         self._extents = []
-        # In one piece: a line that a kill cuts short is no JSON.
+        # In one piece: a line that a kill cuts short is not what was sealed.
         os.write(self._lines, f"{line}\n".encode())
 
     def all(self) -> dict[str, Mapping[str, Any]]:
@@ -83,11 +84,12 @@ class Journal:
 
 
 def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Number of the attempt and the lines by weight; of a line that was cut short, and those after it, nothing."""
+    """Number of the attempt and the lines by weight; of a line that was cut short or changed, and those after it,
+    nothing."""
     attempt, found = 0, {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            about = json.loads(line)
+            about = parse_sealed(line)
         except ValueError:
             break
         attempt = about.get("attempt", attempt)
@@ -99,7 +101,7 @@ def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 def _write(path: Path, attempt: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
     beside = path.with_suffix(".writing")
     message = [{"attempt": attempt}, *lines.values()]
-    beside.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in message), encoding="utf-8")
+    beside.write_text("".join(sealed(one) + "\n" for one in message), encoding="utf-8")
     beside.replace(path)
 
 

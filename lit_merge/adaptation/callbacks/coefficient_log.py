@@ -102,8 +102,12 @@ def _start_log(path: Path, layers: Sequence[str], step: int) -> None:
     """An empty log; in a fit that goes on at a step, what an earlier one wrote before that step."""
     kept: list[list[str]] = []
     if step and path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            kept = [line for line in csv.reader(file) if line[0].isdigit() and int(line[0]) < step]
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                lines = [line for line in csv.reader(file) if line and line[0].isdecimal()]
+        except (OSError, ValueError, csv.Error) as error:
+            raise MergeError(f"{path} is damaged: remove {path.parents[1]} to start afresh") from error
+        kept = [line for line in lines if int(line[0]) < step]
     _write(path, "w", [["step", "task", *layers], *kept])
 
 

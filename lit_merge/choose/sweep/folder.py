@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.unfinished import UnfinishedOutput
 from lit_merge.choose.sweep.figures import curves_figure, scale_figure
-from lit_merge.choose.sweep.points import CRITERION, Point, Select
+from lit_merge.choose.sweep.points import CRITERION, Key, Point, Select
 from lit_merge.choose.sweep.tables import tables
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError
 from lit_merge.methods import MergeMethod
 from lit_merge.report.accuracy_figure import save_figure
 
+# As far as they round.
+SHARES = (-1e-3, 1 + 1e-3)
 COLUMNS = [one.name for one in fields(Point)]
 
 
@@ -31,15 +33,18 @@ class SweepFolder(UnfinishedOutput):
         path: the folder.
         plan: what makes two sweeps the same; kept as sweep.json.
         overwrite: start afresh where the folder holds another sweep.
+        keys: of all points that the sweep may hold.
 
     Raises:
-        MergeError: the folder holds something else, or another sweep, and `overwrite` is off; it cannot be written;
-            another command is at work on it.
+        MergeError: the folder holds something else, a point that is none of this sweep, or another sweep, and
+            `overwrite` is off; it cannot be written; another command is at work on it.
     """
 
     hidden, plan_file, kind = False, "sweep.json", "a sweep"
 
-    def __init__(self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False, keys: Set[Key] | None = None
+    ) -> None:
         if overwrite or not (folder := destination(path)).exists():
             check_output(path, overwrite)
         elif not (folder / self.plan_file).is_file():
@@ -50,6 +55,8 @@ class SweepFolder(UnfinishedOutput):
                 self.begin(plan)
                 write_text(self.folder / "results.csv", to_csv([]), overwrite=True)
             self.points = {point.key: point for point in self._points()}
+            if keys is not None and not self.points.keys() <= keys:
+                raise self.damaged("results.csv")
         except BaseException:
             self.release()
             raise
@@ -83,7 +90,7 @@ class SweepFolder(UnfinishedOutput):
         try:
             text = (self.folder / "results.csv").read_text(encoding="utf-8")
             return [from_row(row) for row in csv.DictReader(io.StringIO(text))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise self.damaged("results.csv") from error
 
 
@@ -100,6 +107,10 @@ def to_csv(points: Iterable[Point]) -> str:
 
 def from_row(row: Mapping[str, str]) -> Point:
     number = {name: float(row[name]) if row[name] else None for name in COLUMNS if name not in ("method", "rule")}
-    if None in (number["entropy"], number["agreement"], number["balance"]):
-        raise ValueError("a line without entropy, agreement or balance")
+    if None in (number["entropy"], number["agreement"], number["balance"]) or len(row) > len(COLUMNS):
+        raise ValueError("a line without entropy, agreement or balance, or with more")
+    if not all(SHARES[0] <= (number[name] or 0.0) <= SHARES[1] for name in ("accuracy", "agreement", "balance")):
+        raise ValueError("a share that is none")
+    if number["entropy"] < SHARES[0]:  # type: ignore[operator]
+        raise ValueError("an entropy below 0")
     return Point(method=row["method"], rule=row["rule"], **number)  # type: ignore[arg-type]

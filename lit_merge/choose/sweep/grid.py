@@ -57,6 +57,11 @@ class Grid(Finite):
                 usual = tuple(round(one.usual_scale * multiple, 4) for multiple in MULTIPLES)
                 yield one, (None,) if one.scale is None else self.scalings or usual
 
+    def keys(self) -> Iterator[Key]:
+        """Of every point that `walk` may answer."""
+        for method, wanted in self.rows():
+            yield from ((type(method).__name__, rank_ratio(method), f"{one}") for one in (*wanted, SELF_CONSISTENT))
+
     def __len__(self) -> int:
         return sum(len(wanted) for _, wanted in self.rows())
 

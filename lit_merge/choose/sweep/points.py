@@ -1,5 +1,6 @@
 """What a sweep found at one method, rank and scale, and which of its points is best."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,6 +63,10 @@ def choose(points: Sequence[Point], select: Select) -> Point:
     candidates = [point for point in points if (point.rule == SELF_CONSISTENT) == (select == SELF_CONSISTENT)]
     if select == "accuracy":
         candidates = [point for point in candidates if point.accuracy is not None]
+    # Scales at which a forward overflows.
+    candidates = [point for point in candidates if math.isfinite(point.entropy)]
+    if points and not any(math.isfinite(point.entropy) for point in points):
+        raise MergeError(f"select={select}: every merge answers NaN or infinity: look at the experts, lower --scalings")
     if not candidates:
         what = (
             "there are no labelled validation inputs"

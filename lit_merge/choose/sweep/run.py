@@ -74,7 +74,7 @@ def run_sweep(
         "data": [data.protocol, *data.tasks],
         "inputs": inputs if inputs == "validation" else [inputs, images],
     }
-    with SweepFolder(output, plan, overwrite) as folder:
+    with SweepFolder(output, plan, overwrite, set(grid.keys())) as folder:
         grid = replace(grid, methods=tuple(sources.unlabelled.prepare(method, experts) for method in grid.methods))
         network = network.to(device or torch.device("cpu"))
         labelled = inputs == "validation"

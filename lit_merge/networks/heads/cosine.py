@@ -1,6 +1,5 @@
 """Heads that compare features with a row for every class by their cosine."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
+from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.data.class_names import MIXED
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.networks.heads.base import Heads, check_width, wide
@@ -91,7 +91,7 @@ def read_row_names(file: Checkpoint) -> dict[str, list[str]]:
         MergeError: no JSON of this form.
     """
     try:
-        found: Any = json.loads(file.metadata.get("class_names", "{}"))
+        found: Any = parse_json(file.metadata.get("class_names", "{}"))
     except ValueError:
         found = None
     lists = found.values() if isinstance(found, dict) else [None]
