@@ -1,5 +1,7 @@
 """origin + Σ_t λ_t·Δ_t of one weight, with an exact, small backward: ∂L/∂λ_t = ⟨∂L/∂W, Δ_t⟩.
 
+A coefficient of a single direction, λ_tr, has the gradient s_r·u_rᵀ (∂L/∂W) v_r: what ∂L/∂λ_t is the sum of.
+
 The sums lie where the coefficients lie. Origin and deltas may lie elsewhere, as in pinned memory of a bank that is too
 large for the device: they are moved when they are needed, in the forward and again in the backward, and not kept.
 """
@@ -17,13 +19,13 @@ TEMPERATURE = 10.0
 def dense_sum(
     coefficients: Float[Tensor, " T"], origin: Float[Tensor, "..."], deltas: Float[Tensor, "T ..."]
 ) -> Float[Tensor, "..."]:
-    """origin + Σ_t coefficients[t]·deltas[t] in the dtype of `origin`, differentiable in `coefficients`."""
+    """origin + Σ_t coefficients[t]·deltas[t] in the dtype of `origin`, differentiable in `coefficients` and `origin`."""
     total: Tensor = _DenseSum.apply(coefficients, origin, deltas)
     return total
 
 
 def low_rank_sum(
-    coefficients: Float[Tensor, " T"],
+    coefficients: Float[Tensor, " T"] | Float[Tensor, "T r"],
     origin: Float[Tensor, "m n"],
     u: Float[Tensor, "T m r"],
     s: Float[Tensor, "T r"],
@@ -53,7 +55,7 @@ class _DenseSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, origin: Tensor, deltas: Tensor) -> Tensor:
         ctx.save_for_backward(deltas)
-        ctx.coefficients = coefficients.dtype
+        ctx.coefficients, ctx.origin = coefficients.dtype, origin.device
         weights = coefficients.to(origin.dtype)
         if _aligned(weights.device):
             flat = torch.addmv(_moved(origin, weights).flatten(), _moved(deltas, weights).flatten(1).T, weights)
@@ -74,7 +76,7 @@ class _DenseSum(torch.autograd.Function):
         else:
             place = torch.empty_like(gradient, memory_format=torch.contiguous_format)
             products = torch.stack([torch.dot(place.copy_(one).flatten(), flat) for one in deltas])
-        return products.to(ctx.coefficients), None, None
+        return products.to(ctx.coefficients), gradient.to(ctx.origin) if ctx.needs_input_grad[1] else None, None
 
 
 class _LowRankSum(torch.autograd.Function):
@@ -82,7 +84,7 @@ class _LowRankSum(torch.autograd.Function):
     def forward(
         ctx: Any, coefficients: Tensor, origin: Tensor, u: Tensor, s: Tensor, v: Tensor, logits: Tensor | None
     ) -> Tensor:
-        ctx.dtype = coefficients.dtype
+        ctx.dtype, ctx.origin = coefficients.dtype, origin.device
         origin = origin.to(coefficients.device, non_blocking=True)
         if logits is None:
             ctx.save_for_backward(u, s, v)
@@ -91,7 +93,8 @@ class _LowRankSum(torch.autograd.Function):
         s = s.to(coefficients.device, non_blocking=True)
         if logits is not None:
             s = s * (logits > 0)
-        scaled = (s * coefficients[:, None]).to(origin.dtype).flatten()
+        ctx.by_direction = coefficients.dim() == 2
+        scaled = (s * _columns(coefficients)).to(origin.dtype).flatten()
         return torch.addmm(origin, _side_by_side(u, origin).mul_(scaled), _side_by_side(v, origin).T)
 
     @staticmethod
@@ -100,13 +103,21 @@ class _LowRankSum(torch.autograd.Function):
         u, s, v, *masked = ctx.saved_tensors
         products = (gradient @ _side_by_side(v, gradient)).mul_(_side_by_side(u, gradient)).sum(0)
         per_direction = products.view_as(s) * s.to(gradient.device, non_blocking=True)
+        to_origin = gradient.to(ctx.origin) if ctx.needs_input_grad[1] else None
         if not masked:
-            return per_direction.sum(1).to(ctx.dtype), None, None, None, None, None
+            found = per_direction if ctx.by_direction else per_direction.sum(1)
+            return found.to(ctx.dtype), to_origin, None, None, None, None
         coefficients, logits = masked
-        to_coefficients = (per_direction * (logits > 0)).sum(1).to(ctx.dtype)
+        used = per_direction * (logits > 0)
+        to_coefficients = (used if ctx.by_direction else used.sum(1)).to(ctx.dtype)
         soft = torch.sigmoid(logits / TEMPERATURE)
-        to_logits = coefficients[:, None] * per_direction * soft * (1 - soft) / TEMPERATURE
-        return to_coefficients, None, None, None, None, to_logits.to(logits.dtype)
+        to_logits = _columns(coefficients) * per_direction * soft * (1 - soft) / TEMPERATURE
+        return to_coefficients, to_origin, None, None, None, to_logits.to(logits.dtype)
+
+
+def _columns(coefficients: Float[Tensor, " T"] | Float[Tensor, "T r"]) -> Float[Tensor, "T _"]:
+    """A column that serves all directions of a task, or a coefficient for each of them."""
+    return coefficients if coefficients.dim() == 2 else coefficients[:, None]
 
 
 def _side_by_side(factor: Float[Tensor, "T m r"], like: Tensor) -> Float[Tensor, "m Tr"]:
