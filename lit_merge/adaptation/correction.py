@@ -58,12 +58,12 @@ class SharedCorrection(nn.Module):
         found = bank.correction
         if found and {name: value.shape for name, value in found.items()} != {k: v.shape for k, v in start.items()}:
             raise MergeError(
-                f"correction: rank={rank}: this bank has a correction of other ranks, from an earlier fit: give its rank"
+                f"correction: rank={rank}: the correction that this bank has from an earlier fit is of another rank"
             )
-        wide = {name: torch.promote_types(bank.coefficients.dtype, torch.float32) for name in start}
+        wide = torch.promote_types(bank.coefficients.dtype, torch.float32)
         self.names = tuple(start)
         self.parts = nn.ParameterList(
-            nn.Parameter(found.get(name, value).detach().clone().to(wide[name])) for name, value in start.items()
+            nn.Parameter(found.get(name, value).detach().clone().to(wide)) for name, value in start.items()
         )
 
     def forward(self) -> dict[str, Tensor]:

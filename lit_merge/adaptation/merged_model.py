@@ -1,6 +1,6 @@
 """MergedModel: a task bank with learnable coefficients, adapted on unlabelled data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from lit_merge.adaptation.coefficients import Coefficients
+from lit_merge.adaptation.correction import SharedCorrection
 from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.adaptation.random_state import fit_state, own_random_state, set_random_state
 from lit_merge.adaptation.rank_masks import RankMasks
 from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.adaptation.sharpness import SharpnessAware
-from lit_merge.adaptation.stages import Stage, learning_rates, stage_at
+from lit_merge.adaptation.stages import Stage, rates_at, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
 from lit_merge.adaptation.trainer import check_precision
 from lit_merge.adaptation.training_checkpoint import seal
-from lit_merge.bank.low_rank import ranks_at
+from lit_merge.bank.learnt import DIRECTIONS
+from lit_merge.bank.learnt import cut as cut_learnt
+from lit_merge.bank.low_rank import LowRank, ranks_at
 from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.errors import MergeError
@@ -30,7 +33,8 @@ from lit_merge.report.scores import mean_accuracy
 
 
 class MergedModel(ScoredModule):
-    """The merged weights as a function of the coefficients λ[task, weight], which are all that is learnt.
+    """The merged weights as a function of the coefficients λ[task, weight], which are what is learnt; on demand also
+    those of single directions, which directions are used, and a correction of the origin.
 
     A step takes one unlabelled batch of every task, builds the merged weights once, and minimises the mean over tasks
     of the objective (AdaMerging, arXiv 2310.02575, for any bank).
@@ -62,8 +66,9 @@ class MergedModel(ScoredModule):
         network.heads.mix(bank.tasks)
         self._frame = bank
         self.stored = StoredBank(bank, asked.bank_device)
-        self.coefficients = Coefficients(bank.coefficients, bank.layers, self.stages[0].granularity, asked.bounds)
+        self.coefficients = learnable_coefficients(bank, self.stages, asked.bounds)
         self.masks = None if asked.ranks is None else RankMasks(bank, asked.ranks.rank_ratio)
+        self.correction = None if asked.correction is None else SharedCorrection(bank, network, asked.correction.rank)
         self.experts = experts
         self.rank_ratio = self.energy = 1.0
         self._ranks: dict[str, int] = {}
@@ -133,7 +138,14 @@ class MergedModel(ScoredModule):
         # Small differences on large weights: not in the precision of the forward.
         with torch.autocast(self.device.type, enabled=False):
             logits = None if self.masks is None else self.masks()
-            return self._merging(self.bank, self.coefficients(), logits)
+            bank, values = self.bank, self.coefficients.values()
+            return self._merging(bank, self.coefficients.by_weight(values), logits, self._learnt(bank, values))
+
+    def _learnt(self, bank: TaskBank, values: Tensor) -> dict[str, Tensor]:
+        """What is learnt next to the coefficients of weights, by the names in a bank; `values` are all coefficients."""
+        directions = self.coefficients.by_direction(values)
+        correction = bank.correction if self.correction is None else self.correction()
+        return {f"{DIRECTIONS}/{name}": value for name, value in directions.items()} | correction
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -143,11 +155,16 @@ class MergedModel(ScoredModule):
     @torch.no_grad()
     def to_bank(self) -> TaskBank:
         """The bank at the active rank with the coefficients reached so far, on the CPU."""
-        bank = self.bank if self.masks is None else self.masks.select(self.bank)
+        bank, values = self.bank, self.coefficients.values()
+        reached = self.coefficients.by_weight(values).to(self._frame.coefficients.dtype, copy=True)
+        bank = replace(bank, coefficients=reached, learnt=cut_learnt(self._learnt(bank, values), self._ranks))
+        if self.masks is not None:
+            bank = self.masks.select(bank)
         found = bank.tensors()
         tensors = mapping_like(found, lambda name: found[name].detach().cpu(), found)
-        reached = self.coefficients().detach().to("cpu", self._frame.coefficients.dtype, copy=True)
-        return replace(self._frame.with_tensors(tensors), coefficients=reached)
+        # Its own: the module goes on learning.
+        learnt = {key: value.detach().to("cpu", copy=True) for key, value in bank.learnt.items()}
+        return replace(replace(self._frame, learnt={}).with_tensors(tensors), learnt=learnt)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task's inputs."""
@@ -177,23 +194,38 @@ class MergedModel(ScoredModule):
         return {"loss": step.loss, "predictions": step.predictions}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        learnt = [[self.coefficients.offset], *([] if self.masks is None else [list(self.masks.parameters())])]
-        rates = learning_rates(self.stages, 0, self.options.ranks)
-        groups = [{"params": params, "lr": lr} for params, lr in zip(learnt, rates, strict=True)]
+        learnt = [[self.coefficients.offset], *(list(part.parameters()) for part, _ in self._others())]
+        groups = [{"params": params, "lr": lr} for params, lr in zip(learnt, self._rates(), strict=True)]
         adam = torch.optim.Adam(groups)
         return SharpnessAware(adam, self.options.sharpness) if self.options.sharpness else adam
+
+    def _others(self) -> list[tuple[torch.nn.Module, float]]:
+        """What is learnt next to the coefficients, and Adam's rate for it."""
+        ranks, correction = self.options.ranks, self.options.correction
+        found = [] if self.masks is None or ranks is None else [(self.masks, ranks.lr)]
+        return found + ([] if self.correction is None or correction is None else [(self.correction, correction.lr)])
+
+    def _rates(self) -> list[float]:
+        return rates_at(self.stages, 0 if self._trainer is None else self.global_step, [lr for _, lr in self._others()])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Enters the stage that this step belongs to."""
         index = stage_at(self.stages, self.global_step)
-        if index != self.stage_index:
+        stage, entered = self.stages[index], index != self.stage_index
+        if entered:
             self.stage_index = index
-            self.coefficients.set_granularity(self.stages[index].granularity)
-            rates = learning_rates(self.stages, index, self.options.ranks)
-            for optimizer in self.trainer.optimizers:
+            self.coefficients.set_granularity(stage.granularity, stage.relative)
+        for optimizer in self.trainer.optimizers if entered or stage.decay != "constant" else ():
+            if entered:
                 optimizer.state.pop(self.coefficients.offset, None)
-                for group, lr in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = lr
+            for group, lr in zip(optimizer.param_groups, self._rates(), strict=True):
+                group["lr"] = lr
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A direction that is not in use keeps its coefficient: without a gradient, Adam's momentum would move it."""
+        state, gradient = optimizer.state.get(self.coefficients.offset), self.coefficients.offset.grad
+        if state and gradient is not None and self.coefficients.granularity == "direction":
+            state["exp_avg"].mul_(gradient != 0)
 
     def weights_for(self, task: str) -> Weights:
         """The weights that all tasks share, merged once per evaluation."""
@@ -213,11 +245,12 @@ class MergedModel(ScoredModule):
         self._weights = None
 
     def learnt_state(self) -> dict[str, Tensor]:
-        """What a fit changes: of coefficients and masks."""
-        return {name: v for name, v in self.state_dict().items() if name.startswith(("coefficients.", "masks."))}
+        """What a fit changes: of coefficients, masks and correction."""
+        parts = ("coefficients.", "masks.", "correction.")
+        return {name: v for name, v in self.state_dict().items() if name.startswith(parts)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A few kB: coefficients, masks, active rank, stage, and which bank they belong to."""
+        """What is learnt (a few kB, and a correction), active rank, stage, and which bank they belong to."""
         checkpoint["state_dict"] = self.learnt_state()
         checkpoint["lit_merge"] = {
             "fingerprint": self._frame.fingerprint,
@@ -236,6 +269,12 @@ class MergedModel(ScoredModule):
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
         if any(name.startswith("masks.") for name in checkpoint["state_dict"]) != (self.masks is not None):
             raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
+        for name, value in self.learnt_state().items():
+            if (found := checkpoint["state_dict"].get(name)) is not None and found.shape != value.shape:
+                what = "correction" if name.startswith("correction.") else "stages"
+                raise MergeError(f"this checkpoint is of a fit with other {what}: {name} differs in shape")
+        if any(name.startswith("correction.") for name in checkpoint["state_dict"]) != (self.correction is not None):
+            raise MergeError("this checkpoint is of a fit with another correction: it must be in both, or in neither")
         # Checkpoints from before schedules by energy have none.
         self.set_rank(about["rank_ratio"], about.get("energy", 1.0))
         self.stage_index = about["stage_index"]
@@ -247,3 +286,24 @@ class MergedModel(ScoredModule):
         if self._random is not None:
             set_random_state(self._random, self.device)
             self._random = None
+
+
+def learnable_coefficients(bank: TaskBank, stages: Sequence[Stage], bounds: tuple[float, float] | None) -> Coefficients:
+    """The coefficients that a fit of these stages learns, from those of the bank.
+
+    Raises:
+        MergeError: directions are asked for, and the bank has none.
+    """
+    directed = any(stage.granularity == "direction" for stage in stages)
+    directions = dict(bank.directions)
+    if directed or directions:
+        for i, (name, delta) in enumerate(bank.deltas.items()):
+            if isinstance(delta, LowRank):
+                directions.setdefault(name, bank.coefficients[:, i, None].expand(-1, delta.rank))
+    if directed and not directions:
+        method = bank.method.get("class_path", "this bank")
+        raise MergeError(
+            f"granularity=direction: {method} has no low-rank deltas, and so no directions: set its rank_ratio where "
+            "it has one, or take a method whose deltas are decomposed, as CART or TSVM"
+        )
+    return Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds, directions)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, TypeVar
 
+from lit_merge.adaptation.correction import Correction
 from lit_merge.adaptation.rank_masks import AdaRank
 from lit_merge.adaptation.stages import TWO_STAGES, Stage, check_stages
 from lit_merge.adaptation.stored_bank import BankDevice
@@ -30,6 +31,7 @@ class Adaptation:
             for the whole merge, then one per task and weight.
         bounds: [lower, upper] for the coefficients; AdaMerging clamps to [0, 1]. None by default: CART's are above 1.
         ranks: learn which singular directions are used, too.
+        correction: learn a correction of the origin, too, one for all tasks.
         sharpness: how far from the coefficients the worst gradient is looked for (SAM); 0 is off.
         microbatch: `all` runs one forward over the batches of all tasks; `task` runs the tasks of a step one after the
             other, with the activations of one in memory at a time.
@@ -47,6 +49,7 @@ class Adaptation:
     stages: Sequence[Stage] | None = None
     bounds: tuple[float, float] | None = None
     ranks: AdaRank | None = None
+    correction: Correction | None = None
     sharpness: float = 0.0
     microbatch: MicroBatch = "all"
     gradient_checkpointing: bool = False

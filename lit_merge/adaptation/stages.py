@@ -1,11 +1,12 @@
 """Stages of a fit: what is learnt when, and at which rate."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from lit_merge.adaptation.coefficients import Granularity
-from lit_merge.adaptation.rank_masks import AdaRank
 from lit_merge.errors import Finite, MergeError
 
 
@@ -14,14 +15,20 @@ class Stage(Finite):
     """A part of the fit: what is learnt, for how many steps, at which rate of Adam.
 
     Args:
-        granularity: tied (one coefficient for the whole merge), task, block or layer.
+        granularity: tied (one coefficient for the whole merge), task, block, layer, or direction (one for every
+            singular direction of a low-rank delta).
         steps: number of optimiser steps; the last stage goes on for as long as the trainer does.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate of the coefficients.
+        relative: count the steps of the coefficients in units of their mean at the beginning of the stage, so that one
+            rate suits merges of small and of large coefficients.
+        decay: `cosine` lets all rates of the stage fall to 0 by its end; `constant` keeps them.
     """
 
     granularity: Granularity = "layer"
     steps: int = 500
     lr: float = 1e-3
+    relative: bool = False
+    decay: Literal["constant", "cosine"] = "constant"
 
 
 # The scale first: coefficients of different tasks compete and cannot travel far. docs/adaptation.md compares.
@@ -44,10 +51,16 @@ def stage_at(stages: Sequence[Stage], step: int) -> int:
     return sum(end <= step for end in ends)
 
 
-def learning_rates(stages: Sequence[Stage], index: int, ranks: AdaRank | None) -> list[float]:
-    """Of the coefficients in a stage, and of the masks where there are any."""
-    if ranks is None:
-        return [stages[index].lr]
-    # A merge that is too small wants every direction it can have: ranks wait until the scale is found.
-    waits = stages[index].granularity == "tied" and index + 1 < len(stages)
-    return [stages[index].lr, 0.0 if waits else ranks.lr]
+def rates_at(stages: Sequence[Stage], step: int, others: Sequence[float]) -> list[float]:
+    """Learning rates at a step: of the coefficients, and of what else is learnt, by its rate.
+
+    >>> rates_at(TWO_STAGES, 0, [1e-3]), rates_at(TWO_STAGES, 100, [1e-3])
+    ([0.05, 0.0], [0.001, 0.001])
+    """
+    index = stage_at(stages, step)
+    stage, begin = stages[index], sum(one.steps for one in stages[:index])
+    # A merge that is too small wants every direction it can have: the rest waits until the scale is found.
+    waits = stage.granularity == "tied" and index + 1 < len(stages)
+    done = min(1.0, (step - begin) / stage.steps)
+    share = (1 + math.cos(math.pi * done)) / 2 if stage.decay == "cosine" else 1.0
+    return [stage.lr * share, *(0.0 if waits else rate * share for rate in others)]

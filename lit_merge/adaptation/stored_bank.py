@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_merge.bank.learnt import NOTHING, is_learnt
 from lit_merge.bank.on_demand import OnDemand
 from lit_merge.bank.task_bank import TaskBank
 
@@ -102,14 +103,18 @@ class Merging:
         self._replay: Any = None
 
     def __call__(
-        self, bank: TaskBank, coefficients: Float[Tensor, "rows L"], logits: Mapping[str, Tensor] | None
+        self,
+        bank: TaskBank,
+        coefficients: Float[Tensor, "rows L"],
+        logits: Mapping[str, Tensor] | None = None,
+        learnt: Mapping[str, Tensor] = NOTHING,
     ) -> dict[str, Tensor]:
-        """Canonical name → merged weight, differentiable in `coefficients` and `logits`."""
+        """Canonical name → merged weight, differentiable in `coefficients`, `logits` and `learnt`."""
         if not torch.is_grad_enabled() or not self._repeats(bank, coefficients):
-            return bank.merge(coefficients, self.dtype, logits, "canonical")
+            return bank.merge(coefficients, self.dtype, logits, "canonical", learnt)
         if self._replay is None:
-            self._replay = self._capture(bank, coefficients, logits)
-        found: dict[str, Tensor] = self._replay(coefficients, logits or {})
+            self._replay = self._capture(bank, coefficients, logits or {}, learnt)
+        found: dict[str, Tensor] = self._replay(coefficients, logits or {}, dict(learnt))
         return found
 
     def _repeats(self, bank: TaskBank, coefficients: Tensor) -> bool:
@@ -117,7 +122,7 @@ class Merging:
         device = coefficients.device
         if device.type != "cuda":
             return False
-        tensors = [value for name, value in bank.tensors().items() if name != "coefficients"]
+        tensors = [value for name, value in bank.tensors().items() if name != "coefficients" and not is_learnt(name)]
         if any(value.device != device for value in tensors):
             return False
         known = [(value.data_ptr(), value.shape) for value in tensors]
@@ -128,16 +133,18 @@ class Merging:
         nbytes = sum(value.numel() for value in bank.origin.values()) * self.dtype.itemsize
         return self._replay is not None or fits(COPIES * nbytes, device)
 
-    def _capture(self, bank: TaskBank, coefficients: Tensor, logits: Mapping[str, Tensor] | None) -> Any:
-        def merge(coefficients: Tensor, logits: dict[str, Tensor]) -> dict[str, Tensor]:
-            return bank.merge(coefficients, self.dtype, logits, "canonical")
+    def _capture(
+        self, bank: TaskBank, coefficients: Tensor, logits: Mapping[str, Tensor], learnt: Mapping[str, Tensor]
+    ) -> Any:
+        def merge(coefficients: Tensor, logits: dict[str, Tensor], learnt: dict[str, Tensor]) -> dict[str, Tensor]:
+            return bank.merge(coefficients, self.dtype, logits, "canonical", learnt)
 
-        likes = {name: _like(value) for name, value in (logits or {}).items()}
+        likes = [{name: _like(value) for name, value in one.items()} for one in (logits, learnt)]
         with warnings.catch_warnings():
             # Of the runs that warm torch up, on a stream of their own.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
             # Its type hints know tensors only; it takes what pytrees are made of.
-            samples: Any = (_like(coefficients), likes)
+            samples: Any = (_like(coefficients), *likes)
             return torch.cuda.make_graphed_callables(merge, samples, allow_unused_input=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_merge.bank.learnt import is_learnt, shape_of
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, replacing, write_stream
 from lit_merge.checkpoints.checkpoint import DTYPES
 from lit_merge.checkpoints.families import FAMILIES
@@ -16,7 +17,8 @@ from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.safetensors_writer import is_finite
 from lit_merge.errors import MergeError
 
-FORMAT_VERSION = 1
+# 2 is written where there is more than version 1 holds, which earlier programs then refuse.
+FORMAT_VERSION = 2
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
 DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
@@ -67,7 +69,7 @@ def write_bank_folder(
     with replacing(path, overwrite) as folder:
         folder.mkdir()
         write_stream(folder / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
-        text = json.dumps({"format_version": FORMAT_VERSION} | dict(about), indent=1)
+        text = json.dumps({"format_version": 2 if "learnt" in about else 1} | dict(about), indent=1)
         (folder / "bank.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -76,7 +78,7 @@ def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
     folder = resolve(path)
     about = _read_about(folder / "bank.json")
     file = BankFile(folder / "bank.safetensors")
-    expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients"}
+    expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients", *about["learnt"]}
     for name in about["layers"]:
         expected |= {f"U/{name}", f"S/{name}", f"V/{name}"} if f"U/{name}" in file.shapes else {f"delta/{name}"}
     if expected != set(file.shapes):
@@ -85,6 +87,12 @@ def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
     rows = _rows(about, file)
     for name in about["layers"]:
         _check_delta(file, name, rows)
+    for key in about["learnt"]:
+        wanted = shape_of(key, file.shapes)
+        if wanted != file.shapes[key] or not file.dtypes[key].is_floating_point:
+            wanted_here = "no such tensor here" if wanted is None else f"floating point of {list(wanted)}"
+            found = f"{file.dtypes[key]} of shape {list(file.shapes[key])}"
+            raise MergeError(f"{file.path}: {key} is {found}, expected {wanted_here}", weight=key.partition("/")[2])
     for name, dtype in about["dtypes"].items():
         kind = file.dtypes[f"origin/{name}"]
         if dtype.is_floating_point != kind.is_floating_point:
@@ -161,10 +169,12 @@ def _read_about(path: Path) -> dict[str, Any]:
     for name, dtype in about["dtypes"].items():
         if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
             raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
-    for field, empty in {"ranks": {}, "nbytes": 0}.items():
+    for field, empty in {"ranks": {}, "nbytes": 0, "learnt": []}.items():
         # Banks of the first days lack some of them.
         if not isinstance(about.setdefault(field, empty), type(empty)):
             raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
+    if not all(isinstance(key, str) and is_learnt(key) for key in about["learnt"]):
+        raise MergeError(f"{path} is damaged: learnt is {about['learnt']!r}")
     about["dtypes"] = {name: DTYPES_BY_NAME[dtype] for name, dtype in about["dtypes"].items()}
     about["naming"] = _read_naming(about, path)
     return about

@@ -1,12 +1,13 @@
 """Deltas: low-rank matrices of several tasks, their ranks, and their sum with the origin."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from lit_merge.bank.learnt import NOTHING, corrected
 from lit_merge.bank.linalg import numerical_rank, truncated_svd
 from lit_merge.bank.weighted_sums import dense_sum, low_rank_sum
 from lit_merge.errors import MergeError
@@ -48,7 +49,9 @@ def check_energy(share: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """T matrices U·diag(S)·Vᵀ of m × n, singular values sorted from the largest: cutting the rank is slicing."""
+    """T matrices U·diag(S)·Vᵀ of m × n, singular values sorted from the largest: cutting the rank is slicing.
+
+    (In a bank that was cut by what its directions contribute, the contributions are sorted.)"""
 
     U: Float[Tensor, "T m r"]
     S: Float[Tensor, "T r"]
@@ -118,18 +121,21 @@ class LowRank:
         """Only the chosen directions of every matrix, still sorted; where tasks keep different numbers, the shorter
         ones end with singular values of 0."""
         kept = kept.to(self.S.device)
-        order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(1, int(kept.sum(-1).max()))]
-        s = (self.S * kept).gather(-1, order)
+        return replace(self, S=self.S * kept).take(chosen_first(kept))
+
+    def take(self, order: Int[Tensor, "T k"]) -> "LowRank":
+        """The directions at these positions of every matrix."""
         u, v = (f.gather(-1, order[:, None].expand(-1, f.shape[1], -1)) for f in (self.U, self.V))
-        return LowRank(u, s, v)
+        return LowRank(u, self.S.gather(-1, order), v)
 
     def weighted_sum(
         self,
         origin: Float[Tensor, "m n"],
-        coefficients: Float[Tensor, " T"],
+        coefficients: Float[Tensor, " T"] | Float[Tensor, "T r"],
         logits: Float[Tensor, "T r"] | None = None,
     ) -> Float[Tensor, "m n"]:
-        """origin + Σ_t coefficients[t] · U_t·diag(S_t)·V_tᵀ, differentiable in `coefficients`.
+        """origin + Σ_t coefficients[t] · U_t·diag(S_t)·V_tᵀ, differentiable in `coefficients` and `origin`; or a
+        coefficient for every direction, U_t·diag(coefficients[t]·S_t)·V_tᵀ.
 
         One matrix product over the ranks of all tasks together. The backward reads
         ∂L/∂λ_t = Σ_r s_r·u_rᵀ G v_r off the factors and saves nothing but them.
@@ -139,6 +145,11 @@ class LowRank:
         directions alike.
         """
         return low_rank_sum(coefficients, origin, self.U, self.S, self.V, logits)
+
+
+def chosen_first(kept: Bool[Tensor, "T r"]) -> Int[Tensor, "T k"]:
+    """Positions of the chosen directions in their order, and of others where a task has fewer than another."""
+    return (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(1, int(kept.sum(-1).max()))]
 
 
 # Low-rank, or dense (T, …).
@@ -172,14 +183,24 @@ def combine(
     coefficients: Float[Tensor, " rows"] | None,
     dtype: torch.dtype,
     logits: Tensor | None = None,
+    learnt: Mapping[str, Tensor] = NOTHING,
 ) -> Shaped[Tensor, "..."]:
-    """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta."""
-    if delta is not None and coefficients is not None and origin.is_floating_point():
+    """origin + Σ_t coefficients[t] · Δ[t] of one weight, in `dtype`; the origin alone where there is no delta.
+
+    `learnt` is what adaptation learnt of this weight, by its kind: see `bank/learnt.py`.
+    """
+    if not origin.is_floating_point():
+        return origin
+    if learnt:
+        origin = corrected(origin.to(torch.promote_types(origin.dtype, torch.float32)), learnt)
+    if delta is not None and coefficients is not None:
         # Sums of small differences on large weights: never in half precision, and as precise as the coefficients.
         origin = origin.to(torch.promote_types(coefficients.dtype, torch.promote_types(origin.dtype, torch.float32)))
         if isinstance(delta, LowRank):
             logits = None if logits is None else logits[..., : delta.rank]
+            if "directions" in learnt:
+                coefficients = learnt["directions"][..., : delta.rank]
             origin = delta.weighted_sum(origin, coefficients, logits)
         else:
             origin = dense_sum(coefficients, origin, delta)
-    return origin.to(dtype) if origin.is_floating_point() else origin
+    return origin.to(dtype)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.bank.files import BankFile, open_bank_folder, write_bank_folder
-from lit_merge.bank.low_rank import Delta, LowRank, combine, ranks_at, tensors_of
+from lit_merge.bank.learnt import CORRECTION, DIRECTIONS, of_weight, without
+from lit_merge.bank.learnt import cut as cut_learnt
+from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks_at, tensors_of
 from lit_merge.bank.named_tensors import digest, named_tensors, origin_and_deltas
 from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
@@ -21,7 +23,8 @@ Coefficient = float | Float[Tensor, "..."]
 
 @dataclass(frozen=True, eq=False)
 class TaskBank:
-    """W_l = origin_l + Σ_t coefficients[t, l] · Δ[t, l].
+    """W_l = origin_l + Σ_t coefficients[t, l] · Δ[t, l], and what adaptation may have learnt in addition: coefficients
+    of single directions, U·diag(λ[t, l]·S)·Vᵀ, and a correction of the origin, one for all tasks.
 
     Attributes:
         tasks: names of the T tasks.
@@ -33,6 +36,7 @@ class TaskBank:
         method: the method's class and hyper-parameters, for people and for files.
         naming: how the experts' files name their weights, which `merge` and `expert` answer in. Inside, the weights of
             a CLIP go by canonical names (`Naming`), those of other models by their own.
+        learnt: the coefficients of directions and the correction, by the names in `bank/learnt.py`; empty by default.
     """
 
     tasks: tuple[str, ...]
@@ -42,6 +46,7 @@ class TaskBank:
     dtypes: dict[str, torch.dtype]
     method: dict[str, object]
     naming: Naming = PLAIN
+    learnt: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -55,8 +60,20 @@ class TaskBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of origin, deltas and coefficients."""
-        return sum(v.nbytes for v in (*self.origin.values(), *self.deltas.values(), self.coefficients))
+        """Bytes of origin, deltas, coefficients, and of what else was learnt."""
+        parts = (*self.origin.values(), *self.deltas.values(), self.coefficients, *self.learnt.values())
+        return sum(v.nbytes for v in parts)
+
+    @property
+    def directions(self) -> dict[str, Float[Tensor, "rows r"]]:
+        """Weight → λ of every direction, where directions have coefficients of their own."""
+        kept = without(self.learnt, CORRECTION)
+        return {key.partition("/")[2]: value for key, value in kept.items()}
+
+    @property
+    def correction(self) -> dict[str, Tensor]:
+        """The shared correction of the origin, by the names in `bank/learnt.py`."""
+        return without(self.learnt, [DIRECTIONS])
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -69,25 +86,33 @@ class TaskBank:
         dtype: torch.dtype | None = None,
         logits: Mapping[str, Tensor] | None = None,
         naming: str | None = None,
+        learnt: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The merged weights, differentiable in `coefficients` and `logits`, where the coefficients lie.
+        """The merged weights, differentiable in `coefficients`, `logits` and `learnt`, where the coefficients lie.
 
         Args:
-            coefficients: a number, or a tensor that broadcasts to (T, L); None takes the bank's own.
+            coefficients: a number, or a tensor that broadcasts to (T, L), for every direction of a weight alike; None
+                takes the bank's own, and those of directions.
             dtype: of the floating-point results; None takes the experts'.
             logits: name → (T or 1, at least r) for low-rank deltas of which only the directions with a logit above 0
                 are used (AdaRank).
             naming: `open_clip`, `openai`, `hugging_face`, or `canonical`, the names inside a bank, by which networks
                 take weights; None takes the names in the experts' files.
+            learnt: in place of the bank's own, by the names in `bank/learnt.py`.
 
         Raises:
             MergeError: coefficients of another shape; no such naming, or one that does not have these weights.
         """
+        if learnt is None:
+            learnt = self.learnt if coefficients is None else self.correction
         names = self.naming_of(naming)
         values = self._coefficients(self.coefficients if coefficients is None else coefficients)
         columns = {name: values[:, i] for i, name in enumerate(self.deltas)}
         logits = logits or {}
-        merged = {name: self._weight(name, columns.get(name), dtype, logits.get(name)) for name in self.origin}
+        merged = {
+            name: self._weight(name, columns.get(name), dtype, logits.get(name), of_weight(learnt, name))
+            for name in self.origin
+        }
         # Those without deltas too lie where the coefficients lie.
         return rename({name: value.to(values.device, non_blocking=True) for name, value in merged.items()}, names)
 
@@ -102,10 +127,11 @@ class TaskBank:
     def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One merged weight, of a name inside the bank, at the bank's coefficients."""
         column = self.coefficients[:, self.layers.index(name)] if name in self.deltas else None
-        return self._weight(name, column, dtype)
+        return self._weight(name, column, dtype, None, of_weight(self.learnt, name))
 
     def expert(self, task: str, dtype: torch.dtype | None = None, naming: str | None = None) -> dict[str, Tensor]:
-        """origin + Δ of this task alone, with coefficient 1 (task indexing); see `merge` for `naming`.
+        """origin + Δ of this task alone, with coefficient 1 (task indexing): the expert, whatever adaptation has
+        learnt; see `merge` for `naming`.
 
         Raises:
             MergeError: no such task; one delta is shared by all tasks; a naming that `merge` refuses.
@@ -113,7 +139,8 @@ class TaskBank:
         return self.only(task).merge(dtype=dtype, naming=naming)
 
     def only(self, task: str) -> "TaskBank":
-        """This bank with coefficient 1 for this task and 0 for the others: its merge is `expert(task)`.
+        """This bank with coefficient 1 for this task, 0 for the others, and nothing that adaptation learnt: its merge is
+        `expert(task)`.
 
         Raises:
             MergeError: no such task, or one delta is shared by all tasks.
@@ -125,20 +152,43 @@ class TaskBank:
             raise MergeError(f"{name} has one delta for all tasks, and none for {task} alone", task=task)
         only = torch.zeros(len(self.tasks), len(self.deltas), device=self.coefficients.device)
         only[self.tasks.index(task)] = 1
-        return replace(self, coefficients=only)
+        return replace(self, coefficients=only, learnt={})
 
     def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
-        """This bank with fewer directions; factors are views.
+        """This bank with fewer directions; factors are views. Where directions have coefficients of their own, those
+        stay that contribute most to the merge, |λ|·s.
 
         Args:
             rank_ratio: at most ⌊rank_ratio·min(m, n)⌋ directions of every matrix.
             energy: as many directions of every matrix as keep this share of the squared singular values that the bank
-                has of it, over all tasks: few where the spectrum is steep, many where it is flat.
+                has of it (of their contributions), over all tasks: few where the spectrum is steep, many where it is
+                flat.
 
         Raises:
             MergeError: a share outside (0, 1].
         """
-        return self.cut(ranks_at(self.deltas, rank_ratio, energy))
+        bank, weighed = self, self.deltas
+        if directions := self.directions:
+            bank = self._by_contribution()
+            weighed = dict(bank.deltas)
+            for name, values in bank.directions.items():
+                weighed[name] = replace(bank.low_rank(name), S=bank.low_rank(name).S * values.abs())
+        ranks = ranks_at(weighed, rank_ratio, energy)
+        return (bank if directions and ranks != self.ranks else self).cut(ranks)
+
+    def low_rank(self, name: str) -> LowRank:
+        """The delta of a weight that has directions."""
+        delta = self.deltas[name]
+        assert isinstance(delta, LowRank)
+        return delta
+
+    def _by_contribution(self) -> "TaskBank":
+        """This bank with the directions of every matrix sorted by |λ|·s."""
+        deltas, learnt = dict(self.deltas), dict(self.learnt)
+        for name, values in self.directions.items():
+            order = (self.low_rank(name).S * values.abs()).argsort(dim=-1, descending=True, stable=True)
+            deltas[name], learnt[f"{DIRECTIONS}/{name}"] = self.low_rank(name).take(order), values.gather(-1, order)
+        return replace(self, deltas=deltas, learnt=learnt)
 
     def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
         """This bank with at most so many directions of the matrices that are named; factors are views."""
@@ -147,35 +197,40 @@ class TaskBank:
             delta = self.deltas[name]
             return delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
 
-        return replace(self, deltas=mapping_like(self.deltas, cut, self.deltas))
+        return replace(self, deltas=mapping_like(self.deltas, cut, self.deltas), learnt=cut_learnt(self.learnt, ranks))
 
     def select(self, kept: Mapping[str, Tensor]) -> "TaskBank":
         """This bank with only the directions that (T or 1, r) booleans choose, for every name given."""
-        deltas = dict(self.deltas)
+        deltas, learnt = dict(self.deltas), dict(self.learnt)
         for name, chosen in kept.items():
             if isinstance(delta := deltas[name], LowRank):
                 deltas[name] = delta.select(chosen)
-        return replace(self, deltas=deltas)
+                if (key := f"{DIRECTIONS}/{name}") in learnt:
+                    learnt[key] = learnt[key].gather(-1, chosen_first(chosen))
+        return replace(self, deltas=deltas, learnt=learnt)
 
     def to(self, dtype: torch.dtype) -> "TaskBank":
         """This bank stored in another precision; singular values and coefficients stay as they are."""
         origin = {name: v.to(dtype) if v.is_floating_point() else v for name, v in self.origin.items()}
-        return replace(self, origin=origin, deltas={name: delta.to(dtype) for name, delta in self.deltas.items()})
+        deltas = {name: delta.to(dtype) for name, delta in self.deltas.items()}
+        learnt = dict(self.learnt) | {key: value.to(dtype) for key, value in self.correction.items()}
+        return replace(self, origin=origin, deltas=deltas, learnt=learnt)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of everything but the coefficients: two banks with equal ones are the same bank."""
+        """A digest of everything but what adaptation changes: two banks with equal ones are the same bank."""
         tensors = self.tensors()
         return digest((self.tasks, self.layers), tensors, tensors.__getitem__)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
-        return named_tensors(self.origin, self.deltas, self.coefficients)
+        return named_tensors(self.origin, self.deltas, self.coefficients, self.learnt)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
         """This bank around other tensors of the names of `tensors()`: moved, or read from a file."""
         origin, deltas = origin_and_deltas(tensors, self.origin, self.deltas)
-        return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"])
+        learnt = mapping_like(tuple(self.learnt), tensors.__getitem__, tensors)
+        return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"], learnt=learnt)
 
     def reading(self, read: Callable[[str], Tensor]) -> "TaskBank":
         """This bank with the values that `read` answers to names of `tensors()`, whenever they are asked for."""
@@ -204,7 +259,7 @@ class TaskBank:
             "nbytes": self.nbytes,
             "fingerprint": self.fingerprint if read is None else digest((self.tasks, self.layers), tensors, read),
             "naming": asdict(self.naming),
-        }
+        } | ({"learnt": list(self.learnt)} if self.learnt else {})
         write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
 
     @classmethod
@@ -226,7 +281,8 @@ class TaskBank:
         about, file = open_bank_folder(path)
         origin, deltas = origin_and_deltas(file.empty(), about["dtypes"], about["layers"])
         tasks, coefficients = tuple(about["tasks"]), file.read("coefficients")
-        return cls(tasks, origin, deltas, coefficients, about["dtypes"], about["method"], about["naming"]), file
+        learnt = {key: file.empty()[key] for key in about["learnt"]}
+        return cls(tasks, origin, deltas, coefficients, about["dtypes"], about["method"], about["naming"], learnt), file
 
     def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
         check_finite({"coefficients": values})
@@ -240,10 +296,16 @@ class TaskBank:
             ) from error
 
     def _weight(
-        self, name: str, coefficients: Tensor | None, dtype: torch.dtype | None, logits: Tensor | None = None
+        self,
+        name: str,
+        coefficients: Tensor | None,
+        dtype: torch.dtype | None,
+        logits: Tensor | None,
+        learnt: Mapping[str, Tensor],
     ) -> Tensor:
         delta = self.deltas.get(name)
-        sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype or self.dtypes[name], logits)
+        dtype = dtype or self.dtypes[name]
+        sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype, logits, learnt)
         if delta is None or not isinstance(self.deltas, OnDemand):
             return sum_up()
         with asked_again(lambda i: tensors_of(self.deltas[name])[i], tensors_of(delta)):

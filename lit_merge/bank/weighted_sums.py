@@ -19,7 +19,7 @@ TEMPERATURE = 10.0
 def dense_sum(
     coefficients: Float[Tensor, " T"], origin: Float[Tensor, "..."], deltas: Float[Tensor, "T ..."]
 ) -> Float[Tensor, "..."]:
-    """origin + Σ_t coefficients[t]·deltas[t] in the dtype of `origin`, differentiable in `coefficients` and `origin`."""
+    """origin + Σ_t coefficients[t]·deltas[t] in the dtype of `origin`, differentiable in both."""
     total: Tensor = _DenseSum.apply(coefficients, origin, deltas)
     return total
 

@@ -29,6 +29,8 @@ class Network(nn.Module, ABC):
     heads: Heads
     naming: Naming
     shapes: dict[str, tuple[int, ...]]
+    learnable: frozenset[str]
+    """Canonical names of the weights that are parameters; the rest are buffers, as running means."""
 
     @abstractmethod
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -148,6 +150,8 @@ class Network(nn.Module, ABC):
         kept = encoder.state_dict(keep_vars=True)
         view = canonical(StateDict(kept, "the network"))
         self.naming, self.shapes = view.naming, view.shapes
+        own = rename({name: name for name in view.shapes}, view.naming)
+        self.learnable = frozenset(own[name] for name, value in kept.items() if isinstance(value, nn.Parameter))
         for module in encoder.modules():
             for name, value in module._parameters.items():
                 if value is not None:
