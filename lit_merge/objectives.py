@@ -37,9 +37,15 @@ def confident_entropy(logits: Float[Tensor, "B C"], threshold: float) -> Float[T
     return (weights * each).mean()
 
 
-def divergence(logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
-    """Mean KL divergence of the predictions from the expert's, in nats."""
-    return F.kl_div(logits.log_softmax(-1), expert.log_softmax(-1), reduction="batchmean", log_target=True)
+def divergence(
+    logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """Mean KL divergence of the predictions from the expert's, in nats, of softmax(logits / temperature).
+
+    Times temperature², so that gradients are of one size whatever the temperature (arXiv 1503.02531).
+    """
+    ours, theirs = ((z / temperature).log_softmax(-1) for z in (logits, expert))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 class Objective(Finite, ABC):
@@ -112,14 +118,27 @@ class ConfidentEntropy(Objective):
 
 @dataclass(frozen=True)
 class ExpertAgreement(Objective):
-    """Divergence from what the task's own expert predicts on the same unlabelled inputs.
+    """Kullback-Leibler divergence of the predictions from those of the task's own expert on the same unlabelled inputs.
 
     The experts are those of the configuration; without them, what the bank itself holds of every task (its origin and
-    the task's delta). One more forward of each task's batch a step.
+    the task's delta). Where every input comes up again, the experts are asked once, before the first step; otherwise
+    there is one more forward of each task's batch a step.
+
+    Args:
+        temperature: by which both logits are divided: above 1, classes that are not predicted count for more.
+
+    Raises:
+        MergeError: a temperature that is not above 0.
     """
 
-    asks_experts = True
+    temperature: float = 1.0
+    asks_experts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise MergeError(f"ExpertAgreement: temperature={self.temperature}: expected a number above 0")
 
     def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
         assert expert is not None
-        return divergence(logits, expert)
+        return divergence(logits, expert, self.temperature)

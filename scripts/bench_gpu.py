@@ -77,7 +77,7 @@ def measure(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
         weights = model.merged_weights()
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             done = adaptation_step(
-                network, weights, batch, model.objective, model.expert_weights, model.options.microbatch
+                network, weights, batch, model.objective, model.expert_logits, model.options.microbatch
             )
         done.loss.backward()
 

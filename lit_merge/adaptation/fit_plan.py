@@ -40,7 +40,7 @@ def fit_plan(
     """
     return {
         "bank": start.fingerprint,
-        "coefficients": digest([start.coefficients]),
+        "coefficients": digest([start.coefficients, *start.learnt.values()]),
         "heads": digest(list(model.network.heads.values())),
         "experts": None if experts is None else [experts.nbytes, experts.base is not None],
         **model.options.plan(),

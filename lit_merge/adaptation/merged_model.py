@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,15 +18,18 @@ from lit_merge.adaptation.sharpness import SharpnessAware
 from lit_merge.adaptation.stages import Stage, rates_at, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
+from lit_merge.adaptation.teachers import Teachers, comes_again
 from lit_merge.adaptation.trainer import check_precision
-from lit_merge.adaptation.training_checkpoint import seal
+from lit_merge.adaptation.training_checkpoint import digest, seal
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import LowRank, ranks_at
 from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
+from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
+from lit_merge.experts.moments import fingerprint
 from lit_merge.networks import Network, compute_dtype
 from lit_merge.networks.compiling import check_compiler
 from lit_merge.objectives import Objective
@@ -76,6 +80,9 @@ class MergedModel(ScoredModule):
         self._weights: dict[str, Tensor] | None = None
         self._merging = Merging(self.compute_dtype)
         self._random: dict[str, Any] | None = None
+        self.teachers: Teachers | None = None
+        self.teachers_file: Path | None = None
+        """Where a fit keeps what the experts predict of its inputs; set by a run."""
         # Checkpoints hold the coefficients only; the bank is a file of its own.
         self.strict_loading = False
 
@@ -110,6 +117,7 @@ class MergedModel(ScoredModule):
 
     def on_fit_end(self) -> None:
         self._merging.forget()
+        self.teachers = None
 
     def on_fit_start(self) -> None:
         self.check_learnable()
@@ -182,9 +190,19 @@ class MergedModel(ScoredModule):
         read, device, dtype = self.experts.checkpoints[task].read, self.device, self.compute_dtype
         return {name: read(name).to(device, dtype) for name in self.experts.shapes}
 
+    @torch.no_grad()
+    def expert_logits(self, task: str, inputs: Tensor) -> Tensor:
+        """Logits (B, C) of the task's expert."""
+        return self.network(self.expert_weights(task), {task: inputs})[task]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         weights = self.merged_weights()
-        how = self.objective, self.expert_weights, self.options.microbatch
+        known = {} if self.teachers is None else self.teachers.at(self.global_step)
+
+        def expert(task: str, inputs: Tensor) -> Tensor:
+            return known[task].to(inputs.device) if known else self.expert_logits(task, inputs)
+
+        how = self.objective, expert, self.options.microbatch
         step = adaptation_step(self.network, weights, batch, *how)
         self.log("loss", step.loss.detach(), prog_bar=True)
         self.log("coefficient", self.coefficients().mean(), prog_bar=True)
@@ -286,6 +304,13 @@ class MergedModel(ScoredModule):
         if self._random is not None:
             set_random_state(self._random, self.device)
             self._random = None
+        data = getattr(self.trainer, "datamodule", None)
+        if self.objective.asks_experts and isinstance(data, TaskData) and comes_again(data, self.trainer):
+            # Drawing nothing: a fit that finds them in a file goes on with the same numbers.
+            files = () if self.experts is None else self.experts.checkpoints.values()
+            asked = [fingerprint(one) for one in files] or [self._frame.fingerprint]
+            about = " ".join([*asked, digest(list(self.network.heads.values()))])
+            self.teachers = Teachers(data, self.expert_logits, self.device, about, self.teachers_file)
 
 
 def learnable_coefficients(bank: TaskBank, stages: Sequence[Stage], bounds: tuple[float, float] | None) -> Coefficients:

@@ -82,6 +82,7 @@ def run_fit(
         if own_log:
             # Every line at once: those of a killed process count.
             trainer.logger = CSVLogger(unfinished.folder, "log", str(unfinished.step or 0), flush_logs_every_n_steps=1)
+        model.teachers_file = unfinished.folder / "teachers.safetensors" if first else None
         log_into(trainer, output, folder, unfinished.folder)
         scores = dict(unfinished.scores or {})
         if unfinished.scores is None and data.has_test:

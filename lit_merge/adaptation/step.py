@@ -38,7 +38,7 @@ def adaptation_step(
     weights: Weights,
     batch: Mapping[str, Tensor],
     objective: Objective,
-    expert: Callable[[str], Weights],
+    expert: Callable[[str, Tensor], Tensor],
     microbatch: MicroBatch = "all",
 ) -> Step:
     """The objective of every task, averaged.
@@ -48,7 +48,7 @@ def adaptation_step(
         weights: name → merged weight.
         batch: task → unlabelled inputs.
         objective: of one task's logits.
-        expert: task → its expert's weights; asked only where the objective looks at them.
+        expert: task and its inputs → its expert's logits; asked only where the objective looks at them.
         microbatch: `all` runs one forward over all tasks; `task` runs forward and backward task by task, in the memory
             of one task's activations: the same gradient to rounding.
     """
@@ -60,10 +60,7 @@ def adaptation_step(
         return loss
 
     def ask(task: str) -> Tensor | None:
-        if not objective.asks_experts:
-            return None
-        with torch.no_grad():
-            return network(expert(task), {task: batch[task]})[task]
+        return expert(task, batch[task]) if objective.asks_experts else None
 
     if microbatch == "all":
         expected = {task: ask(task) for task in batch}

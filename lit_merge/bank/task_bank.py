@@ -139,8 +139,9 @@ class TaskBank:
         return self.only(task).merge(dtype=dtype, naming=naming)
 
     def only(self, task: str) -> "TaskBank":
-        """This bank with coefficient 1 for this task, 0 for the others, and nothing that adaptation learnt: its merge is
-        `expert(task)`.
+        """This bank with coefficient 1 for this task, 0 for the others, and nothing that adaptation learnt.
+
+        Its merge is `expert(task)`.
 
         Raises:
             MergeError: no such task, or one delta is shared by all tasks.

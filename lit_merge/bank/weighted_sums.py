@@ -68,7 +68,7 @@ class _DenseSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (deltas,) = ctx.saved_tensors
         flat = gradient.flatten()
         if _aligned(gradient.device):

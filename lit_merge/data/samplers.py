@@ -45,8 +45,12 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
         first = self.next if self.position is None else self.position()
         for step in range(first, first + len(self)):
             self.next = step + 1
-            start = (step * self.world_size + self.rank) * self.batch_size
-            yield {task: self._draw(task, start) for task in self.sizes}
+            yield self.at(step)
+
+    def at(self, step: int) -> dict[str, list[int]]:
+        """The batch of a step."""
+        start = (step * self.world_size + self.rank) * self.batch_size
+        return {task: self._draw(task, start) for task in self.sizes}
 
     def _draw(self, task: str, start: int) -> list[int]:
         size = self.sizes[task]

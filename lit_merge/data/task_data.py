@@ -110,7 +110,7 @@ class TaskData(ClassNames, DataModule):
         if self.inductive and self.has_test and self.on_leak != "ignore" and self._place()[0] == 0:
             self._report_leaks(self.leaks())
         sizes = {task: len(source) for task, source in sources.items()}
-        return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self._passes(sizes))
+        return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self.passes(sizes))
 
     def leaks(self, pixels: bool = False) -> list[Leak]:
         """Tasks with test images that are adapted on; see `find_leaks`."""
@@ -130,7 +130,8 @@ class TaskData(ClassNames, DataModule):
             return None
         return len(OnePassSampler({task: len(source) for task, source in self.unlabelled().items()}, self.batch_size))
 
-    def _passes(self, sizes: Mapping[str, int]) -> TaskBatchSampler:
+    def passes(self, sizes: Mapping[str, int]) -> TaskBatchSampler:
+        """Which of so many inputs of every task this process adapts on at every step, unless they are `online`."""
         rank, world_size = self._place()
         return TaskBatchSampler(sizes, self.batch_size, self.seed, rank, world_size, self._position())
 

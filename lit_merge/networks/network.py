@@ -150,8 +150,9 @@ class Network(nn.Module, ABC):
         kept = encoder.state_dict(keep_vars=True)
         view = canonical(StateDict(kept, "the network"))
         self.naming, self.shapes = view.naming, view.shapes
-        own = rename({name: name for name in view.shapes}, view.naming)
-        self.learnable = frozenset(own[name] for name, value in kept.items() if isinstance(value, nn.Parameter))
+        parameters = {name for name, value in kept.items() if isinstance(value, nn.Parameter)}
+        empty = {name: torch.empty(shape, device="meta") for name, shape in view.shapes.items()}
+        self.learnable = frozenset(n for n in empty if rename({n: empty[n]}, view.naming).keys() <= parameters)
         for module in encoder.modules():
             for name, value in module._parameters.items():
                 if value is not None:

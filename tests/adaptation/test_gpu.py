@@ -72,7 +72,7 @@ def test_bf16_is_near_float32(compile: bool, make_model: Make, tiny: Any) -> Non
         model = make_model(compile=compile and dtype is not None, stages=[Stage("layer")]).cuda()
         weights = model.merged_weights()
         with torch.autocast("cuda", dtype, enabled=dtype is not None):
-            step = adaptation_step(model.network, weights, batch, model.objective, model.expert_weights)
+            step = adaptation_step(model.network, weights, batch, model.objective, model.expert_logits)
         step.loss.backward()
         found.append(model.coefficients.offset.grad)
     assert (found[0] - found[1]).norm() <= 0.1 * found[0].norm()

@@ -26,7 +26,7 @@ def gradients(model: MergedModel, batch: dict[str, Tensor], precision: torch.dty
 
 
 def model_step(model: MergedModel, batch: dict[str, Tensor]) -> Tensor:
-    how = model.objective, model.expert_weights, model.options.microbatch
+    how = model.objective, model.expert_logits, model.options.microbatch
     return adaptation_step(model.network, model.merged_weights(), batch, *how).loss / 2  # two accumulated batches
 
 
@@ -57,7 +57,7 @@ def test_predictions_are_those_before_the_step(make_model: Make, tiny: Any) -> N
         with torch.no_grad():
             expected = {task: logits.argmax(-1) for task, logits in model(batch).items()}
         step = adaptation_step(
-            model.network, model.merged_weights(), batch, Entropy(), model.expert_weights, model.options.microbatch
+            model.network, model.merged_weights(), batch, Entropy(), model.expert_logits, model.options.microbatch
         )
         assert all(torch.equal(step.predictions[task], expected[task]) for task in tiny.tasks)
         torch.testing.assert_close(torch.stack(list(step.losses.values())).mean(), step.loss.detach())
@@ -122,7 +122,7 @@ def test_experts_are_those_that_were_merged(make_model: Make, tiny: Any) -> None
     for named in (experts, None):
         model = MergedModel(bank, network, ExpertAgreement(), experts=named)
         weights = model.merged_weights()
-        step = adaptation_step(network, weights, images, model.objective, model.expert_weights)
+        step = adaptation_step(network, weights, images, model.objective, model.expert_logits)
         expected[named] = step.losses
     with torch.no_grad():
         logits = model(images)
