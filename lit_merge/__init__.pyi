@@ -11,6 +11,7 @@ from .adaptation.callbacks import (
     ResumePoint,
 )
 from .adaptation.coefficients import Coefficients
+from .adaptation.correction import Correction
 from .adaptation.merged_model import MergedModel
 from .adaptation.rank_masks import AdaRank
 from .adaptation.stages import Stage
@@ -69,6 +70,7 @@ __all__ = [
     "CollapseGuard",
     "CompressionExport",
     "ConsensusTA",
+    "Correction",
     "Decompositions",
     "Experts",
     "HubImages",

@@ -49,3 +49,25 @@ def test_bounds_clamp_and_stop_the_gradient_outside() -> None:
 def test_mistakes() -> None:
     with pytest.raises(MergeError, match="lower"):
         Coefficients(START, LAYERS, "tied", (1.0, 0.0))
+
+
+def test_directions() -> None:
+    directions = {LAYERS[1]: torch.arange(6.0).view(2, 3)}
+    coefficients = Coefficients(START, LAYERS, "layer", directions=directions)
+    expected = START.clone()
+    expected[:, 1] = directions[LAYERS[1]].mean(1)
+    torch.testing.assert_close(coefficients(), expected)
+    groups = {"tied": 1, "task": 2, "block": 6, "layer": 10, "direction": 14}
+    for granularity, free in groups.items():
+        coefficients.set_granularity(granularity, relative=granularity == "direction")  # type: ignore[arg-type]
+        assert len(coefficients.group.unique()) == free
+        torch.testing.assert_close(coefficients.by_direction(coefficients.values())[LAYERS[1]], directions[LAYERS[1]])
+    # In units of the mean of all coefficients.
+    with torch.no_grad():
+        coefficients.offset[: coefficients.offset.numel()] = 1.0
+    mean = torch.cat([START[:, :1], directions[LAYERS[1]], START[:, 2:]], dim=1).abs().mean()
+    torch.testing.assert_close(
+        coefficients.by_direction(coefficients.values())[LAYERS[1]], directions[LAYERS[1]] + mean
+    )
+    with pytest.raises(MergeError, match="no low-rank deltas"):
+        Coefficients(START, LAYERS, "direction")

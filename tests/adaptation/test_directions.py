@@ -1,0 +1,194 @@
+"""Fits of coefficients of directions and of a shared correction."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file, save_file
+
+from lit_merge import (
+    CART,
+    AdaRank,
+    Correction,
+    Experts,
+    MergedModel,
+    MergeError,
+    RankSchedule,
+    Stage,
+    TaskArithmetic,
+    TaskBank,
+    build_bank,
+)
+from lit_merge.adaptation.stages import rates_at
+from lit_merge.adaptation.trainer import Trainer
+from lit_merge.objectives import ExpertAgreement, divergence
+
+Make = Callable[..., MergedModel]
+MakeTrainer = Callable[..., Trainer]
+STAGES = (Stage("tied", 3, 0.05), Stage("direction", 5, 0.05, relative=True, decay="cosine"))
+WHOLE: dict[str, Any] = {"stages": STAGES, "correction": Correction(2, 0.01), "objective": ExpertAgreement()}
+
+
+def fit(model: MergedModel, make_trainer: MakeTrainer, data: Any, **options: Any) -> MergedModel:
+    make_trainer(**{"max_steps": model.total_steps} | options).fit(model, datamodule=data)
+    return model
+
+
+def test_the_bank_merges_to_what_the_module_has_learnt(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    model = fit(make_model(**WHOLE), make_trainer, tiny.data())
+    bank = model.to_bank()
+    values = torch.cat([value.flatten() for value in bank.directions.values()])
+    assert values.std() > 0.01
+    assert {key.partition("/")[0] for key in bank.correction} == {"A", "B", "correction"}
+    assert any(bank.correction[key].any() for key in bank.correction if key.startswith("A/"))
+    with torch.no_grad():
+        learnt = model.merged_weights()
+    bank.save(tmp_path / "bank")
+    loaded = TaskBank.load(tmp_path / "bank")
+    for one in (bank, loaded):
+        for name, value in one.merge(naming="canonical").items():
+            assert torch.equal(value, learnt[name])
+    # A coefficient of a weight is the mean of those of its directions.
+    for i, name in enumerate(bank.layers):
+        if name in bank.directions:
+            torch.testing.assert_close(bank.coefficients[:, i], bank.directions[name].mean(1))
+    # Another fit goes on from there.
+    again = MergedModel(loaded, tiny.encoder(), stages=[Stage("direction", 2)], correction=Correction(2))
+    with torch.no_grad():
+        for name, value in again.merged_weights().items():
+            assert torch.equal(value, learnt[name])
+    # One that does not learn the correction keeps it.
+    layers = MergedModel(loaded, tiny.encoder(), stages=[Stage("layer", 2)])
+    with torch.no_grad():
+        for name, value in layers.merged_weights().items():
+            torch.testing.assert_close(value, learnt[name])
+    assert layers.to_bank().correction.keys() == bank.correction.keys()
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_resumed_fit_ends_at_the_same_bits(
+    stop: int, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    options = WHOLE | {"ranks": AdaRank(0.25, 0.01)}
+    whole = fit(make_model(**options), make_trainer, tiny.data())
+    trainer = make_trainer(max_steps=stop)
+    trainer.fit(make_model(**options), datamodule=tiny.data())
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    model = make_model(**options)
+    go_on = {"datamodule": tiny.data(), "ckpt_path": tmp_path / "stopped.ckpt", "weights_only": True}
+    make_trainer(max_steps=8).fit(model, **go_on)
+    for name, value in whole.learnt_state().items():
+        assert torch.equal(value, model.learnt_state()[name]), name
+    other = make_model(stages=STAGES, ranks=AdaRank(0.25, 0.01))
+    with pytest.raises(MergeError, match="another correction"):
+        make_trainer(max_steps=8).fit(other, **go_on)
+    other = make_model(**options | {"stages": [Stage("layer", 8)]})
+    with pytest.raises(MergeError, match=r"other stages: coefficients\."):
+        make_trainer(max_steps=8).fit(other, **go_on)
+
+
+def test_a_direction_that_sleeps_keeps_its_coefficient(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+            values = pl_module.coefficients.by_direction(pl_module.coefficients.values().detach())
+            seen.append({name: value.clone() for name, value in values.items()})
+
+    model = make_model(stages=[Stage("direction", 9, 0.05)])
+    fit(model, make_trainer, tiny.data(), callbacks=[RankSchedule({0: 0.5, 3: 0.1, 6: 0.5}), Watch()])
+    whole, cut = model.bank.ranks, build_bank(tiny.experts, method=CART(0.1)).ranks
+    name = max(whole, key=lambda one: whole[one] - cut[one])
+    before, asleep, after = (seen[step][name][:, cut[name] :] for step in (2, 5, 8))
+    assert torch.equal(before, asleep)
+    assert (after != asleep).all()
+    assert (seen[2][name] != seen[5][name])[:, : cut[name]].all()
+
+
+def test_rates_of_stages() -> None:
+    assert rates_at(STAGES, 0, [0.01]) == [0.05, 0.0]
+    assert rates_at(STAGES, 3, [0.01]) == [0.05, 0.01]
+    middle = (Stage("layer", 4, 0.2, decay="cosine"),)
+    assert rates_at(middle, 2, []) == [pytest.approx(0.1)]
+    assert rates_at(middle, 9, []) == [pytest.approx(0.0)]
+
+
+def test_experts_are_asked_once_where_inputs_come_again(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    experts, network = Experts(tiny.experts, tiny.base), tiny.encoder()
+    bank = build_bank(experts, method=CART(0.5))
+    data = tiny.data()
+    steps = -(-max(map(len, data.unlabelled().values())) // data.batch_size)
+    asked: list[int] = []
+
+    class Counting(MergedModel):
+        def expert_logits(self, task: str, inputs: torch.Tensor) -> torch.Tensor:
+            asked.append(len(inputs))
+            return super().expert_logits(task, inputs)
+
+    def make() -> MergedModel:
+        model = Counting(bank, network, ExpertAgreement(2.0), [Stage("layer", steps, 0.01)], experts=experts)
+        model.teachers_file = tmp_path / "teachers.safetensors"
+        return model
+
+    first = fit(make(), make_trainer, data)
+    assert sum(asked) == sum(map(len, data.unlabelled().values()))
+    pool = data.unlabelled()
+    for task, logits in load_file(tmp_path / "teachers.safetensors").items():
+        own = {name: experts.checkpoints[task].read(name) for name in experts.shapes}
+        with torch.no_grad():
+            wanted = network(own, {task: pool[task].read(range(len(pool[task])))})[task]
+        torch.testing.assert_close(logits, wanted)
+    asked.clear()
+    again = fit(make(), make_trainer, tiny.data())
+    assert not asked
+    assert torch.equal(first.coefficients(), again.coefficients())
+    # Too few steps for every input to come up: as inputs come.
+    fit(make(), make_trainer, tiny.data(), max_steps=1)
+    assert asked == [data.batch_size] * len(tiny.tasks)
+    logits = load_file(tmp_path / "teachers.safetensors")
+    save_file(logits, tmp_path / "teachers.safetensors", {"fingerprint": "of others"})
+    with pytest.raises(MergeError, match="other experts"):
+        fit(make(), make_trainer, tiny.data())
+
+
+def test_temperature() -> None:
+    g = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(5, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    p, q = ((z / 3).softmax(-1) for z in (theirs, ours))
+    expected = 9 * (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(divergence(ours, theirs, 3.0), expected)
+    torch.testing.assert_close(ExpertAgreement(3.0)(ours, theirs), expected)
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(MergeError, match="temperature"):
+            ExpertAgreement(wrong)
+
+
+def test_every_weight_can_be_learnt(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    model = fit(make_model(stages=[Stage("layer", 2)], correction=Correction(None, 0.01)), make_trainer, tiny.data())
+    bank = model.to_bank()
+    assert bank.correction.keys() == {f"correction/{name}" for name in bank.origin}
+    for key, value in bank.correction.items():
+        assert value.shape == bank.origin[key.partition("/")[2]].shape
+        assert 0 < value.abs().max() <= 0.021  # two steps of Adam
+
+
+def test_bad_input(make_model: Make, tiny: Any) -> None:
+    with pytest.raises(MergeError, match="TaskArithmetic has no low-rank deltas, and so no directions"):
+        make_model(TaskArithmetic(0.3), stages=[Stage("direction")])
+    for rank in (0, -1):
+        with pytest.raises(MergeError, match=f"rank={rank}: expected at least 1"):
+            Correction(rank)
+    with pytest.raises(MergeError, match="lr=0"):
+        Correction(4, 0.0)
+    with pytest.raises(MergeError, match="rank=1000: expected less than"):
+        make_model(correction=Correction(1000))
+    bank = make_model(correction=Correction(2)).to_bank()
+    with pytest.raises(MergeError, match="is of another rank"):
+        MergedModel(bank, tiny.encoder(), correction=Correction(3))
+    assert replace(bank, learnt={}).fingerprint == bank.fingerprint
