@@ -23,6 +23,7 @@ from .choose.sample import Probe
 from .choose.scale import choose_scaling
 from .choose.write import merge_files
 from .data import HubImages, ImageFolders, Suite, TextFiles, VisionTasks
+from .data.augmentation import ImageAugmentation, WordDropout
 from .errors import MergeError, MergeWarning
 from .experts.decompositions import Decompositions
 from .experts.experts import Experts
@@ -76,6 +77,7 @@ __all__ = [
     "HubImages",
     "HuggingFaceImageEncoder",
     "HuggingFaceTextEncoder",
+    "ImageAugmentation",
     "ImageFolders",
     "IsoC",
     "IsoCTS",
@@ -102,6 +104,7 @@ __all__ = [
     "Transform",
     "VisionTasks",
     "WeightAveraging",
+    "WordDropout",
     "ZeroShotHeads",
     "adapt",
     "analyze",

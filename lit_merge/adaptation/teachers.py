@@ -20,7 +20,7 @@ BATCH = 256
 
 def comes_again(data: TaskData, trainer: Any) -> bool:
     """Whether every input to adapt on is drawn at least once on average, and is the same each time."""
-    if data.online or data.mixed or trainer.accumulate_grad_batches != 1:
+    if data.online or data.mixed or data.augment is not None or trainer.accumulate_grad_batches != 1:
         return False
     drawn = trainer.max_steps * data.batch_size * trainer.world_size
     return all(len(source) <= drawn for source in data.unlabelled().values())

@@ -1,13 +1,21 @@
 """Which images of every task are in the batch of a step."""
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch.utils.data import Sampler
 
 
-class TaskBatchSampler(Sampler[dict[str, list[int]]]):
+class Draws(list[int]):
+    """Which inputs of a task are in a batch, and how many of the task were drawn before."""
+
+    def __init__(self, indices: Iterable[int], first: int) -> None:
+        super().__init__(indices)
+        self.first = first
+
+
+class TaskBatchSampler(Sampler[dict[str, Draws]]):
     """One batch of every task per step. An epoch is one pass over the largest task.
 
     Every task is an endless sequence of permutations of its images, seeded by (seed, task, pass). A step's batch is a
@@ -41,16 +49,16 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
     def __len__(self) -> int:
         return -(-max(self.sizes.values()) // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+    def __iter__(self) -> Iterator[dict[str, Draws]]:
         first = self.next if self.position is None else self.position()
         for step in range(first, first + len(self)):
             self.next = step + 1
             yield self.at(step)
 
-    def at(self, step: int) -> dict[str, list[int]]:
+    def at(self, step: int) -> dict[str, Draws]:
         """The batch of a step."""
         start = (step * self.world_size + self.rank) * self.batch_size
-        return {task: self._draw(task, start) for task in self.sizes}
+        return {task: Draws(self._draw(task, start), start) for task in self.sizes}
 
     def _draw(self, task: str, start: int) -> list[int]:
         size = self.sizes[task]
@@ -63,7 +71,7 @@ class TaskBatchSampler(Sampler[dict[str, list[int]]]):
         return drawn
 
 
-class OnePassSampler(Sampler[dict[str, list[int]]]):
+class OnePassSampler(Sampler[dict[str, Draws]]):
     """Every image once, in order, one batch of every task per step; a task that is used up is left out of later ones.
 
     Args:
@@ -80,8 +88,8 @@ class OnePassSampler(Sampler[dict[str, list[int]]]):
     def __len__(self) -> int:
         return -(-max(self.sizes.values()) // self.batch_size)
 
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+    def __iter__(self) -> Iterator[dict[str, Draws]]:
         for step in range(self.position() if self.position else 0, len(self)):
             start = step * self.batch_size
             ends = {task: min(start + self.batch_size, size) for task, size in self.sizes.items() if start < size}
-            yield {task: list(range(start, end)) for task, end in ends.items()}
+            yield {task: Draws(range(start, end), start) for task, end in ends.items()}

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from lit_merge.data.samplers import Draws
 
 
 class ImageSource(ABC):
@@ -128,13 +130,23 @@ class Answers:
 
 
 class UnlabelledImages(Dataset[dict[str, Tensor]]):
-    """{task: images} without labels. An index is what `TaskBatchSampler` yields."""
+    """{task: images} without labels. An index is what `TaskBatchSampler` yields.
 
-    def __init__(self, sources: Mapping[str, ImageSource]) -> None:
-        self.sources = dict(sources)
+    Args:
+        sources: task → its images.
+        augment: what changes a batch, from the images, the task, and how many of it were drawn before.
+    """
 
-    def __getitem__(self, indices: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        return {task: self.sources[task].read(chosen) for task, chosen in indices.items()}
+    def __init__(
+        self, sources: Mapping[str, ImageSource], augment: Callable[[Tensor, str, int], Tensor] | None = None
+    ) -> None:
+        self.sources, self.augment = dict(sources), augment
+
+    def __getitem__(self, indices: Mapping[str, Draws]) -> dict[str, Tensor]:
+        read = {task: self.sources[task].read(chosen) for task, chosen in indices.items()}
+        if self.augment is None:
+            return read
+        return {task: self.augment(inputs, task, indices[task].first) for task, inputs in read.items()}
 
 
 class LabelledImages(Dataset[dict[str, Any]]):

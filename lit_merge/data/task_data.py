@@ -6,6 +6,7 @@ import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Integer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_merge.data.augmentation import Augmentation
 from lit_merge.data.class_names import MIXED, ClassNames
 from lit_merge.data.data_module import DataModule
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
@@ -33,6 +35,7 @@ class TaskData(ClassNames, DataModule):
         eval_batch_size: images per batch of validation, test and predict.
         num_workers: processes that read images; 0 reads in the main process.
         seed: of the order in which images are drawn.
+        augment: what changes images to adapt on a little each time that they come up.
 
     `online` says that the images to adapt on pass once, in order, and that the fit ends with them; `mixed` that they
     are one stream, of that name, of which nobody knows which task an image belongs to; `on_leak` what happens where
@@ -43,12 +46,14 @@ class TaskData(ClassNames, DataModule):
     mixed: bool = False
     on_leak: OnLeak = "ignore"
 
-    def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int, augment: Augmentation | None = None
+    ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise MergeError(f"batch_size={batch_size}, eval_batch_size={eval_batch_size}: expected at least 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.augment = num_workers, seed, augment
 
     @property
     @abstractmethod
@@ -95,7 +100,8 @@ class TaskData(ClassNames, DataModule):
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the images to adapt on: a fit goes on with these only."""
-        text = json.dumps(self.identity("adaptation"), default=str)
+        changed = [] if self.augment is None else [asdict(self.augment)]
+        text = json.dumps([*self.identity("adaptation"), *changed], default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
@@ -110,7 +116,18 @@ class TaskData(ClassNames, DataModule):
         if self.inductive and self.has_test and self.on_leak != "ignore" and self._place()[0] == 0:
             self._report_leaks(self.leaks())
         sizes = {task: len(source) for task, source in sources.items()}
-        return self._loader(UnlabelledImages(sources), self._one_pass(sizes) if self.online else self.passes(sizes))
+        dataset = UnlabelledImages(sources, self._augmenter(sources))
+        return self._loader(dataset, self._one_pass(sizes) if self.online else self.passes(sizes))
+
+    def _augmenter(self, sources: Mapping[str, ImageSource]) -> Callable[[Tensor, str, int], Tensor] | None:
+        if self.augment is None:
+            return None
+        if self.online:
+            raise MergeError("augment: what is predicted of an online stream is predicted of the inputs as they are")
+        for task in self.augment.spare:
+            if task not in sources:
+                raise MergeError(f"augment: spare names a task {task!r}; the data has {', '.join(sources)}", task=task)
+        return functools.partial(self.augment, self.seed)
 
     def leaks(self, pixels: bool = False) -> list[Leak]:
         """Tasks with test images that are adapted on; see `find_leaks`."""

@@ -9,6 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from lit_merge.checkpoints.locations import resolve
+from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
 from lit_merge.data.images.files import ImageFiles, class_names, find_images, readable
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
@@ -37,6 +38,7 @@ class ImageFolders(TaskData):
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that decode images.
         seed: of the order in which images are drawn.
+        augment: changes images to adapt on a little each time that they come up; see `ImageAugmentation`.
 
     Raises:
         MergeError: a folder that is missing, unreadable or without images; an image that cannot be decoded, or a task
@@ -56,8 +58,9 @@ class ImageFolders(TaskData):
         eval_batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        augment: ImageAugmentation | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
         self.image_size, self.on_bad_image, self.on_leak = image_size, on_bad_image, on_leak
         if not adapt:
             raise MergeError("no task: give --data.adapt, a folder of images for every task")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
+from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, readable_name
 from lit_merge.data.images.files import Pictures, readable
 from lit_merge.data.leaks import OnLeak
@@ -99,6 +100,7 @@ class SplitTasks(StreamedTasks):
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that decode images.
         seed: of the order in which images are drawn.
+        augment: changes images to adapt on a little each time that they come up; see `ImageAugmentation`.
     """
 
     def __init__(
@@ -114,8 +116,9 @@ class SplitTasks(StreamedTasks):
         eval_batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        augment: ImageAugmentation | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
         self._tasks, self.adapt = tuple(tasks), adapt
         self.online, self.mixed = online, mixed
         self.on_bad_image, self.on_leak, self.image_size = on_bad_image, on_leak, image_size

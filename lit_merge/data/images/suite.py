@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_merge.checkpoints import SafetensorsFile
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.locations import resolve
+from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED_PROTOCOL
 from lit_merge.data.images.corruptions import CorruptedImages, Corruption, Kind
 from lit_merge.data.images.splits import StreamedTasks
@@ -45,6 +46,7 @@ class Suite(StreamedTasks):
         batch_size: images of each task, or of the mixed stream, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
         seed: of the order in which images are drawn, and of the noise.
+        augment: changes images to adapt on a little each time that they come up; see `ImageAugmentation`.
 
     Raises:
         MergeError: no suite there, or a task or a number of images that it has not; no such corruption; an order
@@ -64,9 +66,10 @@ class Suite(StreamedTasks):
         batch_size: int = 16,
         eval_batch_size: int = 500,
         seed: int = 0,
+        augment: ImageAugmentation | None = None,
     ) -> None:
         # Images come from memory: a reading process would only cost.
-        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
+        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed, augment=augment)
         if protocol not in PROTOCOLS:
             raise MergeError(f"protocol={protocol!r}: expected {', '.join(PROTOCOLS)}")
         if order != "random" and protocol != "online":

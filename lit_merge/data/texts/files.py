@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import say
+from lit_merge.data.augmentation import WordDropout
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
 from lit_merge.data.datasets_tables import files_of, is_hub, place_and_split
 from lit_merge.data.streams import Answers, ImageSource
@@ -47,6 +48,7 @@ class TextFiles(TaskData):
         batch_size: texts of each task, or of the mixed table, per adaptation step and process.
         eval_batch_size: texts per batch of validation and test.
         seed: of the order in which texts are drawn.
+        augment: changes texts to adapt on a little each time that they come up; see `WordDropout`.
 
     Raises:
         MergeError: a table, column, tokenizer or label that is missing or cannot be read.
@@ -68,9 +70,10 @@ class TextFiles(TaskData):
         batch_size: int = 16,
         eval_batch_size: int = 128,
         seed: int = 0,
+        augment: WordDropout | None = None,
     ) -> None:
         # Token ids come from memory: a reading process would only cost.
-        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
+        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed, augment=augment)
         if not adapt:
             raise MergeError("no task: give --data.adapt, a table of texts for every task")
         self.online, self.mixed = online, MIXED in adapt
