@@ -132,6 +132,7 @@ def compare(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
         cpu, wall = worker.median("cpu"), worker.median("seconds")
         row = f"{len(tasks)} | {name} | {work:.3f} | {cpu:.3f} | {wall:.3f} | {cpu / bound:.2f}"
         print(f"| {row} | {worker.last['peak']:.2f} | {worker.last.get('mapped', math.nan):.2f} |", flush=True)
+        worker.process.communicate()
     if {"dense", "peer"} <= workers.keys():
         ours, theirs = (workers[name].last["coefficients"] for name in ("dense", "peer"))
         assert ours.keys() == theirs.keys()

@@ -1,4 +1,9 @@
-"""Fixtures that all tests share: real files of a very small model, three experts of it, and their images."""
+"""Fixtures that all tests share: real files of a very small model, three experts of it, and their images.
+
+Heavy packages are imported by the fixtures: pytest's own process, which gives tests out to others, waits for none.
+"""
+
+from __future__ import annotations
 
 import importlib
 import importlib.util
@@ -8,25 +13,21 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Small tensors: more threads than this only cost.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from open_clip.model import _build_vision_tower
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
 
-from lit_merge import CART, MergedModel, MergeMethod, Suite, build_bank
-from lit_merge.adaptation.trainer import Trainer
-from lit_merge.networks import OpenClipImageEncoder
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    from lit_merge import MergedModel, MergeMethod, Suite
+    from lit_merge.adaptation.trainer import Trainer
+    from lit_merge.networks import OpenClipImageEncoder
 
 NETWORK = {
     "embed_dim": 16,
@@ -76,15 +77,26 @@ class Tiny:
     """task → folder of class folders."""
 
     def encoder(self) -> OpenClipImageEncoder:
+        from lit_merge.networks import OpenClipImageEncoder
+
         return OpenClipImageEncoder(self.network, self.heads)
 
     def data(self, **options: Any) -> Suite:
+        from lit_merge import Suite
+
         return Suite(self.suite, **{"batch_size": 4, "eval_batch_size": 10} | options)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Base, three experts, heads, network.json, images and labels: written once, never changed."""
+    import torch
+    from open_clip.model import _build_vision_tower
+    from safetensors.torch import save_file
+    from torch.nn import functional as F
+
+    from lit_merge.networks import OpenClipImageEncoder
+
     root = tmp_path_factory.mktemp("tiny")
     (root / "experts").mkdir()
     (root / "network.json").write_text(json.dumps(NETWORK))
@@ -130,12 +142,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def _draw(patterns: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Noisy pictures (N, 16, 16) of class patterns, and their classes (N,)."""
+    import torch
+
     targets = torch.randint(len(patterns), (size,))
     noise = 45 * torch.randn(size, 16, 16)
     return (patterns[targets] + noise).clamp(0, 255).to(torch.uint8), targets
 
 
 def _write_pngs(images: Tensor, folder: Path, labels: Tensor | None = None) -> None:
+    from PIL import Image
+
     for i, image in enumerate(images):
         place = folder if labels is None else folder / f"class{labels[i]}"
         place.mkdir(parents=True, exist_ok=True)
@@ -197,9 +213,26 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Forks(tmp_path_factory.mktemp("forks") / "told")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are painted in tests marked `pictures` only."""
+    from tests.forked_commands import leave_unpainted
+
+    if request.node.get_closest_marker("pictures") is None:
+        leave_unpainted(monkeypatch.setattr)
+
+
 @pytest.fixture
 def make_model(tiny: Tiny) -> Callable[..., MergedModel]:
     """make_model(method=…, dtype=…, **options of MergedModel): a merge of the three experts."""
+    from lit_merge import CART, MergedModel, build_bank
 
     def make(method: MergeMethod | None = None, dtype: torch.dtype | None = None, **options: Any) -> MergedModel:
         method = method or CART(rank_ratio=0.5, scaling=1.0)
@@ -211,6 +244,7 @@ def make_model(tiny: Tiny) -> Callable[..., MergedModel]:
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
     """make_trainer(max_steps=…, …): a quiet trainer on the CPU."""
+    from lit_merge.adaptation.trainer import Trainer
 
     def make(**options: Any) -> Trainer:
         quiet = {
@@ -257,6 +291,7 @@ class TinyTexts:
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> TinyTexts:
     """Base and three experts of three architectures, and their tables: written once, never changed."""
+    import torch
     from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig, RobertaConfig
     from transformers.utils import logging
 
@@ -309,6 +344,8 @@ def save_tokenizer(folder: Path, segments: bool) -> None:
 
 def write_texts(path: Path, classes: int, size: int, labels: bool) -> None:
     """Texts of 3 to 12 words, every class with words of its own."""
+    import torch
+
     rows = ["text,label" if labels else "id,text"]
     for i in range(size):
         words = torch.randint(15 * (i % classes), 15 * (i % classes + 1), (int(torch.randint(3, 13, ())),)).tolist()

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, get_context
@@ -13,7 +14,8 @@ from typing import Any
 from lit_merge.cli.main import main
 
 SERVER = get_context("forkserver")
-IMPORTS = ["lit_merge.cli.lightning_cli", "transformers.modeling_utils", "pytest", "tests.watched", __name__]
+IMPORTS = ["lit_merge.cli.lightning_cli", "lit_merge.cli.lightning_verbs", "open_clip.model", "pytest"]
+IMPORTS += ["transformers.modeling_utils", "matplotlib.backends.backend_agg", "tests.watched", __name__]
 
 
 class Forks:
@@ -44,6 +46,13 @@ class Forks:
         process.start()
         return process
 
+    def tests(self, folder: Path) -> str:
+        """What pytest says of the test files in a folder, which import from that folder."""
+        self.told.write_text("")
+        process = self.start(run_tests, str(folder))
+        process.join()
+        return self.told.read_text()
+
     def run(
         self,
         *arguments: str,
@@ -51,15 +60,18 @@ class Forks:
         environments: Sequence[Mapping[str, str]] = ({},),
         kill_after: float | Callable[[], object] | None = None,
         largest_file: int | None = None,
+        errors_only: bool = False,
     ) -> list[int]:
         """Exit codes of a command, run at once in several processes, one for every environment.
 
         Args:
             kill_after: seconds until all are killed, or a function that returns when it is time. Their code is −9.
             largest_file: bytes, beyond which a write fails as on a full disk.
+            errors_only: whether `told` is of standard error only.
         """
         self.told.write_text("")
-        processes = [self.start(run_command, arguments, str(folder), each, largest_file) for each in environments]
+        options = (largest_file, errors_only)
+        processes = [self.start(run_command, arguments, str(folder), each, *options) for each in environments]
         if kill_after is not None:
             kill_after() if callable(kill_after) else time.sleep(kill_after)
             for process in processes:
@@ -87,10 +99,31 @@ def as_torchrun(processes: int) -> list[dict[str, str]]:
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
+def leave_unpainted(replace: Callable[[object, str, Any], None]) -> None:
+    """Figures are made, but not painted, which takes longer than a fit: a picture is a file of one line."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    replace(Figure, "savefig", lambda figure, path, **_: Path(path).write_text("no picture\n"))
+    replace(ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
+
+
+def run_tests(folder: str) -> None:
+    """What the process of `Forks.tests` does."""
+    import pytest
+
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider"]))
+
+
 def run_command(
-    arguments: Sequence[str], folder: str, environment: Mapping[str, str], largest_file: int | None
+    arguments: Sequence[str], folder: str, environment: Mapping[str, str], largest_file: int | None, errors_only: bool
 ) -> None:
     """What a process of `Forks.run` does."""
+    leave_unpainted(setattr)
+    if errors_only:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.chdir(folder)
     os.environ |= environment
     if largest_file is not None:

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +61,14 @@ def test_fit_and_predict(texts: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["validate", *files, "--model.bank", str(run / "bank"), *QUIET]) == 0
 
 
-def test_a_process_of_its_own(texts: Any, tmp_path: Path) -> None:
+def test_a_process_of_its_own(texts: Any, tmp_path: Path, forks: Any) -> None:
     """Nothing of transformers' own reaches the user."""
     files = write(tmp_path / "texts.yaml", configuration(texts, "bert"))
-    command = [sys.executable, "-m", "lit_merge", "fit", *files, "--run", str(tmp_path / "run"), *QUIET]
+    command = ["fit", *files, "--run", str(tmp_path / "run"), *QUIET]
     # With a look of the guard before the fit ends.
     command += ["--trainer.callbacks", json.dumps([{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 2}}])]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if not line.startswith("lit_merge: warning: ")]
+    assert forks.run(*command, environments=[{"CUDA_VISIBLE_DEVICES": ""}], errors_only=True) == [0]
+    told = [line for line in forks.told.read_text().splitlines() if not line.startswith("lit_merge: warning: ")]
     assert [line.partition(":")[0] for line in told] == ["not merged, beside the encoder", *2 * texts.tasks]
     assert "bert.encoder.layer.1.output.dense.weight" in (tmp_path / "run" / "coefficients.csv").read_text()
 

@@ -1,7 +1,5 @@
 """The verb `convert`: any format in, safetensors out."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -86,12 +84,3 @@ def test_sizes(text: str, size: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(MergeError, match="expected a size such as 5GB or 500MB"):
         parse_size(text)
-
-
-def test_it_does_not_wait_for_lightning(model: nn.Module, tmp_path: Path) -> None:
-    program = (
-        "import sys\nfrom lit_merge.cli.main import main\n"
-        "code = main(['convert', 'model.pt', '--output', 'model.safetensors'])\n"
-        "sys.exit(code or any(name in sys.modules for name in ('lightning', 'open_clip', 'transformers')))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True).returncode == 0

@@ -1,17 +1,21 @@
 """Files appear whole or not at all."""
 
 import os
-import subprocess
+import random
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lit_merge import MergeError
-from lit_merge.checkpoints import check_output, replacing, write_safetensors, write_text
+from lit_merge.checkpoints import check_output, outputs, replacing, write_safetensors, write_text
 from lit_merge.checkpoints.locks import clear_leftovers, lock, unlock
+from tests.forked_commands import wait_until
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -66,64 +70,52 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-WRITERS = """
-import os, random, signal, sys, time, torch
-import lit_merge.checkpoints.outputs as outputs
-from lit_merge.checkpoints import write_safetensors
-
-def numbers(path, i):
+def numbers(path: Path, i: int) -> None:
     with path.open("w") as file:
         for _ in range(50):
-            file.write(f"{i}\\n" * 20)
+            file.write(f"{i}\n" * 20)
             file.flush()
 
-def write(kind, target, i):
+
+def write(kind: str, target: Path, i: int) -> None:
     if kind == "safetensors":
         write_safetensors(target, {str(n): torch.full((2000,), float(i)) for n in range(20)}, overwrite=True)
         return
-    with outputs.replacing(target, overwrite=True) as beside:
+    with replacing(target, overwrite=True) as beside:
         if kind == "file":
             return numbers(beside, i)
         beside.mkdir()
         numbers(beside / "a", i)
         numbers(beside / "b", i)
 
-kind, target = sys.argv[1:]
-if kind == "folder in two steps":
-    outputs._exchange = lambda new, target: False
-write(kind, target, 0)
-moments = random.Random(kind)
-for _ in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        for i in range(1, 10**9):
-            write(kind, target, i)
-    time.sleep(moments.uniform(0, 0.05))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    print("killed", flush=True)
-"""
+
+def write_for_ever(kind: str, target: Path, begun: Path) -> None:
+    """What the process does that is killed."""
+    if kind == "folder in two steps":
+        outputs._exchange = lambda new, target: False  # type: ignore[assignment]
+    begun.touch()
+    for i in range(1, 10**9):
+        write(kind, target, i)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("kind", ["safetensors", "file", "folder", "folder in two steps"])
-def test_killed_at_random_moments_leaves_the_old_or_the_new(kind: str, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITERS, kind, target],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+def test_killed_at_random_moments_leaves_the_old_or_the_new(kind: str, tmp_path: Path, forks: Any) -> None:
+    folder, begun = tmp_path / "folder", tmp_path / "begun"
+    folder.mkdir()
+    target = folder / "target"
+    write(kind, target, 0)
+    moments = random.Random(kind)
     caught = 0
     for _ in range(20):
-        print(file=process.stdin, flush=True)
-        assert process.stdout.readline() == "killed\n"
-        caught += any(tmp_path.glob(".target.*.writing"))
+        process = forks.start(write_for_ever, kind, target, begun)
+        wait_until(begun.exists)
+        begun.unlink()
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        caught += any(folder.glob(".target.*.writing"))
         if kind == "folder in two steps":
             clear_leftovers(target)  # mends the one moment with neither
         if kind == "safetensors":
@@ -135,11 +127,10 @@ def test_killed_at_random_moments_leaves_the_old_or_the_new(kind: str, tmp_path:
             expected = 1000 * len(files)
         assert len(set(values)) == 1
         assert len(values) == expected
-    process.communicate()
     assert caught
-    (tmp_path / "other").touch()
+    (folder / "other").touch()
     clear_leftovers(target)
-    assert {path.name for path in tmp_path.iterdir()} == {"target", "other"}
+    assert {path.name for path in folder.iterdir()} == {"target", "other"}
 
 
 def test_leftovers_of_a_living_process_and_other_hidden_folders_stay(tmp_path: Path) -> None:

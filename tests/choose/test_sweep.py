@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
@@ -35,6 +36,7 @@ def recipe(tiny: Any) -> Callable[..., MergeRecipe]:
     return make
 
 
+@pytest.mark.pictures
 def test_points_are_those_of_merges_of_their_own(recipe: Any, make_trainer: Any, tiny: Any, tmp_path: Path) -> None:
     run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "sweep", images=8)
     rows = {
@@ -48,6 +50,9 @@ def test_points_are_those_of_merges_of_their_own(recipe: Any, make_trainer: Any,
         make_trainer(limit_val_batches=1.0).validate(model, datamodule=tiny.data(), verbose=False)
         mean = sum(score.accuracy for score in model.scores.values()) / len(model.scores)
         assert rows[place] == pytest.approx(mean, abs=1e-6)
+    for name in ("heatmap", "curves"):
+        with Image.open(tmp_path / "sweep" / f"{name}.png") as picture:
+            assert len(picture.getcolors(10**7) or ()) > 20
 
 
 def test_without_labels_nothing_reads_them(

@@ -3,8 +3,7 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from lit_merge import CART, TIES, TSVM, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.cli.main import main
+from lit_merge.experts.experts import Experts
+from tests.forked_commands import wait_until
 
 KINDS = ("llama", "qwen2", "mistral", "gpt2")
 METHODS = {
@@ -209,29 +210,32 @@ def test_export_without_a_network(made: Path, tmp_path: Path) -> None:
     assert weights(merged).keys() == bank.origin.keys()
 
 
-def test_a_killed_merge_leaves_nothing_that_looks_whole(language_models: Any, made: Path, tmp_path: Path) -> None:
+def merge_half(arguments: list[str], half: Path) -> None:
+    """What the process does that is killed: it stops after three weights, and leaves the file `half`."""
+    inner = Experts.stream
+
+    def stream(*options: Any, **more: Any) -> Any:
+        for i, one in enumerate(inner(*options, **more)):
+            if i == 3:
+                half.touch()
+                time.sleep(60)
+            yield one
+
+    Experts.stream = stream  # type: ignore[method-assign]
+    main(arguments)
+
+
+def test_a_killed_merge_leaves_nothing_that_looks_whole(
+    language_models: Any, made: Path, tmp_path: Path, forks: Any
+) -> None:
     """Killed when the first weights are written; the next merge clears up."""
     output = tmp_path / "out" / "merged"
     arguments = ["merge", *options(made / "llama"), "--output", str(output), "--max_shard_size", "6KB"]
-    code = (
-        "import sys, time, lit_merge.experts.experts as e\n"
-        "inner = e.Experts.stream\n"
-        "def slow(*args):\n"
-        "    for i, one in enumerate(inner(*args)):\n"
-        "        if i == 3: print('half', flush=True); time.sleep(60)\n"
-        "        yield one\n"
-        "e.Experts.stream = slow\n"
-        "from lit_merge.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert b"half\n" in iter(process.stdout.readline, b"")
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    process = forks.start(merge_half, arguments, tmp_path / "half")
+    wait_until((tmp_path / "half").exists)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not output.exists()
     assert all(path.name.startswith(".") for path in output.parent.iterdir())
     assert main(arguments) == 0

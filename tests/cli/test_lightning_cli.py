@@ -233,7 +233,9 @@ def test_bad_experts(
     bad = tmp_path / "bad.safetensors"
     damage(kind, bad, tiny.experts["beta"])
     path = config(model__experts={**tiny.experts, "beta": str(bad)})
-    for verb, option in (("fit", "--run"), ("merge", "--output")):
+    # The reader is one for all verbs: what headers show, and what only values show, is refused by fit too.
+    both = (("fit", "--run"), ("merge", "--output"))
+    for verb, option in both if kind in ("shape", "nan") else both[1:]:
         line = refused(capsys, verb, "--config", path, option, str(tmp_path / "out"))
         for text in ["bad.safetensors", *told]:
             assert text in line

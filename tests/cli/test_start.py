@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 HEAVY = ("lightning", "torchmetrics", "transformers", "open_clip", "datasets", "torchvision", "matplotlib")
 PROGRAM = f"""
 import contextlib, io, json, sys
+import lit_merge
+lit_merge.merge_files, lit_merge.CART
 from lit_merge.cli.main import main
 for arguments in json.load(sys.stdin):
     said, code = io.StringIO(), None
@@ -34,6 +37,7 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {"accelerator": "cpu"}}))
     logger = tmp_path / "logger.yaml"
     logger.write_text("trainer: {logger: [{class_path: CSVLoger, init_args: {save_dir: logs}}]}")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
     files = ["--config", str(config)]
     fit = ["fit", *files, "--run", out]
     good = [
@@ -44,6 +48,7 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
         ["export", *files, "--model.bank", f"{tmp_path}/bank", "--output", f"{tmp_path}/small", "--rank_ratio", "0.1"],
         ["inspect", f"{tmp_path}/bank"],
         ["convert", tiny.base, "--output", f"{tmp_path}/converted.safetensors"],
+        ["convert", f"{tmp_path}/model.pt", "--output", f"{tmp_path}/model.safetensors"],
         ["leaks", *files],
         ["zoo"],
     ]

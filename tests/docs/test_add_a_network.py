@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +30,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_its_own_tests(place: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=place, capture_output=True, text=True)
-    assert "2 passed" in done.stdout, done.stdout
+def test_its_own_tests(place: Path, forks: Any) -> None:
+    told = forks.tests(place)
+    assert "2 passed" in told, told
 
 
 def test_the_network_runs(place: Path, tiny: Any) -> None:

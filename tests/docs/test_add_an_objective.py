@@ -1,8 +1,6 @@
 """docs/add_an_objective.md: its objective passes its own test, adapts from Python, and from a configuration."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ SOURCE, TEST, USE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (CONFIGURATION,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_an_objective_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_objective_of_your_own(tmp_path: Path, tiny: Any, forks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_objective.py").write_text(SOURCE)
     (tmp_path / "test_my_objective.py").write_text(TEST)
     (tmp_path / "objective.yaml").write_text(CONFIGURATION)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True)
-    assert "1 passed" in done.stdout, done.stdout
+    told = forks.tests(tmp_path)
+    assert "1 passed" in told, told
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 

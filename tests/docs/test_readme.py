@@ -87,18 +87,19 @@ def test_every_configuration_runs(path: Path, workplace: Path, on_tiny: list[str
 def test_python_example(workplace: Path) -> None:
     (example,) = blocks(README, "python")
     assert len(example.strip().splitlines()) <= 20
+    assert example.count("steps=20") == 2
     scope: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    exec(compile(example.replace("steps=20", "steps=2"), "README.md", "exec"), scope)
     assert scope["weights"]
 
 
-def test_a_method_of_your_own(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_your_own(tmp_path: Path, tiny: Any, forks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source, test = blocks((ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8"), "python")
     assert len(source.strip().splitlines()) <= 30
     (tmp_path / "my_module.py").write_text(source)
     (tmp_path / "test_my_module.py").write_text(test)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True)
-    assert "1 passed" in done.stdout, done.stdout
+    told = forks.tests(tmp_path)
+    assert "1 passed" in told, told
     monkeypatch.syspath_prepend(tmp_path)
     experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]
     network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
@@ -142,31 +143,35 @@ def test_callbacks_examples(workplace: Path, on_tiny: list[str]) -> None:
 
 @pytest.fixture
 def shim(tmp_path: Path) -> dict[str, str]:
-    """An environment whose python is this one, but whose pip only notes what it was asked for."""
+    """An environment whose python is this one, but which only notes the modules that it is asked to run."""
     python = tmp_path / "environment" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(
-        f'#!/bin/sh\nif [ "$1 $2" = "-m pip" ]; then echo "$@" >> {tmp_path}/pip.log; exit 0; fi\n'
+        f'#!/bin/sh\nif [ "$1" = -m ]; then shift; echo "$HF_HUB_OFFLINE" "$@" >> {tmp_path}/asked; exit 0; fi\n'
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    return os.environ | {"VIRTUAL_ENV": str(tmp_path / "environment"), "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    return kept | {"VIRTUAL_ENV": str(tmp_path / "environment"), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
 def test_the_two_scripts_install_once_and_run(shim: dict[str, str], tmp_path: Path) -> None:
+    """Their fit is one of those in test_commands_in_the_order_of_the_readme."""
     assert {"scripts/quickstart", "scripts/test"} <= set(COMMANDS)
-
-    def run(*command: str) -> str:
-        return subprocess.run(command, cwd=ROOT, env=shim, check=True, capture_output=True, text=True).stdout
-
-    run("scripts/quickstart", "--run", str(tmp_path / "run"), *SHORT["fit"], *QUIET)
-    assert (tmp_path / "run" / "table.txt").is_file()
-    assert "1 passed" in run("scripts/test", "tests/cli/test_main.py", "-k", "version", "--numprocesses", "0")
-    assert "usage:" in run("scripts/quickstart", "--help")
-    assert "pytest" in run("scripts/test", "--version")
-    asked = (tmp_path / "pip.log").read_text().splitlines()
-    assert [line.split()[-1] for line in asked] == [".", ".[test]"]
+    for command in (
+        ["scripts/quickstart"],
+        ["scripts/quickstart", "--run", "a run"],
+        ["scripts/test"],
+        ["scripts/test", "tests/methods", "-x"],
+    ):
+        subprocess.run(command, cwd=ROOT, env=shim, check=True, capture_output=True, text=True)
+    pip, fit = " pip install --disable-pip-version-check --quiet -e", " lit_merge fit --config configs/quickstart.yaml"
+    tests = "1 pytest --numprocesses auto --dist worksteal"
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f"{pip} .", f"{fit} --overwrite", f"{fit} --run a run",
+        f"{pip} .[test]", tests, f"{tests} tests/methods -x",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")

@@ -1,7 +1,5 @@
 """`merge_files`: what the verb `merge` writes, from Python."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,10 +59,3 @@ def test_a_scale_that_asks_for_data_is_refused(files: dict[str, Path], tmp_path:
     with pytest.raises(MergeError, match="entropy"):
         merge_files({"a": files["a"]}, tmp_path / "out", files["base"], method=TaskArithmetic("entropy"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lightning_is_not_waited_for() -> None:
-    """Which takes seconds, and a third of a GB."""
-    code = "import sys, lit_merge; lit_merge.merge_files, lit_merge.CART; print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

@@ -146,7 +146,7 @@ def test_fit_is_the_literal_loop(granularity: str) -> None:
 
 
 @given(st.integers(2, 5), st.integers(0, 99), st.floats(0.3, 30), st.floats(0.01, 0.5), st.floats(1e-3, 3e-2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_literal_is_the_same_with_other_units(tasks: int, seed: int, size: float, alpha: float, step: float) -> None:
     experts, base = make(tasks, seed)
     experts = {t: {n: base[n] + size * (w - base[n]) for n, w in e.items() if n in SHAPES} for t, e in experts.items()}
@@ -226,7 +226,7 @@ def test_orthogonal_task_vectors_are_left_alone(turned: bool) -> None:
 
 
 @given(st.integers(2, 7), st.integers(0, 999), st.floats(0, 5), st.floats(1e-4, 10), st.floats(-1, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_the_kept_iterate_is_never_worse_than_the_start(
     tasks: int, seed: int, alpha: float, step: float, shared: float
 ) -> None:

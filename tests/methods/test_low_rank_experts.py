@@ -1,5 +1,6 @@
 """Experts whose task vectors lack rank, as LoRA's: directions that no expert has carry nothing."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def vectors_of(experts: Experts, base: dict[str, Tensor]) -> list[np.ndarray]:
     """What low rank leaves of the task vectors, in float64: no rounding of the stored sums."""
     found = []
     for expert in experts.values():
-        u, s, vh = np.linalg.svd((expert[NAME].double() - base[NAME].double()).numpy())
+        u, s, vh = np.linalg.svd((expert[NAME].double() - base[NAME].double()).numpy(), full_matrices=False)
         found.append((u[:, :RANK] * s[:RANK]) @ vh[:RANK])
     return found
 
@@ -44,6 +45,13 @@ def span(matrices: list[np.ndarray]) -> np.ndarray:
     """An orthonormal basis of the columns of all."""
     u, s, _ = np.linalg.svd(np.concatenate(matrices, 1), full_matrices=False)
     return u[:, s > 1e-3 * s[0]]
+
+
+@cache
+def spans(shape: tuple[int, int], shared: str, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal bases of the outputs and of the inputs that any expert changes."""
+    vectors = vectors_of(*make(shape, shared, size))
+    return span(vectors), span([one.T for one in vectors])
 
 
 def change(bank: TaskBank, base: dict[str, Tensor]) -> np.ndarray:
@@ -62,8 +70,7 @@ def test_nothing_lies_where_no_expert_changed(
     found = change(build_bank(experts, base, method=method), base)
     turned = change(build_bank(dict(reversed(experts.items())), base, method=method), base)
     assert np.linalg.norm(found - turned) < 1e-4 * np.linalg.norm(found)
-    vectors = vectors_of(experts, base)
-    left, right = span(vectors), span([one.T for one in vectors])
+    left, right = spans(shape, shared, size)
     inside = left.T @ found
     # What ESM weighs are inputs, which mixes rows: outputs stay where they are.
     inside = inside if isinstance(method, ESM) else inside @ right

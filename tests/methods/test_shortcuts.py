@@ -1,6 +1,7 @@
 """Large matrices take shortcuts: what they change of a merge, on spectra like fine-tuning's."""
 
 import warnings
+from functools import cache
 from inspect import isabstract
 
 import pytest
@@ -36,12 +37,18 @@ WHOLE = [ESM(preset="paper"), RegMean(), TIES(), TaskArithmetic(), ConsensusTA()
 RELATIVE = 0.03
 
 
-def models(tasks: int = 3) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+def models() -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """A base, and experts whose task vectors have the slower spectrum and some directions in common."""
+    base, experts = drawn()
+    return dict(base), {task: dict(expert) for task, expert in experts.items()}
+
+
+@cache
+def drawn() -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(0)
     base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     experts: dict[str, dict[str, Tensor]] = {}
-    for t in range(tasks):
+    for t in range(3):
         experts[f"t{t}"] = {}
         for name, weight in base.items():
             own = with_spectrum(SHAPES[name], SPECTRA["power"], seed=t)
@@ -88,7 +95,6 @@ def test_streams_that_need_no_factors(method: MergeMethod) -> None:
 @pytest.mark.parametrize("what", ["identical", "unchanged", "few directions"])
 def test_experts_out_of_the_ordinary(method: MergeMethod, what: str) -> None:
     """Two that are the same, one that equals the base, all with task vectors of rank 8."""
-    torch.manual_seed(0)
     base, experts = models()
     if what == "identical":
         experts["t1"] = experts["t0"]

@@ -75,13 +75,13 @@ def check(tau: Tensor, method: TIES) -> None:
     st.sampled_from(["mean", "sum"]),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_equal_values_and_zeros(rows: list[list[int]], keep: float, merge: str, dtype: torch.dtype) -> None:
     check(torch.tensor(rows, dtype=dtype), TIES(keep=keep, merge=merge))
 
 
 @given(st.integers(1, 6), st.floats(0.04, 1), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_random_values(tasks: int, keep: float, dtype: torch.dtype, seed: int) -> None:
     tau = torch.randn(tasks, SIZE, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     check(tau, TIES(keep=keep, scaling=0.4))

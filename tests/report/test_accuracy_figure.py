@@ -11,6 +11,7 @@ from lit_merge.report.accuracy_figure import COLOURS, accuracy_figure, save_figu
 from lit_merge.report.report import STATES, Report
 from lit_merge.report.scores import TaskScore
 
+pytestmark = pytest.mark.pictures
 SCORES = {
     "expert": {"one": TaskScore(1.0, 0.1, 40), "another_task": TaskScore(0.875, 0.2, 10)},
     "pretrained": {"one": TaskScore(0.25, 1.5, 40), "another_task": TaskScore(0.5, 1.0, 10)},

@@ -13,6 +13,7 @@ from PIL import Image
 from lit_merge import TaskBank, coefficient_figure
 from lit_merge.report.accuracy_figure import save_figure
 
+pytestmark = pytest.mark.pictures
 KINDS = ("attn.in_proj_weight", "attn.out_proj.weight", "ln_1.bias", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 

@@ -179,4 +179,4 @@ def test_shipped_experts_know_their_tasks() -> None:
         torch.testing.assert_close(head.norm(dim=1), torch.ones(len(head)))
         network.load_state_dict(load_file(SUITE / "experts" / f"{name}.safetensors"))
         key = f"{name}/test"
-        assert accuracy(network, head, images[key], labels[key]) > 0.85
+        assert accuracy(network, head, images[key][::3], labels[key][::3]) > 0.85

@@ -27,6 +27,7 @@ def numbers(rows: list[dict[str, str]], step: int, layers: tuple[str, ...]) -> t
     return torch.tensor([[float(row[name]) for name in layers] for row in rows if row["step"] == str(step)])
 
 
+@pytest.mark.pictures
 def test_numbers_and_pictures(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
     model, folder = make_model(stages=LAYER), tmp_path / "here"
     log = CoefficientLog(every_n_steps=2, folder=str(folder))

@@ -147,6 +147,7 @@ def test_bad_options() -> None:
             CollapseGuard(**options)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("stops", [True, False])
 def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) -> None:
     tasks, steps = TASKS[:2], 4
