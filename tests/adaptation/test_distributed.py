@@ -31,8 +31,12 @@ def config(tiny: Any, processes: int, callbacks: list[dict[str, Any]]) -> dict[s
             "limit_val_batches": 1.0,
             "val_check_interval": 3,
             "log_every_n_steps": 1,
-            # The guard of every process looks at the same inputs, beside those that are counted here.
-            "callbacks": [*callbacks, {"class_path": "CollapseGuard", "init_args": {"every_n_steps": 0}}],
+            "callbacks": [
+                *callbacks,
+                # The guard of every process looks at the same inputs, which would be counted here.
+                {"class_path": "CollapseGuard", "init_args": {"every_n_steps": 0}},
+                {"class_path": "CoefficientLog", "init_args": {"figures": False}},
+            ],
         },
         "model": {
             "experts": tiny.experts,

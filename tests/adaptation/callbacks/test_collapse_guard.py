@@ -147,8 +147,7 @@ def test_bad_options() -> None:
             CollapseGuard(**options)
 
 
-@pytest.mark.pictures
-@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("stops", [pytest.param(True, marks=pytest.mark.pictures), False])
 def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) -> None:
     tasks, steps = TASKS[:2], 4
     shares = {"balance": 1.0} if stops else {"balance": 0.0, "churn": 1.0, "margin": 0.0}
