@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_merge.bank.gram import of_middling_size
 from lit_merge.bank.linalg import CLEAR, independent, numerical_rank, square_root, truncated_svd
 
 # Singular values of ΔW·L below this share of the largest count as 0.
@@ -27,7 +28,7 @@ def essential_subspace(
     >>> P.shape, l.shape
     (torch.Size([6, 2]), torch.Size([2]))
     """
-    root = torch.eye(delta.shape[1]).to(delta) if moment is None else square_root(moment)
+    root = torch.eye(delta.shape[1]).to(delta) if moment is None else square_root(of_middling_size(moment)[0])
     u, s, v = truncated_svd(delta @ root, rank)
     # What rounding becomes in the outputs: L·v is the input of the direction.
     blurred = s <= CLEAR * rounding * (root @ v).norm(dim=0)

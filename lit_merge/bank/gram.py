@@ -23,7 +23,7 @@ TINY, EPS = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).eps
 # Norms below this are not scaled up to 1: their squares, and what they are divided by, must be numbers.
 SMALL = 1e-15
 # Powers of two up to which entries stay as they are: their squares, and the sums of those, are far from the ends.
-MIDDLING = 20
+MIDDLING = {torch.float32: 20, torch.float64: 200}
 # Products with so many columns, or a multiple of it, take two thirds of the time that they take with one more.
 LANES = 16
 # Applications of AᵀA that an iteration takes, to tell whether forming it pays.
@@ -51,12 +51,20 @@ def of_middling_size(matrices: Float[Tensor, "*T m n"]) -> tuple[Float[Tensor, "
     were; no digit changes. Those that are so already stay as they are."""
     # One pass over the entries is enough where it says that all is well: a norm that overflows or vanishes does not.
     norms = matrices.norm(dim=(-2, -1), keepdim=True)
-    middling = (norms > 2.0**-MIDDLING) & (norms < 2.0**MIDDLING)
+    limit = MIDDLING[matrices.dtype]
+    middling = (norms > 2.0**-limit) & (norms < 2.0**limit)
     if middling.all():
         return matrices, torch.zeros_like(norms, dtype=torch.int32)
     exponent = torch.frexp(matrices.abs().amax((-2, -1), keepdim=True)).exponent
     exponent = torch.where(middling, 0, exponent)
     return shifted(matrices, -exponent), exponent
+
+
+def norms_of(matrices: Float[Tensor, "*T m n"], dim: int) -> Float[Tensor, "*T _"]:
+    """Norms of the columns (dim −2) or rows (dim −1) of matrices: numbers where the norms are, though squares of their
+    entries overflow or vanish."""
+    small, exponent = of_middling_size(matrices)
+    return shifted(small.norm(dim=dim), exponent.squeeze(-1))
 
 
 def shifted(values: Float[Tensor, "..."], exponent: Int[Tensor, "..."]) -> Float[Tensor, "..."]:

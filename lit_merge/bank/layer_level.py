@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_merge.bank.gram import norms_of
 from lit_merge.bank.low_rank import Delta, LowRank
 
 
@@ -32,7 +33,7 @@ def layer_level(deltas: dict[str, Delta], weighed: set[str]) -> dict[str, Delta]
         if name in weighed and isinstance(delta, LowRank):
             tasks, *shape = delta.shape
             one, zero = delta.S.new_ones(tasks, dtype=torch.float64), delta.S.new_zeros(shape, dtype=torch.float64)
-            norms[name] = delta.weighted_sum(zero, one).norm()
+            norms[name] = norms_of(delta.weighted_sum(zero, one).view(1, -1), -1)[0]
             kinds[re.sub(r"(^|\.)\d+\.", r"\1#.", name, count=1), tuple(shape)].append(name)
     done = dict(deltas)
     for names in kinds.values():

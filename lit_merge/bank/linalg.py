@@ -130,8 +130,13 @@ def spectral_norms(matrices: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T"]:
     place = small.norm(dim=-1, keepdim=True).argmax(-2, keepdim=True)
     vector = small.gather(-2, place.expand(*place.shape[:-1], small.shape[-1])).mT
     for _ in range(5):
-        vector = small.mT @ (small @ torch.nn.functional.normalize(vector, dim=-2))
+        vector = small.mT @ (small @ normalised(vector, -2))
     return shifted(vector.norm(dim=-2).sqrt(), exponent.squeeze(-1)).squeeze(-1)
+
+
+def normalised(vectors: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
+    """Vectors of length 1, but those of zeros."""
+    return torch.nn.functional.normalize(vectors, dim=dim, eps=torch.finfo(vectors.dtype).tiny)
 
 
 def numerical_rank(
@@ -159,7 +164,7 @@ def partial_isometry(
 
 def independent(rows: Float[Tensor, "k n"], apart: float = 0.0) -> int:
     """How many of these rows are independent, where rounding may have turned each by so much."""
-    unit = torch.nn.functional.normalize(rows, dim=-1)
+    unit = normalised(of_middling_size(rows[:, None])[0][:, 0], -1)
     return int(numerical_rank(torch.linalg.svdvals(unit), unit.shape, apart))
 
 

@@ -113,7 +113,8 @@ class LowRank:
         >>> LowRank.from_dense(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), rank=2).rank_keeping(0.8)
         1
         """
-        kept = self.energy().double().sum(0).cumsum(0)
+        # Not of their own size: their squares may be none that float32 has.
+        kept = (self.S.double() / self.S.double().amax().clamp_min(1e-300)).square().sum(0).cumsum(0)
         # A share that is reached but for rounding is reached.
         return int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
 

@@ -14,13 +14,26 @@ from lit_merge.experts.stream import WeightStream
 
 # Columns of all task vectors that are in float64 at a time.
 CHUNK = 2**22
+# Below it, squares in float64 have fewer digits.
+LEAST = 1e-290
+
+
+def check_squares(gram: Float[Tensor, "T T"], vectors: Float[Tensor, "T _"], name: str) -> None:
+    """Raises MergeError where inner products of a weight's task vectors are no numbers of float64, or have lost
+    digits."""
+    squares = gram.diagonal()
+    if not gram.isfinite().all() or ((squares < LEAST) & vectors.any(1)).any():
+        raise MergeError(
+            f"{name}: squares of its task vectors are beyond float64: scale all experts and the base by one factor",
+            weight=name,
+        )
 
 
 def gram_matrices(experts: Experts) -> tuple[list[str], Float[Tensor, "L T T"]]:
     """Names of the L floating-point weights and ⟨τ_i, τ_j⟩ of each, in float64.
 
     Raises:
-        MergeError: two experts whose task vectors are identical and not zero; no base.
+        MergeError: two experts whose task vectors are identical and not zero; no base; squares beyond float64.
     """
     names, grams = [], []
     same = set(combinations(range(len(experts.tasks)), 2))
@@ -34,6 +47,7 @@ def gram_matrices(experts: Experts) -> tuple[list[str], Float[Tensor, "L T T"]]:
         for part in vectors.split(CHUNK, 1):
             part = part.double()
             gram += part @ part.T
+        check_squares(gram, vectors, weight.name)
         names.append(weight.name)
         grams.append(gram)
     if not grams:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_merge.bank.decomposer import Decompose, Decomposer
+from lit_merge.bank.gram import norms_of
 from lit_merge.bank.linalg import product_svd
 from lit_merge.bank.low_rank import LowRank, rank_of
 from lit_merge.checkpoints.updates import Update
@@ -126,7 +127,7 @@ class Weight:
         rounded = self.pretrained if self.updates is None else self.vectors
         if rounded is None:
             return 0.0
-        longest = rounded.norm(dim=-1).max() + rounded.norm(dim=-2).max()
+        longest = norms_of(rounded, -1).max() + norms_of(rounded, -2).max()
         return torch.finfo(rounded.dtype).eps * longest.item()
 
     @property

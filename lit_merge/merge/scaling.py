@@ -1,5 +1,6 @@
 """Where a method's scale enters a bank, and the rule that finds one from the weights alone."""
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -68,6 +69,8 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
             stacklevel=3,
         )
     slope = (moving / norms).mean().item()
+    if not math.isfinite(slope):
+        raise MergeError("scaling=self_consistent: squares of these task vectors are beyond float64: give a number")
     if slope <= 0:
         raise MergeError("scaling=self_consistent: the merge contains none of the task vectors: give a number")
     return (1 - (fixed / norms).mean().item()) / slope

@@ -1,5 +1,6 @@
 """ESM: essential subspaces of what the task vectors change in the outputs (arXiv 2602.20208, 2606.19164)."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.bank.essential_subspaces import essential_subspaces, independent_directions
+from lit_merge.bank.gram import of_middling_size, shifted
 from lit_merge.bank.layer_level import emphasis, layer_level, relative
 from lit_merge.bank.linalg import partial_isometry, product_svd
 from lit_merge.bank.low_rank import Delta, LowRank
@@ -46,7 +48,10 @@ def esm(
         second_moments: C_t (n, n) of the inputs, to any factor; None for C = I. One is in memory at a time.
         rank: k of every task, T·k ≤ m; a task with fewer essential directions keeps those, one without any is left out.
     """
-    (T, m, n), delta = task_vectors.shape, task_vectors.double()
+    T, m, n = task_vectors.shape
+    # As one matrix: tasks are compared with each other.
+    flat, exponent = of_middling_size(task_vectors.double().flatten(0, 1))
+    delta, rounding = flat.view(T, m, n), math.ldexp(rounding, -int(exponent))
     P, l = essential_subspaces(delta, second_moments, rank, rounding)
     A = P.mT @ delta
     outputs, inputs = independent_directions(P, A, l, rounding, task_vectors.dtype)
@@ -59,7 +64,7 @@ def esm(
     (P, s_P), (A, s_A) = partial_isometry(P, rank=outputs), partial_isometry(A, rank=inputs)
     if preset == "official":
         # Means over all T·k directions, with those that are lacking.
-        A = A * (2 * s_P.sum() / (T * rank) * s_A.sum() / min(T * rank, n))
+        A = shifted(A * (2 * s_P.sum() / (T * rank) * s_A.sum() / min(T * rank, n)), exponent)
     # Rounding has left something where a task lacks directions: all of it, where it changed nothing.
     A = A.view(T, -1, n) * (l > 0)[:, :, None]
     return LowRank(*(one.to(task_vectors.dtype) for one in product_svd(P.view(m, T, -1).transpose(0, 1), A)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_merge.bank.gram import of_middling_size, shifted
 from lit_merge.bank.linalg import ridge_solve
 from lit_merge.bank.low_rank import Delta
 from lit_merge.errors import MergeError
@@ -19,7 +20,10 @@ def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tenso
     """W − θ₀ of Wᵀ = (Σ_t C_t)⁻¹ Σ_t C_t W_tᵀ with W_t = θ₀ + τ_t, in float64; θ₀ cancels from it. C_t (n, n) are
     second moments of the inputs, to one common factor, one in memory at a time; their off-diagonal entries are
     multiplied by `shrinkage`. Directions that no task's inputs have are averaged, see `ridge_solve`."""
-    tau, (_, m, n) = task_vectors.double(), task_vectors.shape
+    (_, m, n), (tau, exponent) = task_vectors.shape, of_middling_size(task_vectors.double())
+    # Tasks are added up: one power of two for all.
+    top = exponent.amax()
+    tau = shifted(tau, exponent - top)
     left, right = tau.new_zeros(n, n), tau.new_zeros(n, m)
     for C, own in zip(second_moments, tau, strict=True):
         shrunk = shrinkage * C.double()
@@ -28,7 +32,7 @@ def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tenso
         right += shrunk @ own.T
     if not (unit := left.diagonal().mean()):
         return task_vectors.mean(0)
-    return ridge_solve(left / unit, right / unit, tau.mean(0).T).T.to(task_vectors.dtype)
+    return shifted(ridge_solve(left / unit, right / unit, tau.mean(0).T).T, top).to(task_vectors.dtype)
 
 
 @dataclass(frozen=True)

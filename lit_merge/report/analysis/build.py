@@ -16,6 +16,7 @@ from lit_merge.bank.low_rank import LowRank, rank_of
 from lit_merge.console import track_weights
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
+from lit_merge.experts.inner_products import check_squares
 from lit_merge.experts.matrices import Matrices, select_matrices
 from lit_merge.experts.stream import WeightStream
 from lit_merge.experts.weight import Weight
@@ -193,7 +194,8 @@ def analyze(
         normalise: singular values over the sum of the `whole` spectrum, or of the `top` k.
 
     Raises:
-        MergeError: a ratio outside (0, 1], a pattern that matches nothing, a weight that is not finite.
+        MergeError: a ratio outside (0, 1], a pattern that matches nothing, a weight that is not finite, or whose
+            squares are beyond float64.
     """
     if normalise not in get_args(Normalise):
         raise MergeError(f"normalise={normalise!r}: expected {' or '.join(get_args(Normalise))}")
@@ -216,7 +218,8 @@ def analyze(
                 factors.S.double(), interference(factors.S, factors.V, normalise)
             )
             flat = vectors.flatten(1).double()
-            grams[anchor] += flat @ flat.T
+            grams[anchor] += (gram := flat @ flat.T)
+            check_squares(gram, vectors.flatten(1), weight.name)
     shapes = {name: (shape[0], shape[1]) for name, shape in experts.shapes.items()}
     return Analysis(experts.tasks, tuple(grid), normalise, shapes, curves, grams)
 

@@ -60,7 +60,8 @@ def reconstruction_error(S: Float[Tensor, "T r"]) -> Float[Tensor, " r"]:
 
 def kept_energy(S: Float[Tensor, "T r"]) -> Float[Tensor, " r"]:
     """1 − R(k) / Σ_t ‖Δ_t‖²; 1 where there is nothing to lose."""
-    return 1 - _ratio(reconstruction_error(S), S.double().square().sum())
+    shares = _ratio(S.double(), S.double().amax())
+    return 1 - _ratio(reconstruction_error(shares), shares.square().sum())
 
 
 def rank_keeping(S: Float[Tensor, "T r"], share: float) -> int:
