@@ -7,6 +7,7 @@ Calls and files are read off the stack while the verbs run on the shipped suite.
 
 import argparse
 import ast
+import inspect
 import sys
 import tempfile
 import threading
@@ -80,6 +81,22 @@ def name_of(code: CodeType) -> str:
     return f"{Path(code.co_filename).relative_to(PACKAGE)}:{code.co_qualname}"
 
 
+def way_of_an_expert(run: Callable[[], Any]) -> list[str]:
+    """The files that are on the stack in a fit when experts are read, decomposed and merged, and when the gradient of
+    their coefficients is made."""
+    from lit_merge.bank.weighted_sums import _LowRankSum
+    from lit_merge.experts.stream import WeightStream
+    from lit_merge.methods.cart import cart
+
+    places: list[Any] = [WeightStream._read, cart, _LowRankSum.forward, _LowRankSum.backward]
+    # Where shapes are checked at run time, functions are wrapped.
+    codes = {inspect.unwrap(place).__code__ for place in places}
+    found: dict[str, None] = {}
+    for _, stack in stacks(codes, run):
+        found |= dict.fromkeys(str(Path(code.co_filename).relative_to(PACKAGE)) for code in stack)
+    return list(found)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     found = floors()
@@ -94,9 +111,7 @@ def main() -> None:
     long = [(len(p.read_text(encoding="utf-8").splitlines()), m) for m, p in MODULES.items()]
     print(f"Files over 250 lines: {', '.join(f'{m} ({n})' for n, m in sorted(long) if n > 250) or 'none'}")
 
-    from lit_merge.bank.weighted_sums import _LowRankSum
     from lit_merge.cli.main import main as command
-    from lit_merge.experts.stream import WeightStream
     from lit_merge.methods.cart import cart
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,10 +122,7 @@ def main() -> None:
             print(f"From the verb merge to cart(): {len(stack) - 1} calls through {len(files)} files")
             print("".join(f"  {name_of(code)}\n" for code in stack), end="")
         fit = ["fit", *config, "--run", f"{folder}/run", "--trainer.max_steps", "1", "--data.eval_batch_size", "500"]
-        places = [WeightStream._read, cart, _LowRankSum.forward, _LowRankSum.backward]
-        way: dict[str, None] = {}
-        for _, stack in stacks({place.__code__ for place in places}, lambda: command(fit)):
-            way |= dict.fromkeys(str(Path(code.co_filename).relative_to(PACKAGE)) for code in stack)
+        way = way_of_an_expert(lambda: command(fit))
         print(f"From an expert's path to the gradient of its coefficients: {len(way)} files\n  " + "\n  ".join(way))
 
 

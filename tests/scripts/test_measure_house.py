@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lit_merge.cli.main import main
 from lit_merge.methods.cart import cart
@@ -45,3 +46,20 @@ def test_from_the_verb_to_the_formula(script: Any, tiny: Any, tmp_path: Path) ->
     assert names[-1] == "methods/cart.py:cart"
     assert len(names) - 1 <= 5
     assert len({name.partition(":")[0] for name in names}) <= 5
+
+
+def test_from_an_experts_path_to_the_gradient(script: Any, tiny: Any, tmp_path: Path) -> None:
+    network = {"class_path": "OpenClipImageEncoder", "init_args": {"config": tiny.network, "heads": tiny.heads}}
+    method = {"class_path": "CART", "init_args": {"rank_ratio": 0.5}}
+    stages = [{"granularity": "layer", "steps": 1}]
+    content = {
+        "model": {"experts": dict(tiny.experts), "network": network, "method": method, "stages": stages},
+        "data": {"class_path": "Suite", "init_args": {"path": tiny.suite, "batch_size": 4}},
+        "trainer": {"enable_progress_bar": False, "accelerator": "cpu"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    fit = ["fit", "--config", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run")]
+    files = script.way_of_an_expert(lambda: main(fit))
+    assert files[0] == "cli/main.py"
+    assert {"experts/stream.py", "methods/cart.py", "bank/weighted_sums.py"} <= set(files)
+    assert len(files) <= 12, files
