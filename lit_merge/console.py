@@ -15,7 +15,7 @@ T = TypeVar("T")
 # Where Lightning, torchrun and clusters say which process this is.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # Names that a line holds.
-TOLD = 8
+LISTED = 8
 
 
 def terminal(**options: Any) -> Console:

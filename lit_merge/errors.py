@@ -7,7 +7,7 @@ from typing import Any
 
 
 class MergeError(ValueError):
-    """A mistake that the user can mend, told in one line: what is wrong, where, what was expected, what to do.
+    """A mistake that the user can mend, in one line: what is wrong, where, what was expected, what to do.
 
     The command line prints the line and exits with 2. From Python, `task` and `weight` hold the names that the
     message speaks of, where there are any.

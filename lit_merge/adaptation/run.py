@@ -49,7 +49,7 @@ def run_fit(
     """Adapts `model` and writes the folder `output`: bank, coefficients, metrics, table, figure, config, versions.
 
     The folder appears when the run is whole; a run that fails leaves nothing. One that was killed, or failed after its
-    first `ResumePoint`, leaves a hidden folder beside `output`, from which the same call goes on to the same bits.
+    first `ResumePoint`, leaves a hidden folder next to `output`, from which the same call goes on to the same bits.
     Without labelled test images there are neither accuracies nor a figure.
 
     Args:
@@ -64,7 +64,7 @@ def run_fit(
 
     Raises:
         MergeError: nothing to adapt, an output that exists or cannot be written, an unfinished run of another fit
-            beside it, or anything wrong with the data.
+            next to it, or anything wrong with the data.
     """
     model.check_learnable()
     check_precision(trainer, model.compute_dtype, model.options)

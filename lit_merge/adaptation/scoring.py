@@ -20,7 +20,7 @@ from lit_merge.report.scores import TaskScore
 
 class TaskMetrics(Metric):
     """Running sums of every task's hits, entropies and images: one tensor, so that processes sum it in one exchange
-    whichever tasks each of them has seen."""
+    although each of them may have seen other tasks."""
 
     sums: Tensor
 

@@ -14,7 +14,7 @@ from lit_merge.bank.on_demand import OnDemand
 from lit_merge.bank.task_bank import TaskBank
 
 BankDevice = Literal["auto", "cpu"]
-# Beside the bank come merged weights, their gradients and activations.
+# Next to the bank come merged weights, their gradients and activations.
 LARGEST_SHARE = 0.5
 # Bytes: a smaller bank takes less memory than it would take time to map it again and again.
 SMALL = 2**28
@@ -58,7 +58,7 @@ class StoredBank(nn.Module):
             return
         self.factors = nn.ParameterList()
         if device.type == "cuda":
-            # Only from there does a copy run beside the computation.
+            # Only from there does a copy run during the computation.
             pinned = {name: v if v.is_pinned() else v.pin_memory() for name, v in self.frame.tensors().items()}
             self.frame = self.frame.with_tensors(pinned)
 

@@ -38,7 +38,7 @@ class Checkpoint(ABC):
     Attributes:
         label: says in messages where they come from.
         inputs: the files that they are read from; none where they are in memory.
-        metadata: texts that the file carries beside the tensors.
+        metadata: texts that the file carries with the tensors.
         nbytes: of all tensors, or of the file that holds nothing else.
         tied: groups of names, as in the file, of one and the same values; of files that say so.
         naming: how the file names the weights, relative to the names here.

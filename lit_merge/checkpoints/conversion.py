@@ -53,7 +53,7 @@ def convert(
 
     Raises:
         MergeError: a source that cannot be read, an output that cannot be written, a value that the dtype cannot hold;
-            a naming for a model that is no CLIP, or that has not its weights.
+            a naming for a model that is no CLIP, or that lacks its weights.
     """
     if max_shard_bytes is None and Path(output).suffix != ".safetensors":
         raise MergeError(f"{output}: expected a name that ends in .safetensors, or --max_shard_size for a folder")

@@ -12,7 +12,7 @@ from lit_merge.errors import MergeError
 
 PREFIX = "hf://"
 _LOCATION = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<inside>.+?))?/?")
-# What lies beside weights and is small: configurations, tokenizers, chat templates.
+# What lies next to weights and is small: configurations, tokenizers, chat templates.
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 # Seconds until a hub that does not answer counts as out of reach.
 TIMEOUT = 10.0
@@ -82,7 +82,7 @@ def _download(location: str, names: Sequence[str], inside: str, download: Callab
     path = download(wanted)
     if wanted.endswith(".index.json"):
         for shard in _shards(path):
-            # One that is missing is told when the index is opened, as it is on disk.
+            # One that is missing is reported when the index is opened, as it is on disk.
             if folder + shard in names:
                 download(folder + shard)
     return path if wanted == inside else path.parent
@@ -92,7 +92,7 @@ def _shards(index: Path) -> Collection[str]:
     try:
         return sorted({str(shard) for shard in parse_json(index.read_bytes())["weight_map"].values()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return ()  # told when it is opened
+        return ()  # reported when it is opened
 
 
 def _cached(location: str, repo: str, revision: str | None, inside: str, reason: Exception) -> Path:

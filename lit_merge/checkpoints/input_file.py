@@ -129,7 +129,7 @@ class InputFile:
         if not found:
             raise MergeError(f"{self.path} is empty (0 bytes), expected {expected}: copy or download it again")
         if found.startswith(LFS_POINTER):
-            raise MergeError(f"{self.path} is a Git LFS pointer, not the weights: run `git lfs pull` beside it")
+            raise MergeError(f"{self.path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
         return found
 
     def _hold(self) -> _Descriptor:

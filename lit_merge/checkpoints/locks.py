@@ -62,7 +62,7 @@ def unlock(descriptor: int | None) -> None:
 
 
 def make_workplace(target: Path) -> tuple[Path, int | None]:
-    """A fresh, locked folder beside `target` to write it in, and its lock."""
+    """A fresh, locked folder next to `target` to write it in, and its lock."""
     while True:
         workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=SUFFIX, dir=target.parent))
         try:
@@ -73,7 +73,7 @@ def make_workplace(target: Path) -> tuple[Path, int | None]:
 
 
 def clear_leftovers(target: Path) -> None:
-    """Removes what killed processes left beside `target` while they wrote it, and puts back a folder that one had
+    """Removes what killed processes left next to `target` while they wrote it, and puts back a folder that one had
     moved away and not yet replaced."""
     for entry in os.scandir(target.parent):
         if not (entry.name.startswith(f".{target.name}.") and entry.name.endswith(SUFFIX)):

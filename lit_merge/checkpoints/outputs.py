@@ -1,4 +1,4 @@
-"""Writing without half results: everything is written beside its place and renamed when it is whole."""
+"""Writing without half results: everything is written next to its place and renamed when it is whole."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Refuses early, before any work is done, a path that exists or that cannot be written.
 
     Raises:
-        MergeError: the path exists and `overwrite` is off, or no file can be made beside it.
+        MergeError: the path exists and `overwrite` is off, or no file can be made next to it.
     """
     target = destination(path)
     try:
@@ -40,7 +40,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Yields a fresh path beside `path` for a file or folder; renames it to `path` when the block succeeds.
+    """Yields a fresh path next to `path` for a file or folder; renames it to `path` when the block succeeds.
 
     When the block fails nothing is left of it, and what stood at `path` stands there still. A killed process leaves
     the old or the new one too, and a hidden folder, `.name.….writing`, which the next one that writes here removes.
@@ -94,5 +94,5 @@ def _exchange(new: Path, target: Path) -> bool:
 
 def write_text(path: str | os.PathLike[str], text: str, overwrite: bool = False) -> None:
     """Writes one text file in UTF-8, whole or not at all."""
-    with replacing(path, overwrite) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with replacing(path, overwrite) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -140,9 +140,9 @@ def _wrong(header: dict[str, Any], size: int) -> str | None:
         ):
             return f"the shape or the place of {name[:100]} is none"
         if not isinstance(dtype, str) or dtype not in BITS:
-            return f"{name[:100]} is of a dtype that safetensors files have not"
+            return f"{name[:100]} is of a dtype that safetensors files do not know"
         if BITS[dtype] * math.prod(shape) != 8 * (offsets[1] - offsets[0]):
-            return f"{name[:100]} has not as many bytes as its shape {shape[:20]} of {dtype} takes"
+            return f"{name[:100]} does not take as many bytes as its shape {shape[:20]} of {dtype} needs"
         if offsets[0] == offsets[1] and math.prod(max(n, 1) for n in shape) > LARGEST_EMPTY:
             return f"{name[:100]} has the impossible shape {shape[:20]}"
         extents.append(offsets)

@@ -210,16 +210,16 @@ def write_stream(
         MergeError: the path exists or cannot be written, or the disk is full; a value that is not finite.
         ValueError: tensors that are not those that were announced.
     """
-    with replacing(path, overwrite) as beside, ExitStack() as stack:
+    with replacing(path, overwrite) as draft, ExitStack() as stack:
         files = TensorFiles(shapes, dtypes, max_shard_bytes, metadata)
-        files.create(beside)
+        files.create(draft)
         opened: dict[str, BinaryIO] = {}
         missing = set(shapes)
         for name, value in tensors:
             check_written(name, value)
             file, position = files.place(name, value)
             if file not in opened:
-                opened[file] = stack.enter_context((beside / file if file else beside).open("r+b"))
+                opened[file] = stack.enter_context((draft / file if file else draft).open("r+b"))
             opened[file].seek(position)
             opened[file].write(bytes_of(value))
             missing.discard(name)
@@ -236,11 +236,11 @@ def write_safetensors(
     """Writes one safetensors file, whole or not at all. Raises MergeError for values that are not finite too."""
     for name, value in tensors.items():
         check_written(name, value)
-    with replacing(path, overwrite) as beside:
+    with replacing(path, overwrite) as draft:
         # safetensors refuses tensors that share memory, as views of one merge may.
         whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        beside.touch()
-        mode = beside.stat().st_mode
-        save_file(whole, beside, dict(metadata or {"format": "pt"}))
+        draft.touch()
+        mode = draft.stat().st_mode
+        save_file(whole, draft, dict(metadata or {"format": "pt"}))
         # safetensors makes files that only their owner may read.
-        beside.chmod(mode)
+        draft.chmod(mode)

@@ -93,7 +93,7 @@ def read_index(file: InputFile) -> tuple[dict[str, str], object]:
     if not wellformed:
         raise MergeError(f"{path} is no index of shards: its weight_map does not map weights to files")
     for shard in weight_map.values():
-        # Shards lie beside their index; another place would be a stranger's choice of what to read.
+        # Shards lie next to their index; another place would be a stranger's choice of what to read.
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise MergeError(f"{path} names the shard {shard!r}, expected a file beside it")
+            raise MergeError(f"{path} names the shard {shard!r}, expected a file next to it")
     return weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None

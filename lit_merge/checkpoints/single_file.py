@@ -1,4 +1,4 @@
-"""One file of weights, told by what is in it rather than by its name."""
+"""One file of weights, whose format its content says rather than its name."""
 
 from pathlib import Path
 

@@ -82,7 +82,7 @@ class TorchFile(Checkpoint):
     def _check(self, name: str, tensor: TensorRecord) -> None:
         place = self._places.get(tensor.storage.key)
         if place is None or place[1] < tensor.storage.nbytes:
-            raise Damaged(f"it has not all values of {name}: copy or download it again")
+            raise Damaged(f"it lacks values of {name}: copy or download it again")
 
     def read(self, name: str) -> Tensor:
         tensor = self._tensors[name]
@@ -107,7 +107,7 @@ def _open_zip(file: InputFile) -> tuple[Any, Places]:
                 raise Damaged("it holds two entries of one name")
             pickles = [name for name in entries if name.endswith("/data.pkl")]
             if len(pickles) != 1:
-                raise Damaged("it is a zip file, but not one of torch.save: it has not one data.pkl")
+                raise Damaged("it is a zip file, but not one of torch.save: it does not hold exactly one data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
             # A few compressed bytes can stand for more than there is memory.
             ours = [

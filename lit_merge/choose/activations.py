@@ -132,7 +132,7 @@ def stream_moments(
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{task}".encode()))
         chosen = torch.randperm(len(sources[task]), generator=generator)[:samples].tolist()
         batches = (sources[task].read(chosen[i : i + batch_size]) for i in range(0, samples, batch_size))
-        # No name for what is handed on: it would stay in memory beside the next task's.
+        # No name for what is handed on: it would stay in memory together with the next task's.
         yield task, _finite(input_moments(network, _weights(checkpoint, network), batches), task)
 
 

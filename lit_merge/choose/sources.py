@@ -11,7 +11,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.choose.unlabelled import Later, Unlabelled, built
-from lit_merge.console import TOLD, say
+from lit_merge.console import LISTED, say
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.experts.decompositions import Decompositions
@@ -31,7 +31,7 @@ class Sources:
         experts: task → checkpoint of any format, or a folder with one for every task, named after it: files, folders of
             Hugging Face, PEFT LoRA folders, `hf://org/name`, `zoo:8/experts/mnist.safetensors` of the built-in suite.
         base: the pretrained checkpoint, which LoRA experts need; CART and weight averaging need it for the report only.
-        exclude: shell patterns of weights that are not merged, as `classifier.*`; by default those that lie beside the
+        exclude: shell patterns of weights that are not merged, as `classifier.*`; by default those that are not of the
             network's encoder, which are named when the experts are opened. [] merges all.
         crop: of vocabularies that differ by tokens which were added, merge the rows that all have.
         method: how the experts are merged.
@@ -125,7 +125,7 @@ class Sources:
 
     def plan(self) -> list[object] | None:
         """All that makes a merge what it is, once `job` has been asked for: of the same plan two merges are the same.
-        None where weights are in memory only: nothing would tell them from others."""
+        None where weights are in memory only: nothing would distinguish them from others."""
         versions = [__version__, torch.__version__]
         if self.saved is not None:
             folder = resolve(self.saved)
@@ -151,7 +151,7 @@ class Sources:
 
     @functools.cached_property
     def base(self) -> Checkpoint | None:
-        """The pretrained model, where it stands without experts: what lies beside it may serve a bank's merge."""
+        """The pretrained model, where it stands without experts: what lies next to it may serve a bank's merge."""
         return canonical(open_checkpoint(self._base, "base")) if self._base and self.experts is None else None
 
     @functools.cached_property
@@ -184,7 +184,7 @@ def open_experts(
     exclude: list[str] | None,
     crop: bool = False,
 ) -> Experts:
-    """The experts, without what lies beside the network's encoder unless `exclude` says what is left out; the network
+    """The experts, without what is not of the network's encoder unless `exclude` says what is left out; the network
     takes its heads from them where it wants any.
 
     Raises:
@@ -209,8 +209,8 @@ def open_experts(
                     task=task,
                 )
         if exclude:
-            more = f", … ({len(exclude)} in all)" if len(exclude) > TOLD else ""
-            say(f"not merged, beside the encoder: {', '.join(exclude[:TOLD])}{more}")
+            more = f", … ({len(exclude)} in all)" if len(exclude) > LISTED else ""
+            say(f"not merged, not of the encoder: {', '.join(exclude[:LISTED])}{more}")
     experts = Experts(sources, opened_base, exclude or (), crop)
     if network is not None:
         with_heads(network, experts)
@@ -234,7 +234,7 @@ def shared_decompositions(where: str, experts: Experts, transform: Transform | N
     """Decompositions of these experts under this transform, in a folder or in memory.
 
     Raises:
-        MergeError: a folder for experts that are no files: nothing would tell them from others.
+        MergeError: a folder for experts that are no files: nothing would distinguish them from others.
     """
     if where == "memory":
         return Decompositions()

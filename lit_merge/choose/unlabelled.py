@@ -129,5 +129,5 @@ def device_of(accelerator: str) -> torch.device:
         return torch.device("cpu")
     if there is None or accelerator not in ("auto", "gpu", there.type):
         found = "none" if there is None else there.type
-        raise MergeError(f"accelerator={accelerator}: there is no such device (beside the CPU: {found})")
+        raise MergeError(f"accelerator={accelerator}: there is no such device (apart from the CPU: {found})")
     return torch.device(there.type, 0)

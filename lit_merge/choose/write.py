@@ -27,7 +27,7 @@ def layout_of(sources: Sources, naming: str | None, dtype: torch.dtype | None = 
     """How the merge of a configuration is written.
 
     Raises:
-        MergeError: a naming that these weights have not.
+        MergeError: a naming that does not know these weights.
     """
     if sources.saved is not None:
         bank, _ = sources.stored

@@ -98,7 +98,7 @@ def method_matrices(method: dict[str, Any] | str | None) -> str | list[str] | No
     """The matrices that a configuration's method names; None where it names none."""
     if not isinstance(method, dict):
         return None
-    # Options on the command line lie beside `init_args` here.
+    # Options of the command line stand next to `init_args` here.
     found = ((method.get("init_args") or {}) | method).get("matrices")
     if found is None or isinstance(found, str) or (isinstance(found, list) and all(isinstance(x, str) for x in found)):
         return found

@@ -95,7 +95,7 @@ def selection(experts: Experts, method: MergeMethod) -> str:
 
 
 def tied_weights(experts: Experts) -> list[str]:
-    """A line per group of names of one and the same weight, as far as files and their configurations tell."""
+    """A line per group of names of one and the same weight, as far as files and their configurations say."""
     files = [*experts.whole.values(), *([] if experts.whole_base is None else [experts.whole_base])]
     lines = {f"Tied: {' = '.join(group)}." for file in files for group in file.tied}
     found = companions_of(files)
@@ -202,7 +202,7 @@ def dry_run(sources: Callable[[], Sources], naming: str | None) -> None:
         naming: which library's names the weights would get.
 
     Raises:
-        MergeError: checkpoints that do not fit together, once every way in which they do not is told.
+        MergeError: checkpoints that do not fit together, once every way in which they do not has been listed.
     """
     console = terminal()
     # Into a file or a pipe nothing is cut off.

@@ -15,7 +15,7 @@ VERBS = {
     "validate": "accuracy and entropy per task on the validation data",
     "test": "accuracy and entropy per task on the test data",
     "predict": "the five most probable classes of every test input, as CSV, Parquet or JSON lines",
-    "merge": "merge without adapting, as one safetensors file or as the folder of a model; --dry-run tells beforehand",
+    "merge": "merge without adapting, as one safetensors file or as the folder of a model; --dry-run only reports",
     "export": "write a task bank compressed, as merged weights, or as the weights of one task",
     "sweep": "merge at every point of a grid of methods, ranks and scales, and choose one, with labels or without",
     "analyze": "figures and tables of the experts: interference, reconstruction error, spectra, cosines",

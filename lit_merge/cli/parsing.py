@@ -1,4 +1,4 @@
-"""Parsing of command lines and their configuration files: how files are read, and what is told of mistakes."""
+"""Parsing of command lines and their configuration files: how files are read, and what is said of mistakes."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,4 +115,4 @@ def _check_text(path: Path) -> None:
     except UnicodeDecodeError as error:
         raise MergeError(f"{path} is no text in UTF-8: save it in UTF-8") from error
     except (OSError, ValueError):
-        return  # what is no file is told by the parser
+        return  # the parser reports what is no file

@@ -21,4 +21,4 @@ def say_folder(output: str) -> None:
 def say_copied(names: list[str]) -> None:
     """Names the files that were copied next to weights."""
     if names:
-        terminal().print(f"Copied beside the weights: {', '.join(names)}", soft_wrap=True, highlight=False)
+        terminal().print(f"Copied next to the weights: {', '.join(names)}", soft_wrap=True, highlight=False)

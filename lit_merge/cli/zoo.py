@@ -41,8 +41,8 @@ def zoo(arguments: Sequence[str]) -> None:
     console = terminal()
     console.print(contents(folder, suite))
     if options.output is not None:
-        with replacing(options.output, options.overwrite) as beside:
-            shutil.copytree(folder, beside)
+        with replacing(options.output, options.overwrite) as draft:
+            shutil.copytree(folder, draft)
         console.print(f"Copied to {options.output}", soft_wrap=True)
 
 

@@ -80,7 +80,7 @@ def open_tables(location: str, any_files: bool = False) -> Mapping[str, Any]:
 
     Args:
         location: a folder, or `hf://org/name` with `/configuration` behind it where there are several.
-        any_files: read folders of whatever files `datasets` knows, beside what it saves itself.
+        any_files: read folders of whatever files `datasets` knows, not only what it saves itself.
 
     Raises:
         MergeError: a folder that is missing or holds no data set; a name that is not found, or cannot be reached.
@@ -122,9 +122,9 @@ def _from_hub(location: str, *parts: str) -> Mapping[str, Any]:
         # Asked once before datasets does, which tries for half a minute.
         HfApi().dataset_info("/".join(parts[:2]), timeout=PATIENCE)
     except OfflineModeIsEnabled:
-        pass  # datasets has it in its cache, or tells at once
+        pass  # datasets has it in its cache, or fails at once
     except Exception as error:
-        # Of a name that the Hub answers for, datasets tells what is wrong at once; a proxy answers for no name.
+        # Of a name that the Hub answers for, datasets says what is wrong at once; a proxy answers for no name.
         if not isinstance(error, HfHubHTTPError) or error.response.status_code >= SERVER_ERROR:
             raise MergeError(
                 f"{location}: the Hub cannot be reached ({_first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 "

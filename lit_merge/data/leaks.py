@@ -75,7 +75,7 @@ def copies(adapted: ImageSource, tested: ImageSource, pixels: bool = False) -> l
 def _equal(
     of: Callable[[int], bytes], other: Callable[[int], bytes], places: "list[int] | range", others: "list[int] | range"
 ) -> list[tuple[int, int]]:
-    # The last place is written first: the first of several copies is told.
+    # The last place is written first: of several copies the first one is reported.
     known = {_digest(of(i)): i for i in reversed(places)}
     found = ((known.get(_digest(other(i))), i) for i in others)
     return [(place, i) for place, i in found if place is not None]

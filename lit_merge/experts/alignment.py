@@ -18,7 +18,7 @@ def optional_weights(experts: Sequence[Checkpoint], base: Checkpoint | None) -> 
     """Names of what some of the checkpoints lack and none needs.
 
     That are buffers of positions, which transformers no longer writes; a second name of tied weights; and of a base
-    that is a whole CLIP, the text tower that experts of the image tower have not. What else is in some of them only
+    that is a whole CLIP, the text tower that experts of the image tower lack. What else is in some of them only
     is for others to complain of.
     """
     everything = [*experts, *([] if base is None else [base])]
@@ -26,13 +26,13 @@ def optional_weights(experts: Sequence[Checkpoint], base: Checkpoint | None) -> 
     found = set()
     for name in set().union(*(one.shapes for one in everything)) - shared:
         having = [one for one in everything if name in one.shapes]
-        beside = base is not None and having == [base] and _is_beside(name, base, experts[0])
-        if beside or has_role("buffer", name) or all(_is_copy(name, one, shared) for one in having):
+        of_base = base is not None and having == [base] and _only_of_base(name, base, experts[0])
+        if of_base or has_role("buffer", name) or all(_is_copy(name, one, shared) for one in having):
             found.add(name)
     return found
 
 
-def _is_beside(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
+def _only_of_base(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
     if base.naming.family == PLAIN.family or name.startswith("other."):
         return False
     return not is_image(name) or name in expert.naming.rules.may_lack

@@ -62,8 +62,8 @@ def save_moments(
         MergeError: moments that do not fit the experts; a folder that exists or cannot be written.
     """
     pairs = moments.items() if isinstance(moments, Mapping) else moments
-    with replacing(path, overwrite) as beside:
-        beside.mkdir()
+    with replacing(path, overwrite) as draft:
+        draft.mkdir()
         missing = set(experts.tasks)
         for task, own in pairs:
             if task not in experts.tasks:
@@ -76,7 +76,7 @@ def save_moments(
                 "samples": "" if samples is None else str(samples),
                 "expert": fingerprint(experts.checkpoints[task]),
             }
-            write_safetensors(_file_of(beside, task), own, about)
+            write_safetensors(_file_of(draft, task), own, about)
             missing.discard(task)
             del own  # before the next one is collected
         if missing:

@@ -145,7 +145,7 @@ class WeightStream:
 def _check_finite(value: Tensor, checkpoint: Checkpoint, name: str, task: str) -> None:
     if is_finite(value):
         return
-    value = checkpoint.read(name)  # the message is of the whole, whichever rows these are
+    value = checkpoint.read(name)  # the message is of the whole weight, not of some rows
     bad = value.numel() - int(value.isfinite().sum())
     raise MergeError(
         f"{checkpoint.label}: {checkpoint.name_of(name)} holds NaN or infinity in {bad:,} of {value.numel():,} places",

@@ -51,11 +51,11 @@ def export_bank(
         overwrite: replace what stands there.
         naming: which library's names a CLIP's weights get, or those of a bank's merges; None keeps the experts'.
         max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
-        experts: that the bank was made of, where they are at hand: a folder of weights gets what lies beside them.
+        experts: that the bank was made of, where they are at hand: a folder of weights gets what lies next to them.
         base: or the model that they were made from.
 
     Returns:
-        Names of the files that were copied beside the weights.
+        Names of the files that were copied next to the weights.
 
     Raises:
         MergeError: `task` missing or not in the bank, a share outside (0, 1], a path that cannot be written; no such
@@ -71,7 +71,7 @@ def export_bank(
     chosen = cut if task is None or format == "merged" else cut.only(task)
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
     if experts is None and base is None and not is_file(destination(output)):
-        say("no configuration beside the weights: --model.experts or --model.base names the models that have it")
+        say("no configuration next to the weights: --model.experts or --model.base names the models that have it")
     size = None if max_shard_size is None else parse_size(max_shard_size)
     with layout.writing(output, None, size, overwrite, form=format) as writer:
         for name in chosen.origin:

@@ -142,7 +142,7 @@ class Job:
         factors: bool = True,
     ) -> Iterator[Part]:
         """Origin, and delta where experts differ, of every weight in turn, as they are stored. Says which experts are
-        the same file twice, or the base, as far as can be told.
+        the same file twice, or the base, as far as can be known.
 
         Args:
             dtype: of origin and factors; None for the experts'.

@@ -99,10 +99,10 @@ def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 def _write(path: Path, attempt: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
-    beside = path.with_suffix(".writing")
+    draft = path.with_suffix(".writing")
     message = [{"attempt": attempt}, *lines.values()]
-    beside.write_text("".join(sealed(one) + "\n" for one in message), encoding="utf-8")
-    beside.replace(path)
+    draft.write_text("".join(sealed(one) + "\n" for one in message), encoding="utf-8")
+    draft.replace(path)
 
 
 def _is_whole(folder: Path, extents: list[Any]) -> bool:

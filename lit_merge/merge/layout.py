@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
-from lit_merge.checkpoints.companions.copies import Beside
+from lit_merge.checkpoints.companions.copies import CopiedFiles
 from lit_merge.checkpoints.companions.cropping import rows_of
 from lit_merge.checkpoints.folders import SUFFIXES
 from lit_merge.checkpoints.safetensors_writer import TensorFiles
-from lit_merge.console import TOLD, say
+from lit_merge.console import LISTED, say
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.merge.processes import ALONE, Processes
@@ -38,9 +38,9 @@ class Layout:
     Attributes:
         shapes, dtypes: by canonical name.
         naming: by which files name them.
-        kept: weights that are written as this checkpoint has them, beside the merged ones.
+        kept: weights that are written as this checkpoint has them, in addition to the merged ones.
         lost: weights of the experts that are neither merged nor kept.
-        beside: what is copied beside the weights, where there is something.
+        copied: what is copied next to the weights, where there is something.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -48,7 +48,7 @@ class Layout:
     naming: Naming
     kept: Checkpoint | None = None
     lost: tuple[str, ...] = ()
-    beside: Beside | None = None
+    copied: CopiedFiles | None = None
 
     @classmethod
     def of(
@@ -58,9 +58,9 @@ class Layout:
         task: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Layout":
-        """Of a merge of these experts: a folder gets what lies beside the first of them whose vocabulary is that of the
-        result, or beside their base. Of one task's weights, that task's expert is asked first. Floating-point weights
-        are written in `dtype`; None takes the experts'."""
+        """Of a merge of these experts: a folder gets what lies next to the first of them whose vocabulary is that of
+        the result, or next to their base. Of one task's weights, that task's expert is asked first. Floating-point
+        weights are written in `dtype`; None takes the experts'."""
         kept, cropped = experts.left_to_base(), experts.cropped
         naming = experts.naming if naming is None else naming
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
@@ -76,15 +76,15 @@ class Layout:
             other = any(written.get(name, shape) != shape for name, shape in one.shapes.items())
             return other, own and one is not experts.whole_base
 
-        beside = Beside.of(
+        copied = CopiedFiles.of(
             _of_library(naming, sorted(models, key=unlike)),
             written,
             rows=min((rows_of(name, experts.shapes[name]) for name in cropped), default=None),
             most_tokens=task is None and not cropped and not own,
         )
-        if beside is not None:
-            beside = replace(beside, copies=frozenset(experts.copies), lost=lost, expert=experts.whole[first])
-        layout = cls(dict(experts.shapes), dict(experts.dtypes), naming, kept, lost, beside)
+        if copied is not None:
+            copied = replace(copied, copies=frozenset(experts.copies), lost=lost, expert=experts.whole[first])
+        layout = cls(dict(experts.shapes), dict(experts.dtypes), naming, kept, lost, copied)
         return layout.in_dtype(dtype)
 
     def in_dtype(self, dtype: torch.dtype | None) -> "Layout":
@@ -93,8 +93,8 @@ class Layout:
             return self
         message = str(dtype).removeprefix("torch.")
         dtypes = {name: dtype if kind.is_floating_point else kind for name, kind in self.dtypes.items()}
-        beside = None if self.beside is None else self.beside.with_changes(dtype=message, torch_dtype=message)
-        return replace(self, dtypes=dtypes, beside=beside)
+        copied = None if self.copied is None else self.copied.with_changes(dtype=message, torch_dtype=message)
+        return replace(self, dtypes=dtypes, copied=copied)
 
     @classmethod
     def of_bank(
@@ -127,8 +127,8 @@ class Layout:
         else:
             if base is not None:
                 _check_same(shapes, base.shapes, base.label, shapes)
-            beside = Beside.of(_of_library(naming, [] if base is None else [base]), shapes)
-            layout = cls(shapes, dtypes, naming, beside=beside)
+            copied = CopiedFiles.of(_of_library(naming, [] if base is None else [base]), shapes)
+            layout = cls(shapes, dtypes, naming, copied=copied)
         return layout.in_dtype(dtype)
 
     @property
@@ -159,15 +159,15 @@ class Layout:
             form: what the files' headers say that the weights are.
 
         Raises:
-            MergeError: a path that exists or cannot be written, or the name of another format; a naming that has not
-                these weights.
+            MergeError: a path that exists or cannot be written, or the name of another format; a naming
+                that does not know these weights.
         """
         limit = None if is_file(check_output(output, overwrite)) else max_shard_bytes or SHARD
         if self.lost and limit is not None and processes.first:
-            more = ", …" if len(self.lost) > TOLD else ""
-            say(f"not written, for want of a base: {', '.join(self.lost[:TOLD])}{more}")
+            more = ", …" if len(self.lost) > LISTED else ""
+            say(f"not written, for want of a base: {', '.join(self.lost[:LISTED])}{more}")
         files, kept = self._files(limit, form)
-        beside = None if limit is None or self.beside is None else self._fitted(self.beside, files)
+        copied = None if limit is None or self.copied is None else self._fitted(self.copied, files)
         plan = None if plan is None else [plan, limit, asdict(self.naming)]
         with resuming(output, plan, files.create, overwrite, processes) as unfinished:
             writer = WeightWriter(self.naming, files, unfinished)
@@ -178,29 +178,29 @@ class Layout:
             for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
                 if stray.name not in files.names:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-            writer.copied = [] if beside is None else beside.copy_to(unfinished.path)
+            writer.copied = [] if copied is None else copied.copy_to(unfinished.path)
 
-    def _fitted(self, beside: Beside, files: TensorFiles) -> Beside:
+    def _fitted(self, copied: CopiedFiles, files: TensorFiles) -> CopiedFiles:
         """With what is true of these files, so that they load whole."""
         written = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
         merged = {name for weight in self.shapes for name in self.naming.place(weight).names}
-        return beside.fitted(written, written.keys() - merged)
+        return copied.fitted(written, written.keys() - merged)
 
     def in_blocks(self) -> list[str]:
         """Weights whose rows are rows of the files."""
         return [name for name in self.shapes if self.naming.place(name).plain]
 
     def _files(self, limit: int | None, form: str) -> tuple[TensorFiles, Iterable[tuple[str, Tensor]]]:
-        """The files, and what is kept in them beside the merged weights."""
+        """The files, and what is kept in them in addition to the merged weights."""
         meta = {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
         files = {name: (tuple(value.shape), value.dtype) for name, value in rename(meta, self.naming).items()}
-        beside = StateDict({}) if self.kept is None or limit is None else self.kept
-        kept = [name for name in beside.shapes if name not in files]
-        files |= {name: (beside.shapes[name], beside.dtypes[name]) for name in kept}
+        others = StateDict({}) if self.kept is None or limit is None else self.kept
+        kept = [name for name in others.shapes if name not in files]
+        files |= {name: (others.shapes[name], others.dtypes[name]) for name in kept}
         shapes = {name: shape for name, (shape, _) in files.items()}
         dtypes = {name: dtype for name, (_, dtype) in files.items()}
         about = {"format": "pt", "lit_merge": form}
-        return TensorFiles(shapes, dtypes, limit, about), ((name, beside.read(name)) for name in kept)
+        return TensorFiles(shapes, dtypes, limit, about), ((name, others.read(name)) for name in kept)
 
 
 def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
@@ -211,7 +211,7 @@ def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Check
 def _check_same(
     here: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]], label: str, names: Iterable[str]
 ) -> None:
-    """Raises MergeError where a bank's weights are others in the models whose configuration is to lie beside them."""
+    """Raises MergeError where a bank's weights are others in the models whose configuration is to lie next to them."""
     for name in names:
         if here.get(name) != there.get(name):
             found = [str(list(one[name])) if name in one else "absent" for one in (here, there)]

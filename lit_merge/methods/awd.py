@@ -106,7 +106,7 @@ class Disentangled:
 class AWD(Transform):
     """φ_t = τ_t − δ in place of τ_t, with the δ that minimises mean_{i≠j} |cos(φ_i, φ_j)| + alpha·‖δ‖₂; δ is not added
     back. Plain gradient descent from 0, of which the iterate with the smallest value is kept; it ends early once the
-    value has not fallen for 100 steps. δ stays in the span of the task vectors, so the descent needs only their Gram
+    value did not fall for 100 steps. δ stays in the span of the task vectors, so the descent needs only their Gram
     matrix (T×T), which one pass over the experts makes in float64.
 
     An expert that equals the base (with `granularity: tensor`, in one weight) shares nothing: it is left out of the

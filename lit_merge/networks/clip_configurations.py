@@ -99,8 +99,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_preprocessing(path: Path) -> dict[str, Any]:
     """The content of `preprocessor_config.json` in the folder of a configuration; empty without such a file."""
-    beside = path.with_name("preprocessor_config.json")
-    return read_json(beside) if beside.exists() else {}
+    options = path.with_name("preprocessor_config.json")
+    return read_json(options) if options.exists() else {}
 
 
 def _cached(name: str) -> Path:

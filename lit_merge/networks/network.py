@@ -123,11 +123,11 @@ class Network(nn.Module, ABC):
         weights = {name: shape for name, shape in weights.items() if self.runs(name)}
         for name in sorted(own.keys() ^ weights.keys()):
             where = "the experts have" if name in weights else "the network has"
-            lacks = "the network has not" if name in weights else "the experts have not"
+            lacks = "the network lacks" if name in weights else "the experts lack"
             # What is not part of a CLIP has its own name in the files.
             name = name.removeprefix("other.")
             raise MergeError(
-                f"{where} a weight {name}, {lacks}: take the configuration that the experts were trained with",
+                f"{where} a weight {name}, which {lacks}: take the configuration that the experts were trained with",
                 weight=name,
             )
         for name, shape in own.items():

@@ -42,5 +42,5 @@ def accuracy_figure(report: Report) -> Figure:
 def save_figure(figure: Figure, path: str | Path, overwrite: bool = False) -> None:
     """Writes a figure, whole or not at all; the suffix chooses PNG, SVG or PDF."""
     # Labels of axes are made when they are drawn.
-    with replacing(path, overwrite) as beside, rc_context({"text.parse_math": False}):
-        figure.savefig(beside, dpi=150)
+    with replacing(path, overwrite) as draft, rc_context({"text.parse_math": False}):
+        figure.savefig(draft, dpi=150)

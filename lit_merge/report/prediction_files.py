@@ -13,7 +13,7 @@ from lit_merge.checkpoints import replacing
 from lit_merge.errors import MergeError
 
 TOP = 5
-"""Classes of every image that are told, the most probable first; fewer where a task has fewer."""
+"""How many classes of every image are written, the most probable first; fewer where a task has fewer."""
 COLUMNS = (
     *("task", "index", "file"),
     *(f"class_{i}" for i in range(1, TOP + 1)),
@@ -121,12 +121,12 @@ def writing(path: str | Path, overwrite: bool = False) -> Iterator[PredictionFil
         MergeError: as `prediction_format` and `check_output`, or the disk is full.
     """
     kind = prediction_format(path)
-    with replacing(path, overwrite) as beside:
+    with replacing(path, overwrite) as draft:
         # What a killed run leaves must not look whole, not by its name either.
-        part = beside.with_name(f"{beside.name}.part")
+        part = draft.with_name(f"{draft.name}.part")
         file = kind(part)
         try:
             yield file
         finally:
             file.close()
-        part.rename(beside)
+        part.rename(draft)

@@ -28,7 +28,7 @@ HEADINGS = {
     "adapted_entropy": "entropy\nadapted",
     "normalised_accuracy": "normalised\naccuracy",
 }
-# Beside the column of an online stream, so that 80 letters still hold the names of tasks.
+# Next to the column of an online stream, so that 80 letters still hold the names of tasks.
 NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "normal.\naccuracy"}
 
 

@@ -45,7 +45,7 @@ def test_fit_and_predict(texts: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     guard = [{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 0}}]
     assert main(["fit", *files, "--run", str(run), *QUIET, "--trainer.callbacks", json.dumps(guard)]) == 0
     told = " ".join(capsys.readouterr().err.split())
-    assert "not merged, beside the encoder: classifier." in told
+    assert "not merged, not of the encoder: classifier." in told
     assert "ham: 17 texts in" in told
     lines = list(csv.DictReader((run / "coefficients.csv").read_text().splitlines()))
     # One coefficient for every task and block, and one for what is in none.
@@ -69,7 +69,7 @@ def test_a_process_of_its_own(texts: Any, tmp_path: Path, forks: Any) -> None:
     command += ["--trainer.callbacks", json.dumps([{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 2}}])]
     assert forks.run(*command, environments=[{"CUDA_VISIBLE_DEVICES": ""}], errors_only=True) == [0]
     told = [line for line in forks.told.read_text().splitlines() if not line.startswith("lit_merge: warning: ")]
-    assert [line.partition(":")[0] for line in told] == ["not merged, beside the encoder", *2 * texts.tasks]
+    assert [line.partition(":")[0] for line in told] == ["not merged, not of the encoder", *2 * texts.tasks]
     assert "bert.encoder.layer.1.output.dense.weight" in (tmp_path / "run" / "coefficients.csv").read_text()
 
 

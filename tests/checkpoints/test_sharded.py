@@ -133,7 +133,7 @@ def test_broken_indices(folder: Path) -> None:
     refused(folder, "says that gone is in")
     for place in ("../outside.safetensors", "/outside.safetensors", "..", ""):
         change_index(folder, lambda index, place=place: index["weight_map"].update({"gone": place}))
-        refused(folder, "expected a file beside it")
+        refused(folder, "expected a file next to it")
     for text, told in (
         ('{"weight_map": {}}', "does not map"),
         ('{"weight_map": {"a": 1}}', "does not map"),

@@ -54,7 +54,7 @@ def test_a_task_as_a_folder(
     options = ["--format", "task", "--task", "code", "--model.experts", str(made / "experts")]
     assert export(made, tmp_path / "code", *options, "--max_shard_size", "6KB") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "Copied beside the weights: chat_template.jinja, config.json, generation_config.json, tokenizer" in told
+    assert "Copied next to the weights: chat_template.jinja, config.json, generation_config.json, tokenizer" in told
     state = language_models.load(tmp_path / "code").state_dict()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
     assert (tmp_path / "code" / "chat_template.jinja").read_text() == OTHER
@@ -82,7 +82,7 @@ def test_a_base_serves_where_there_are_no_experts(made: Path, tmp_path: Path) ->
 def test_a_bank_alone_says_what_is_missing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(made, tmp_path / "merged", "--format", "merged") == 0
     told = capsys.readouterr().err
-    assert "no configuration beside the weights: --model.experts or --model.base names the models" in told
+    assert "no configuration next to the weights: --model.experts or --model.base names the models" in told
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["model.safetensors"]
 
 

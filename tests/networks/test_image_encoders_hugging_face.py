@@ -216,14 +216,14 @@ def test_configurations_that_are_not_there(files: dict[str, str], tmp_path: Path
 def test_weights_of_a_model_without_a_projection(files: dict[str, str]) -> None:
     weights = canonical_weights(state(hugging_face_tower("tiny", projection=False)))
     for network in both(files):
-        with pytest.raises(MergeError, match="the network has a weight proj, the experts have not"):
+        with pytest.raises(MergeError, match="the network has a weight proj, which the experts lack"):
             network.check({name: tuple(w.shape) for name, w in weights.items()})
 
 
 def test_weights_beside_the_model_are_told_of(files: dict[str, str]) -> None:
     weights = canonical_weights(state(hugging_face_tower("tiny")) | {"classifier.weight": torch.ones(2, 2)})
     for network in both(files):
-        with pytest.raises(MergeError, match=r"the experts have a weight classifier\.weight, the network has not"):
+        with pytest.raises(MergeError, match=r"the experts have a weight classifier\.weight, which the network lacks"):
             network.check({name: tuple(w.shape) for name, w in weights.items()})
 
 

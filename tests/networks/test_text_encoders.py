@@ -206,8 +206,8 @@ def test_inputs_of_another_tokenizer(texts: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"num_hidden_layers": 3}, "the network has a weight encoder.layer.2.+ the experts have not"),
-        ({"num_hidden_layers": 1}, "the experts have a weight encoder.layer.1.+ the network has not"),
+        ({"num_hidden_layers": 3}, "the network has a weight encoder.layer.2.+, which the experts lack"),
+        ({"num_hidden_layers": 1}, "the experts have a weight encoder.layer.1.+, which the network lacks"),
         ({"vocab_size": 65}, r"word_embeddings.weight has shape \[65, 16\] in the network and \[64, 16\]"),
         ({"hidden_size": 32}, r"the head classifier.weight has shape \[2, 16\], expected classes × 32"),
     ],

@@ -1,4 +1,4 @@
-"""CollapseGuard: sees without labels when adaptation does harm, and goes back to where it had not."""
+"""CollapseGuard: sees without labels when adaptation does harm, and goes back to what was better."""
 
 import warnings
 from dataclasses import asdict
@@ -23,14 +23,14 @@ class CollapseGuard(Callback):
 
     - **balance**, the entropy of a task's mean prediction over log C: near 0 where one class takes everything;
     - **churn**, the share of predictions that differ from those at the last look;
-    - **entropy**, which falls in a healthy fit too, and is reported beside the others;
+    - **entropy**, which falls in a healthy fit too, and is reported with the others;
     - **agreement** with the task's own expert, the nearest to accuracy that can be had without labels.
 
     A fit in which the balance of a task falls below `balance` of what it was, or the churn goes above `churn` in
-    mid-fit, is told as collapsing. At its end, a fit whose agreement has fallen by more than `margin` from its best
+    mid-fit, is reported as collapsing. At its end, a fit whose agreement has fallen by more than `margin` from its best
     look has gone on for too long. `docs/adaptation.md` has the measurements behind the thresholds.
 
-    It acts before the trainer's other callbacks, in whichever order they are listed: they see what it keeps.
+    It acts before the trainer's other callbacks, wherever it stands among them: they see what it keeps.
 
     Args:
         every_n_steps: optimiser steps between two looks; 0 switches the guard off, which `fit` has on.
@@ -63,7 +63,7 @@ class CollapseGuard(Callback):
         self.balance, self.churn, self.margin = balance, churn, margin
         self.looks: list[dict[str, Any]] = []
         """What was seen: step, and entropy, balance, agreement per task, churn."""
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.stopped = False
         self.back: dict[str, Any] | None = None
         """Where it has gone back to: `step`, the one `at` which it did, and `why`."""
@@ -78,7 +78,7 @@ class CollapseGuard(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "looks": self.looks,
-            "told": self.told,
+            "messages": self.messages,
             "stopped": self.stopped,
             "back": self.back,
             "kept": self._kept,
@@ -86,8 +86,9 @@ class CollapseGuard(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.looks, self.told, self.stopped = state_dict["looks"], state_dict["told"], state_dict["stopped"]
-        # Checkpoints from before it was noted have none.
+        self.looks, self.stopped = state_dict["looks"], state_dict["stopped"]
+        # Earlier checkpoints call them so, and some have no `back`.
+        self.messages = state_dict["messages"] if "messages" in state_dict else state_dict["told"]
         self.back = state_dict.get("back")
         self._kept, self._last = state_dict["kept"], state_dict["last"]
 
@@ -153,11 +154,11 @@ class CollapseGuard(Callback):
         coefficients, step = model.coefficients().detach(), self.back["step"]
         means = {f"coefficient/{row}": value.mean().item() for row, value in by_row(model.tasks, coefficients).items()}
         seen = next(look for look in self.looks if look["step"] == step)
-        told = {"kept_step": step, "coefficient": coefficients.mean().item(), "balance": min(seen["balance"].values())}
+        kept = {"kept_step": step, "coefficient": coefficients.mean().item(), "balance": min(seen["balance"].values())}
         if seen["mean_agreement"] is not None:
-            told["agreement"] = seen["mean_agreement"]
+            kept["agreement"] = seen["mean_agreement"]
         for logger in trainer.loggers:
-            logger.log_metrics(told | means, trainer.global_step)
+            logger.log_metrics(kept | means, trainer.global_step)
 
     def _best(self) -> dict[str, Any] | None:
         known = [look for look in self.looks if look["healthy"] and look["mean_agreement"] is not None]
@@ -201,7 +202,7 @@ class CollapseGuard(Callback):
         return found
 
     def _tell(self, message: str) -> None:
-        self.told.append(message)
+        self.messages.append(message)
         warnings.warn(message, MergeWarning, stacklevel=2)
 
     def _back(self, trainer: Trainer, model: MergedModel, which: str, why: str) -> bool:
@@ -215,7 +216,7 @@ class CollapseGuard(Callback):
 
 
 def gone_back(trainer: Trainer) -> dict[str, Any] | None:
-    """What a trainer's guard has gone back to, see `CollapseGuard.back`; None where it has not."""
+    """What a trainer's guard has gone back to, see `CollapseGuard.back`; None where it has gone back to nothing."""
     guards = (one for one in trainer.callbacks if isinstance(one, CollapseGuard))  # type: ignore[attr-defined]
     return next((guard.back for guard in guards if guard.back is not None), None)
 

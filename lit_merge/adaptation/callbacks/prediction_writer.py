@@ -74,7 +74,7 @@ class PredictionWriter(Callback):
         self._stack.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # What is told is this exception, whatever closing the file says.
+        # The user sees this exception, whatever closing the file says.
         with suppress(Exception):
             self._stack.__exit__(type(exception), exception, exception.__traceback__)
 

@@ -71,8 +71,8 @@ class ResumePoint(Callback):
     def _save(self, trainer: Trainer) -> None:
         assert self.path is not None
         place = replacing(self.path, overwrite=True) if trainer.is_global_zero else nullcontext(self.path)
-        with place as beside:
-            trainer.save_checkpoint(beside, weights_only=False)
+        with place as draft:
+            trainer.save_checkpoint(draft, weights_only=False)
         self._time, self._written = time.monotonic(), True
 
 

@@ -117,7 +117,7 @@ def refuse_other_orientation(config: AdapterConfig, module: str, base: Checkpoin
     said = bool(config.get("fan_in_fan_out"))
     if found and found[max(found)] != {said}:
         raise MergeError(
-            f"{config.path}: fan_in_fan_out is {said}, and weights beside {module} are stored otherwise: it is "
+            f"{config.path}: fan_in_fan_out is {said}, and weights next to {module} are stored otherwise: it is "
             "not known how this square one is. Save the model after peft's merge_and_unload(), and give that",
             weight=module,
         )

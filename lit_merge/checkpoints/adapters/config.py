@@ -21,7 +21,7 @@ _SWITCHES = {"fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"}
 _NAMES = {"target_modules", "exclude_modules", "layers_pattern", "modules_to_save"}
 # Starts that leave the base as it was.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-# Named by peft itself for these tasks, whichever of them the model has.
+# Named by peft itself for these tasks, whether or not the model has all of them.
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 _MERGE = "save the model after peft's merge_and_unload(), and give that"
 
@@ -85,7 +85,7 @@ class AdapterConfig(dict[str, Any]):
             )
 
     def targets(self, module: str) -> bool | None:
-        """Whether peft adapts a linear layer, convolution or embedding of this name; None where it cannot be told.
+        """Whether peft adapts a linear layer, convolution or embedding of this name; None where that cannot be known.
 
         Raises:
             MergeError: an expression that is none.

@@ -29,7 +29,7 @@ _OWN = re.compile(r"\.(lora_[^.]*|modules_to_save|original_module|token_adapter|
 class LoraFolder(Checkpoint):
     """θ = θ₀ + scale · B A, as peft's `merge_and_unload`, in the base's dtype; `update` answers scale · B A itself.
 
-    `modules_to_save` and biases that were trained stand in the place of the base's, and beside its weights where it has
+    `modules_to_save` and biases that were trained stand in the place of the base's, or are added where it has
     none of that name. DoRA is read for linear layers.
 
     Args:
@@ -141,7 +141,7 @@ class LoraFolder(Checkpoint):
         """That a module has the parts which the configuration says, of numbers with a point, and no others."""
         pair = {part for part in parts if part not in (BIAS, MAGNITUDE)}
         if pair not in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}):
-            raise MergeError(f"{self._adapter.label} has not both parts, A and B, for {module}", weight=module)
+            raise MergeError(f"{self._adapter.label} lacks one of the parts A and B for {module}", weight=module)
         for part, name in ((BIAS, "lora_bias"), (MAGNITUDE, "use_dora")):
             if (part in parts) != bool(self._config.get(name)):
                 there = "has" if part in parts else "has no"

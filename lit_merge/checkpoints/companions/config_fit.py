@@ -1,4 +1,4 @@
-"""Whether weights and the config.json beside them fit: what of it is not true is mended."""
+"""Whether weights and the config.json next to them fit together: entries that are not true are mended."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -15,16 +15,16 @@ from lit_merge.console import say
 from lit_merge.errors import MergeError
 
 CONFIG = "config.json"
-# Entries that hold where they are only.
+# Entries that are written only where they stand already.
 OPTIONAL = ("dtype", "torch_dtype")
-# And those that a user is told of.
-TOLD = ("architectures", "tie_word_embeddings", "vocab_size", "id2label")
+# Entries whose changes are reported to the user.
+REPORTED = ("architectures", "tie_word_embeddings", "vocab_size", "id2label")
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
 def changed(about: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with entries that are true. Language models with several towers keep those of each in a part of
-    its own; what stands nowhere comes to the top, but for what need not be told."""
+    its own; what stands nowhere comes to the top, but for what is `OPTIONAL`."""
     found = copy.deepcopy(dict(about))
     places = [found, *(value for value in found.values() if isinstance(value, dict))]
     for name, value in changes.items():
@@ -55,7 +55,7 @@ def true_changes(
         tied: whether weights of these names are missing since they are tied to others.
         architectures: that other models of the same weights have.
         kept: weights that are the base's own, which may be of another dtype than all others.
-        equal: whether two weights of these names are the same in the experts, where that can be told.
+        equal: whether two weights of these names are the same in the experts, where that can be known.
 
     Raises:
         MergeError: a configuration that is no JSON, or with which the weights do not load whole.
@@ -75,7 +75,7 @@ def true_changes(
     for kind in (None, *dict.fromkeys([*architectures, *related(about)])):
         tried = changes if kind is None else {**changes, "architectures": [kind]}
         if (found := _mended(about, tried, files, tied)) is not None:
-            message = {name: value for name, value in found.items() if name not in changes and name in TOLD}
+            message = {name: value for name, value in found.items() if name not in changes and name in REPORTED}
             if message:
                 say(f"{CONFIG} is written with {', '.join(f'{name}: {value}' for name, value in message.items())}")
             return found
@@ -89,7 +89,7 @@ def true_changes(
 def _mended(
     about: Mapping[str, Any], changes: Mapping[str, Any], files: Files, tied: Callable[[frozenset[str]], bool]
 ) -> dict[str, Any] | None:
-    """The changes with what loading by them tells, where the weights then load whole."""
+    """The changes, with what loading by them shows, where the weights then load whole."""
     tried = dict(changes)
     try:
         for _ in range(2):
@@ -105,7 +105,7 @@ def _mended(
 
 
 def _of_shapes(loaded: Loaded) -> dict[str, Any]:
-    """What shapes tell of the numbers of tokens and of classes."""
+    """What shapes say about the numbers of tokens and of classes."""
     found: dict[str, Any] = {}
     tokens = {rows_of(name, here) for name, (here, _) in loaded.mismatched.items() if is_vocabulary(name)}
     if len(tokens) == 1:
@@ -120,7 +120,7 @@ def _of_shapes(loaded: Loaded) -> dict[str, Any]:
 
 
 def _dtype(about: Mapping[str, Any], files: Files) -> dict[str, Any]:
-    """The dtype of the weights, where the configuration tells of one that none of them has."""
+    """The dtype of the weights, where the configuration names one that none of them has."""
     sizes: dict[str, int] = {}
     for shape, dtype in files.values():
         if dtype.is_floating_point:
@@ -142,7 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         about = parse_json((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
-        raise MergeError(f"{folder / CONFIG} beside the weights is no JSON: {error}") from error
+        raise MergeError(f"{folder / CONFIG} next to the weights is no JSON: {error}") from error
     if not isinstance(about, dict):
-        raise MergeError(f"{folder / CONFIG} beside the weights is no configuration: expected a JSON object")
+        raise MergeError(f"{folder / CONFIG} next to the weights is no configuration: expected a JSON object")
     return about

@@ -1,4 +1,4 @@
-"""What is copied beside written weights, and what of it must be said otherwise than where it comes from."""
+"""What is copied next to written weights, and which of its entries must change."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +20,8 @@ from lit_merge.checkpoints.companions.judging import Files
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Files beside weights.
+class CopiedFiles:
+    """The files that are copied next to weights.
 
     Attributes:
         companions: whose configuration and tokenizer are copied.
@@ -30,7 +30,7 @@ class Beside:
         others: configurations of all models that have one.
         copies: weights that are not written, being equal to others.
         lost: weights that are left out of the merge, and of what is written.
-        expert: one whose weights tell which of them are equal, where they are at hand.
+        expert: one whose weights show which of them are equal, where they are at hand.
     """
 
     companions: Companions
@@ -48,7 +48,7 @@ class Beside:
         shapes: Mapping[str, tuple[int, ...]],
         rows: int | None = None,
         most_tokens: bool = False,
-    ) -> "Beside | None":
+    ) -> "CopiedFiles | None":
         """Of the first of these checkpoints that has a configuration; None where none has.
 
         Args:
@@ -66,11 +66,11 @@ class Beside:
         found = with_most_tokens(found, checkpoints, shapes) if most_tokens else found
         return cls(found, rows, {} if rows is None else {"vocab_size": rows}, configurations_of(checkpoints))
 
-    def with_changes(self, **entries: Any) -> "Beside":
+    def with_changes(self, **entries: Any) -> "CopiedFiles":
         """With more entries that are true."""
         return replace(self, changes={**self.changes, **entries})
 
-    def fitted(self, files: Files, kept: Collection[str]) -> "Beside":
+    def fitted(self, files: Files, kept: Collection[str]) -> "CopiedFiles":
         """With all entries by which these files load whole; `kept` are the base's own. See `true_changes`."""
         tied = any(one.get("tie_word_embeddings") for one in self.others)
         named = [one.get("architectures") for one in self.others]

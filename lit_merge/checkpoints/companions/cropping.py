@@ -24,7 +24,7 @@ def is_vocabulary(name: str) -> bool:
 
 def vocabulary(checkpoint: Checkpoint) -> set[str]:
     """Names of the weights with a row for every token: by their names, or by as many rows as the configuration or the
-    tokenizer beside them has tokens, where nothing in the blocks has that many."""
+    tokenizer next to them has tokens, where nothing in the blocks has that many."""
     if isinstance(checkpoint, Cropped):
         return vocabulary(checkpoint.source) & checkpoint.shapes.keys()
     named = {name for name in checkpoint.shapes if is_vocabulary(name)}
@@ -54,7 +54,7 @@ def _axis(name: str) -> int:
 
 
 def _sizes(checkpoint: Checkpoint, named: bool) -> set[int]:
-    """Numbers of tokens that a model's folder tells of; of its tokenizer only where nothing else does."""
+    """Numbers of tokens that the files of a model's folder name; of its tokenizer only where nothing else does."""
     folders = dict.fromkeys(file.parent for file in checkpoint.files)
     found = {size for folder in folders for size in _vocabulary_sizes(folder / "config.json")}
     if found or named:

@@ -1,4 +1,4 @@
-"""The files beside a model's weights without which it does not load: configuration, tokenizer, chat template."""
+"""The files next to a model's weights without which it does not load: configuration, tokenizer, chat template."""
 
 import json
 import re
@@ -30,7 +30,7 @@ LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eva
 
 @dataclass(frozen=True)
 class Companions:
-    """Where what belongs beside weights lies.
+    """The folders with the files that belong next to weights.
 
     Attributes:
         folder: of a model: its configuration, and all else.
@@ -53,8 +53,8 @@ class Companions:
 def companions_of(
     checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Companions | None:
-    """Of the first of these checkpoints that has a configuration beside its weights, or beside its base's if it is a
-    LoRA adapter, whose tokenizer is taken where it has one for no more tokens than there are rows.
+    """Of the first of these checkpoints that has a configuration next to its weights, or next to its base's if it is
+    a LoRA adapter, whose tokenizer is taken where it has one for no more tokens than there are rows.
 
     Args:
         checkpoints: in the order in which they are asked.
@@ -74,7 +74,7 @@ def companions_of(
 
 
 def configurations_of(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
-    """What config.json beside each of these checkpoints says, of those that have one.
+    """What config.json next to each of these checkpoints says, of those that have one.
 
     Raises:
         MergeError: one that is no JSON.
@@ -132,7 +132,7 @@ def ties_head(folder: Path, names: Collection[str]) -> str | None:
 def copy_companions(
     companions: Companions, target: Path, changes: Mapping[str, Any] | None = None, rows: int | None = None
 ) -> list[str]:
-    """Copies what belongs to a model beside its weights; answers the names of the files.
+    """Copies what belongs to a model next to its weights; answers the names of the files.
 
     Args:
         companions: where it lies.
@@ -151,7 +151,7 @@ def copy_companions(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
             except OSError as error:
-                raise MergeError(f"{file} cannot be copied beside the weights: {error.strerror}") from error
+                raise MergeError(f"{file} cannot be copied next to the weights: {error.strerror}") from error
             copied.append(str(name))
     if changes:
         about = changed(read_config(target), changes)

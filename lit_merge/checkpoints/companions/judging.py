@@ -79,7 +79,7 @@ def load(about: Mapping[str, Any], files: Files) -> Loaded | None:
 
 
 def related(about: Mapping[str, Any]) -> list[str]:
-    """Classes of the same model with another head, or with none, that are told by the names of the weights."""
+    """Classes of the same model with another head, or with none, that the names of the weights suggest."""
     kind, config = _model(about)
     if kind is None:
         return []

@@ -20,12 +20,12 @@ class Conflict(NamedTuple):
     Attributes:
         place: which of the folders that were compared it was found in.
         number: the lowest that differs.
-        told: what differs, in words, both folders in it.
+        text: what differs, in words, both folders in it.
     """
 
     place: int
     number: int | None
-    told: str
+    text: str
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Path | None:

@@ -44,7 +44,7 @@ class Grid(Finite):
         names = [type(method).__name__ for method in self.methods]
         for name in names:
             if names.count(name) > 1:
-                raise MergeError(f"sweep: {name} is named twice: its rows could not be told apart")
+                raise MergeError(f"sweep: {name} is named twice: its rows would look alike")
         if not names or not self.rank_ratios or (self.scalings is not None and not self.scalings):
             raise MergeError("sweep: expected at least one method, rank_ratio and scaling")
 

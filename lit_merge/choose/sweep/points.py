@@ -47,8 +47,8 @@ class Point:
 def at_edge(points: Sequence[Point], chosen: Point) -> bool:
     """Whether the chosen scale is the smallest or the largest of several on the grid: the best may lie beyond it."""
     bank = (chosen.method, chosen.rank_ratio)
-    beside = [p.scaling for p in points if (p.method, p.rank_ratio) == bank and p.rule != SELF_CONSISTENT and p.scaling]
-    return chosen.rule != SELF_CONSISTENT and len(beside) > 1 and chosen.scaling in (min(beside), max(beside))
+    scales = [p.scaling for p in points if (p.method, p.rank_ratio) == bank and p.rule != SELF_CONSISTENT and p.scaling]
+    return chosen.rule != SELF_CONSISTENT and len(scales) > 1 and chosen.scaling in (min(scales), max(scales))
 
 
 def choose(points: Sequence[Point], select: Select) -> Point:

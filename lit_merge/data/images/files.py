@@ -1,4 +1,4 @@
-"""Image files: how they are found, decoded, and told from files that are none."""
+"""Image files: how they are found and decoded, and which files are none."""
 
 import io
 import os
@@ -60,7 +60,7 @@ class ImageFiles(Pictures):
     Args:
         paths: the files.
         image_size: side of the squares.
-        root: the folder from which `names` are told; without it there are none.
+        root: the folder that `names` are relative to; without it there are none.
     """
 
     def __init__(self, paths: Sequence[Path], image_size: int, root: Path | None = None) -> None:
@@ -238,7 +238,7 @@ def find_images(task: str, folder: str) -> list[Path]:
         raise MergeError(f"{where} holds no image{text}: {advice}", task=task)
     if kinds:
         text = (
-            f"{found.left_out.total()} files beside {len(found.images)} images are left out, though they may be images"
+            f"{found.left_out.total()} files next to {len(found.images)} images are left out, though they may be images"
         )
         warnings.warn(
             f"{where}: {text} too: {kinds}: save them as PNG or JPEG, or remove them", MergeWarning, stacklevel=1

@@ -117,7 +117,7 @@ class ImageFolders(TaskData):
 
     def identity(self, split: str) -> list[Any]:
         folders = self._adapt if split == "adaptation" else self._labelled[split] or {}
-        # A link that leads nowhere is an image that cannot be read, which is told, or skipped, when it comes to that.
+        # A link that leads nowhere is an image that cannot be read: it is reported, or skipped, when it is needed.
         files = {
             task: [
                 (str(path.relative_to(resolve(folder))), path.stat().st_size if path.exists() else None)
@@ -196,6 +196,6 @@ class ImageFolders(TaskData):
         classes = class_names(root)
         if any(path.parent == root for path in paths):
             raise MergeError(
-                f"{root} (task {task}): expected one subfolder per class, found images beside them", task=task
+                f"{root} (task {task}): expected one subfolder per class, found images next to them", task=task
             )
         return paths, torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])

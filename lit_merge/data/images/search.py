@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-# Formats that Pillow tells but does not decode: data of the weather and of measurements, films, and drawings that other
-# programs draw.
+# Formats that Pillow recognises but does not decode: data of the weather and of measurements, films, and drawings that
+# other programs draw.
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}
 # Images that Pillow does not decode.
 OTHER_IMAGES = {
@@ -67,7 +67,7 @@ def search(root: Path) -> Found:
         elif real is not None:
             files[real] = path
         elif not os.path.exists(path):
-            # An image that cannot be read, which is told when it comes to that.
+            # An image that cannot be read: that is reported when it is needed.
             files[str(path)] = path
         elif files.setdefault(os.path.realpath(path), path) != path:
             found.again += 1

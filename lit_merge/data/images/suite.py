@@ -49,7 +49,7 @@ class Suite(StreamedTasks):
         augment: changes images to adapt on a little each time that they come up; see `ImageAugmentation`.
 
     Raises:
-        MergeError: no suite there, or a task or a number of images that it has not; no such corruption; an order
+        MergeError: no suite there, or a task or a number of images that it does not have; no such corruption; an order
             without `online`.
     """
 

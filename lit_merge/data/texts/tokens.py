@@ -65,7 +65,7 @@ class Tokens:
     Args:
         folder: with its files.
         max_length: the most tokens of a text; by default as many as the tokenizer allows, and as the config.json
-            beside it has positions for.
+            next to it has positions for.
 
     Raises:
         MergeError: transformers is missing; no such folder, or no tokenizer in it; a length below 3.
@@ -137,7 +137,7 @@ def _load(folder: Path) -> Any:
 
 
 def _positions(folder: Path, tokenizer: Any) -> int | float:
-    """Positions of the model whose configuration lies beside the tokenizer; infinity where none does."""
+    """Positions of the model whose configuration lies next to the tokenizer; infinity where none does."""
     path = folder / "config.json"
     try:
         about = parse_json(path.read_bytes()) if path.is_file() else {}

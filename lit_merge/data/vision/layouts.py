@@ -51,9 +51,9 @@ class ClassFolders(Layout):
     def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
         place = root / self.folder / {"validation": "val"}.get(split, split)
         paths, names = find_images(task, str(place)), class_names(place)
-        beside = next((path for path in paths if path.parent == place), None)
-        if beside is not None:
-            raise MergeError(f"{beside} (task {task}) is in no class folder of {place}", task=task)
+        stray = next((path for path in paths if path.parent == place), None)
+        if stray is not None:
+            raise MergeError(f"{stray} (task {task}) is in no class folder of {place}", task=task)
         labels = [names.index(path.relative_to(place).parts[0]) for path in paths]
         return Split(ImageFiles(paths, image_size, place), torch.tensor(labels), tuple(names))
 

@@ -55,7 +55,7 @@ def read_templates(given: Sequence[str] | str | None) -> list[str]:
         raise MergeError(f"{where}: expected at least one, as 'a photo of a {{}}.'")
     for template in templates:
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-            raise MergeError(f"{where}: {template!r} has not one {{}} where the name goes, as 'a photo of a {{}}.'")
+            raise MergeError(f"{where}: {template!r} lacks the one {{}} where the name goes, as 'a photo of a {{}}.'")
     return templates
 
 

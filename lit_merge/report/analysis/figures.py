@@ -96,7 +96,7 @@ def spectra_figure(analysis: Analysis) -> Figure:
     figure = _panels(analysis, draw, "index i / min(m, n)  (%)", "σᵢ / sum of all σ  (%)")
     tops = [np.max(line.get_ydata()) for axes in figure.axes for line in axes.get_lines()]
     if tops:
-        # Far below is rounding only: of a task vector that has not the full rank, for example.
+        # Far below is rounding only: of a task vector that lacks full rank, for example.
         first = figure.axes[0]
         first.set_ylim(max(first.get_ylim()[0], 1e-4 * max(tops)), 1.6 * max(tops))
         first.yaxis.set_major_formatter(PLAIN)

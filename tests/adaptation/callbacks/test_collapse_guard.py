@@ -83,7 +83,7 @@ def fit() -> Fit:
 
 def test_a_healthy_fit_is_left_alone(fit: Fit) -> None:
     model, guard, told = fit([Stage("tied", 8, 0.1), Stage("layer", 4, 1e-3)])
-    assert told == guard.told == []
+    assert told == guard.messages == []
     assert [look["step"] for look in guard.looks] == [0, 4, 8, 12]
     assert sum(guard.looks[-1]["entropy"].values()) < sum(guard.looks[0]["entropy"].values())
     assert model.coefficients().mean() > 1.3
@@ -175,7 +175,7 @@ def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) ->
         report = run_fit(trainer, model, Suite("zoo:8", tasks=tasks, batch_size=4, eval_batch_size=4), tmp_path / "run")
     kept, run = guard._kept["healthy" if guard.stopped else "best"], tmp_path / "run"
     assert guard.stopped == stops
-    assert report.kept == {"step": kept["step"], "at": trainer.global_step, "why": guard.told[-2]}
+    assert report.kept == {"step": kept["step"], "at": trainer.global_step, "why": guard.messages[-2]}
     assert kept["step"] < trainer.global_step
     right = 0.5 + kept["state"]["coefficients.offset"].view(len(tasks), -1)
     assert torch.equal(TaskBank.load(run / "bank").coefficients, right)
@@ -192,8 +192,9 @@ def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) ->
     assert float(last[f"coefficient/{tasks[1]}"]) == pytest.approx(right[1].mean().item())
     told = f"step {kept['step']}"
     assert json.loads((run / "metrics.json").read_text())["kept"] == report.kept
-    assert f"Kept: the coefficients of {told}. {guard.told[-2]}." in " ".join((run / "table.txt").read_text().split())
-    note = f"those of {told} were kept, {guard.told[-2]}"
+    table = " ".join((run / "table.txt").read_text().split())
+    assert f"Kept: the coefficients of {told}. {guard.messages[-2]}." in table
+    note = f"those of {told} were kept, {guard.messages[-2]}"
     save_figure(coefficient_figure(replace(bank, coefficients=right), bank.coefficients, note), tmp_path / "right.png")
     drawn = run / "coefficients" / "coefficients_end.png"
     assert drawn.read_bytes() == (tmp_path / "right.png").read_bytes()

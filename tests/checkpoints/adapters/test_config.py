@@ -206,15 +206,19 @@ A, WIDE = torch.ones(2, 6), torch.ones(8, 6)
             "has lora_magnitude_vector for layer.0.up, but use_dora",
         ),
         ("", {"layer.0.up.lora_B.bias": torch.ones(8)}, "has lora_B.bias for layer.0.up, but lora_bias"),
-        ("", {"layer.0.norm.lora_B.bias": torch.ones(8)}, "has not both parts, A and B, for layer.0.norm"),
-        ("", {"layer.0.up.lora_embedding_A": A, "layer.0.up.lora_embedding_B": A.T.contiguous()}, "has not both parts"),
+        ("", {"layer.0.norm.lora_B.bias": torch.ones(8)}, "lacks one of the parts A and B for layer.0.norm"),
+        (
+            "",
+            {"layer.0.up.lora_embedding_A": A, "layer.0.up.lora_embedding_B": A.T.contiguous()},
+            "lacks one of the parts",
+        ),
         ("", {"head.lora_A.weight": A, "head.lora_B.weight": torch.ones(3, 2)}, "does not target head"),
         ("", {"layer.0.up.lora_A.weight": A.int()}, "it is of torch.int32"),
         ("", {"layer.0.up.lora_A.weight": torch.ones(0)}, "it is [0], and A and B are matrices"),
         ("", {"layer.0.up.lora_A.weight": torch.ones(())}, "it is [], and A and B are matrices"),
         ("", {"head.bias": torch.ones(3).int()}, "it is torch.int32, and head.bias of base is torch.float32"),
         ("layer.1.up", {}, "has nothing for layer.1.up, which target_modules of adapter_config.json names"),
-        ("lora_B.weight", {}, "has not both parts"),
+        ("lora_B.weight", {}, "lacks one of the parts"),
     ],
     ids=str,
 )
@@ -272,4 +276,4 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 def test_square_weights_of_mixed_layers(tmp_path: Path) -> None:
     """peft keeps `fan_in_fan_out` of the last layer, here the head's, and reads it of none."""
     _, base = adapt(tmp_path, gpt2, target_modules=["attn.c_proj", "lm_head"], fan_in_fan_out=True)
-    refused(tmp_path, base, "fan_in_fan_out is False", "beside transformer.h.0.attn.c_proj")
+    refused(tmp_path, base, "fan_in_fan_out is False", "next to transformer.h.0.attn.c_proj")

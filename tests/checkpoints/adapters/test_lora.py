@@ -192,7 +192,7 @@ def test_broken_folders(tmp_path: Path) -> None:
     refused(folder, base, "query.lora_A.weight is no weight of peft's")
     half = {name: value for name, value in weights.items() if "layer.0.attention.self.query.lora_B" not in name}
     save_file(half, file)
-    refused(folder, base, "has not both parts, A and B, for bert.encoder.layer.0.attention.self.query")
+    refused(folder, base, "lacks one of the parts A and B for bert.encoder.layer.0.attention.self.query")
     file.unlink()
     refused(folder, base, "holds no weights: expected one of adapter_model.safetensors, adapter_model.bin")
     file.write_bytes(content)

@@ -156,7 +156,7 @@ def test_pieces_are_compared_by_bytes(tmp_path: Path) -> None:
     assert not list(conflicts(folders[:2], 100))
     (found,) = conflicts(folders, 100)
     assert found.number is None
-    assert "tokenizer.model" in found.told
+    assert "tokenizer.model" in found.text
 
 
 def test_a_broken_tokenizer_is_told_of(tmp_path: Path) -> None:

@@ -409,7 +409,7 @@ def test_what_may_be_an_image_and_is_left_out_is_counted(tmp_path: Path) -> None
         assert find_images("alpha", str(tmp_path)) == [tmp_path / "a.png"]
     (message,) = (str(one.message) for one in told)
     assert "task alpha" in message
-    assert "6 files beside 1 images" in message
+    assert "6 files next to 1 images" in message
     for part in ("2 .heic", "1 .svg", "1 .bak", "1 without a suffix", "1 hidden"):
         assert part in message
     (tmp_path / "a.png").unlink()

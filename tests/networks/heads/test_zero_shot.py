@@ -171,9 +171,9 @@ def test_bad_class_files(model: Model, tmp_path: Path, content: bytes | None, to
     ("templates", "told"),
     [
         ([], "templates: expected at least one"),
-        (["a photo"], "templates: 'a photo' has not one {}"),
-        (["a {} on a {}"], "has not one {}"),
-        (["a {name}"], "has not one {}"),
+        (["a photo"], "templates: 'a photo' lacks the one {}"),
+        (["a {} on a {}"], "lacks the one {}"),
+        (["a {name}"], "lacks the one {}"),
         ("nowhere.txt", "nowhere.txt (templates): No such file"),
     ],
 )
