@@ -40,6 +40,7 @@ MOVED = {
     "task_bank": "bank.task_bank",
     "trainer": "adaptation.trainer",
     "transforms": "methods",
+    "unfinished": "adaptation.unfinished_fit",
     "weights": "experts.weight",
 }
 

@@ -23,8 +23,12 @@ from lit_merge.adaptation.run_logs import log_into
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
 from lit_merge.adaptation.unfinished_fit import UnfinishedFit
+from lit_merge.bank.files import BANK
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import check_output, replacing, write_text
+from lit_merge.checkpoints.inputs import check_apart
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.console import terminal
 from lit_merge.data import TaskData
@@ -34,6 +38,20 @@ from lit_merge.report.report import Report, describe
 from lit_merge.report.scores import TaskScore
 
 PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
+
+
+def _is_run(folder: Path) -> bool:
+    return "lit_merge" in parse_json((folder / "versions.json").read_bytes()) and BANK.is_one(folder / "bank")
+
+
+RUN = Kind(
+    "fit",
+    _is_run,
+    r"bank/bank\.(json|safetensors)|metrics\.(json|csv)|table\.txt|coefficients\.csv|versions\.json|config\.yaml|"
+    r"accuracy\.png|coefficients/coefficients_\w+\.(csv|png|svg)|"
+    # Of loggers, wherever in the run they write.
+    r"(.+/)?(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+|checkpoints/[^/]+\.ckpt)",
+)
 
 
 def run_fit(
@@ -74,8 +92,8 @@ def run_fit(
         trainer.callbacks.insert(0, CollapseGuard())
     plan = fit_plan(trainer, model, start, data, experts, ckpt_path)
     if first:
-        check_output(output, overwrite)
-    place = replacing(output, overwrite) if first else nullcontext(destination(output))
+        check_apart(check_output(output, overwrite, RUN), [] if experts is None else experts.files)
+    place = replacing(output, overwrite, RUN) if first else nullcontext(destination(output))
     with UnfinishedFit(output, plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
         keep_resume_points(trainer, unfinished)
         own_log = not trainer.loggers
@@ -108,6 +126,7 @@ def run_fit(
                 write_text(folder / "log" / "metrics.csv", unfinished.whole_log())
             if (coefficients := unfinished.folder / "coefficients").is_dir():
                 shutil.copytree(coefficients, folder / "coefficients")
+            unfinished.placing(folder)
     return report
 
 

@@ -115,3 +115,7 @@ class UnfinishedFit(UnfinishedOutput):
         if found is None:
             return None
         return {state: {task: TaskScore(**row) for task, row in rows.items()} for state, rows in found.items()}
+
+
+Unfinished = UnfinishedFit
+"""The name that it had in `lit_merge.unfinished`."""

@@ -13,6 +13,7 @@ from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, replacing, wri
 from lit_merge.checkpoints.checkpoint import DTYPES
 from lit_merge.checkpoints.families import FAMILIES
 from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.safetensors_writer import is_finite
 from lit_merge.errors import MergeError
@@ -56,6 +57,14 @@ class BankFile(SafetensorsFile):
         return value
 
 
+def _is_bank(folder: Path) -> bool:
+    about = parse_json((folder / "bank.json").read_bytes())
+    return {"format_version", "tasks", "layers"} <= about.keys() and (folder / "bank.safetensors").is_file()
+
+
+BANK = Kind("export", _is_bank, r"bank\.(json|safetensors)")
+
+
 def write_bank_folder(
     path: str | Path,
     about: Mapping[str, Any],
@@ -66,7 +75,7 @@ def write_bank_folder(
     """Writes both files, whole or not at all, with the values that `read` answers one by one. See `TaskBank.save`."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     dtypes = {name: value.dtype for name, value in tensors.items()}
-    with replacing(path, overwrite) as folder:
+    with replacing(path, overwrite, BANK) as folder:
         folder.mkdir()
         write_stream(folder / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
         text = json.dumps({"format_version": 2 if "learnt" in about else 1} | dict(about), indent=1)

@@ -20,11 +20,13 @@ from lit_merge.checkpoints import (
     open_checkpoint,
     write_stream,
 )
-from lit_merge.checkpoints.safetensors_writer import is_finite
+from lit_merge.checkpoints.inputs import check_apart
+from lit_merge.checkpoints.safetensors_writer import MARK, is_finite, written_weights
 from lit_merge.console import track_bytes
 from lit_merge.errors import MergeError
 
 DType = Literal["float16", "bfloat16", "float32", "float64"]
+CONVERTED = written_weights("convert", "converted")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -57,14 +59,16 @@ def convert(
     """
     if max_shard_bytes is None and Path(output).suffix != ".safetensors":
         raise MergeError(f"{output}: expected a name that ends in .safetensors, or --max_shard_size for a folder")
-    check_output(output, overwrite)
+    target = check_output(output, overwrite, CONVERTED)
     held = open_checkpoint(source, base=None if base is None else open_checkpoint(base, "base"))
+    check_apart(target, held.files)
     if naming is not None:
         held = canonical(held)
         held = Named(held, named(naming, held.shapes))
     wanted = None if dtype is None else getattr(torch, dtype)
     dtypes = {name: wanted if wanted and kind.is_floating_point else kind for name, kind in held.dtypes.items()}
-    write_stream(output, _cast(held, dtypes), held.shapes, dtypes, max_shard_bytes, overwrite=overwrite)
+    about, values = {"format": "pt", MARK: "converted"}, _cast(held, dtypes)
+    write_stream(output, values, held.shapes, dtypes, max_shard_bytes, about, overwrite, CONVERTED)
     return held
 
 

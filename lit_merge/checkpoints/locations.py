@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from lit_merge.checkpoints import hub
+from lit_merge.checkpoints.inputs import reads
 from lit_merge.errors import MergeError
 
 SHIPPED = Path(__file__).parents[1] / "zoo" / "suite8"
@@ -52,8 +53,12 @@ def resolve(location: str | os.PathLike[str]) -> Path:
     `zoo:8-seed1` are folders that scripts/build_zoo.py makes in the cache. `hf://org/name` is downloaded; see hub.py.
 
     Raises:
-        MergeError: a suite that has not been built, a model that cannot be downloaded.
+        MergeError: a suite that has not been built, a model that cannot be downloaded, what the command writes over.
     """
+    return reads(_found(location))
+
+
+def _found(location: str | os.PathLike[str]) -> Path:
     text = os.fspath(location)
     if text.startswith(hub.PREFIX):
         return hub.fetch(text)

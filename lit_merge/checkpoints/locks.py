@@ -1,9 +1,15 @@
 """What killed processes leave behind: locks end with their process and tell its leftovers from a living one's work."""
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from lit_merge.checkpoints.own import check_own
+from lit_merge.errors import MergeError
 
 try:
     import fcntl
@@ -12,6 +18,9 @@ except ImportError:  # Windows: nothing is locked there, and leftovers stay
 
 # Never a name that a user would give.
 SUFFIX = ".writing"
+UNFINISHED = ".unfinished"
+# In an unfinished folder: which file or folder is about to be put in the output's place.
+PLACED = "placed.json"
 _held: set[int] = set()
 
 
@@ -35,14 +44,15 @@ def lock(folder: Path) -> int | None:
     Raises:
         BlockingIOError: another process has it.
         FileNotFoundError: there is no such folder, or not any more.
+        OSError: it is a link.
     """
     if fcntl is None:
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It may have been removed between the two: then the lock is on nothing.
-        if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+        if not os.path.samestat(os.fstat(descriptor), os.lstat(folder)):
             raise FileNotFoundError(folder)
     except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)
@@ -74,20 +84,62 @@ def make_workplace(target: Path) -> tuple[Path, int | None]:
 
 def clear_leftovers(target: Path) -> None:
     """Removes what killed processes left next to `target` while they wrote it, and puts back a folder that one had
-    moved away and not yet replaced."""
-    for entry in os.scandir(target.parent):
-        if not (entry.name.startswith(f".{target.name}.") and entry.name.endswith(SUFFIX)):
-            continue
-        workplace = Path(entry.path)
-        try:
-            descriptor = lock(workplace)
-        except OSError:
-            continue
-        if descriptor is None:
-            continue
+    moved away and not yet replaced. What an unfinished output may be gone on with from stays."""
+    with suppress(OSError):
+        for entry in list(os.scandir(target.parent)):
+            if entry.name == f".{target.name}{UNFINISHED}" or (
+                entry.name.startswith(f".{target.name}.") and entry.name.endswith(SUFFIX)
+            ):
+                _clear(Path(entry.path), target)
+
+
+def _clear(workplace: Path, target: Path) -> None:
+    try:
+        # A link, or what another user has put there, is nothing that was left behind.
+        check_own(workplace)
+        descriptor = lock(workplace)
+    except (OSError, MergeError):
+        return
+    if descriptor is None:
+        return
+    if is_workplace(workplace):
         # A folder is moved away only when the new one is whole.
         new, old = workplace / target.name, workplace / f"{target.name}.old"
-        if old.exists() and not target.exists():
+        if old.exists() and not os.path.lexists(target):
             (new if new.exists() else old).rename(target)
+    if is_workplace(workplace) or _is_placed(workplace, target):
         shutil.rmtree(workplace, ignore_errors=True)
-        unlock(descriptor)
+    unlock(descriptor)
+
+
+def note_placed(folder: Path, new: Path) -> None:
+    """Notes in an unfinished folder what is about to be put in the output's place: after that it is of no use."""
+    found = new.stat()
+    (folder / PLACED).write_text(json.dumps([found.st_ino, found.st_mtime_ns]), encoding="utf-8")
+
+
+def _is_placed(folder: Path, target: Path) -> bool:
+    try:
+        found = target.stat()
+        return bool(json.loads((folder / PLACED).read_bytes()) == [found.st_ino, found.st_mtime_ns])
+    except (OSError, ValueError):
+        return False
+
+
+def is_workplace(folder: Path) -> bool:
+    """Whether this is a folder in which an output is written until it is whole."""
+    return folder.name.startswith(".") and folder.name.endswith(SUFFIX)
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Makes a folder, and those above it that are missing; answers what was made, the innermost first."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders that were made for what did not come to be; those that hold something stay."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -11,21 +11,50 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from lit_merge.checkpoints.inputs import check_apart, writes
+from lit_merge.checkpoints.kinds import Kind
+from lit_merge.checkpoints.lasting import settle, sync_folders
 from lit_merge.checkpoints.locations import destination
-from lit_merge.checkpoints.locks import clear_leftovers, make_workplace, unlock
+from lit_merge.checkpoints.locks import (
+    clear_leftovers,
+    is_workplace,
+    make_folders,
+    make_workplace,
+    remove_empty,
+    unlock,
+)
 from lit_merge.errors import MergeError
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Refuses early, before any work is done, a path that exists or that cannot be written.
+def check_output(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None) -> Path:
+    """Refuses early, before any work is done, a place that cannot be written, or where something stands that must stay.
+    What killed commands have left beside it is removed.
+
+    Args:
+        path: of the output.
+        overwrite: replace what stands there.
+        kind: what the command writes: nothing else is replaced.
 
     Raises:
-        MergeError: the path exists and `overwrite` is off, or no file can be made next to it.
+        MergeError: the path exists and `overwrite` is off; it is a link, or no output of this kind; it is an input of
+            the command, or holds one; no file can be made next to it.
     """
     target = destination(path)
+    _check(target, overwrite, kind)
+    writes(target)
+    return target
+
+
+def _check(target: Path, overwrite: bool, kind: Kind | None) -> None:
     try:
-        if (target.exists() or target.is_symlink()) and not overwrite:
-            raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")
+        clear_leftovers(target)
+        if os.path.lexists(target):
+            if not overwrite:
+                raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")
+            if target.is_symlink() or not (target.is_dir() or target.is_file()):
+                raise MergeError(f"{target} is a link or a device, which is not replaced: choose another place")
+            if kind is not None:
+                kind.check(target)
         # Walk up to the folder that exists, so that nothing is made for a run that fails later.
         parent = target.absolute().parent
         while not parent.exists():
@@ -35,38 +64,46 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise MergeError(f"{target} cannot be written: {error.strerror}") from error
-    return target
+    check_apart(target)
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Yields a fresh path next to `path` for a file or folder; renames it to `path` when the block succeeds.
+def replacing(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
+    """Yields a fresh path next to `path` for a file or folder; renames it to `path` when the block succeeds, once the
+    disk holds it. It gets mode and group of what it replaces, and else those of a new file.
 
-    When the block fails nothing is left of it, and what stood at `path` stands there still. A killed process leaves
-    the old or the new one too, and a hidden folder, `.name.….writing`, which the next one that writes here removes.
+    When the block fails nothing is left of it, and what stood at `path` stands there still. A killed process, or a
+    machine without power, leaves the old or the new one too, and a hidden folder, `.name.….writing`, which the next
+    command that writes here removes.
 
     Raises:
         MergeError: as `check_output`, or the disk is full.
     """
-    target = check_output(path, overwrite)
+    target = destination(path)
+    _check(target, overwrite, kind)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(target)
+        made = make_folders(target.parent)
         workplace, lock = make_workplace(target)
     except OSError as error:
         raise MergeError(f"{target} cannot be written: {error.strerror}") from error
     new, old = workplace / target.name, workplace / f"{target.name}.old"
     try:
         yield new
-        if target.is_dir() and not target.is_symlink():
-            if not new.is_dir():
-                raise MergeError(f"{target} is a folder, which a file does not replace: choose another place")
-            # A folder cannot be renamed over a full one.
-            if not _exchange(new, target):
+        # Something else may stand there by now.
+        _check(target, overwrite, kind)
+        if target.is_dir() and not new.is_dir():
+            raise MergeError(f"{target} is a folder, which a file does not replace: choose another place")
+        # Of what is part of another output, that one takes care.
+        inner = any(is_workplace(folder) for folder in target.parents)
+        if not inner:
+            settle(new, target)
+        # A folder cannot be renamed over a full one.
+        if not (target.is_dir() and _exchange(new, target)):
+            if target.is_dir():
                 target.rename(old)
-                os.replace(new, target)
-        else:
             os.replace(new, target)
+        if not inner:
+            sync_folders(target.parent, made)
     except MergeError as error:
         # Of a file inside a folder that is being written: its place is where the folder will stand.
         raise MergeError(str(error).replace(str(new), str(target)), task=error.task, weight=error.weight) from error
@@ -78,6 +115,7 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
             old.rename(target)
         shutil.rmtree(workplace, ignore_errors=True)
         unlock(lock)
+        remove_empty(made)
 
 
 def _exchange(new: Path, target: Path) -> bool:
@@ -92,7 +130,7 @@ def _exchange(new: Path, target: Path) -> bool:
     return bool(libc.renameat2(here, os.fsencode(new), here, os.fsencode(target), exchange) == 0)
 
 
-def write_text(path: str | os.PathLike[str], text: str, overwrite: bool = False) -> None:
+def write_text(path: str | os.PathLike[str], text: str, overwrite: bool = False, kind: Kind | None = None) -> None:
     """Writes one text file in UTF-8, whole or not at all."""
-    with replacing(path, overwrite) as draft:
+    with replacing(path, overwrite, kind) as draft:
         draft.write_text(text, encoding="utf-8")

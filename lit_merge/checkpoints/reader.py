@@ -8,6 +8,7 @@ from lit_merge.checkpoints.adapters.lora import LoraFolder
 from lit_merge.checkpoints.checkpoint import Checkpoint, Source, StateDict
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
 from lit_merge.checkpoints.input_file import InputFile, of_one_moment
+from lit_merge.checkpoints.inputs import lists
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.sharded import ShardedFiles
 from lit_merge.checkpoints.single_file import EXPECTED, open_one_file
@@ -39,6 +40,7 @@ def open_checkpoint(
         location, _, inside = location.rpartition("#")
     path = resolve(location)
     if path.is_dir() and inside is None:
+        lists(path)
         return of_one_moment(path, lambda: _open_folder(path, base, lenient))
     return _open_file(path, lenient, inside)
 

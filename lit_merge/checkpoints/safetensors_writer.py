@@ -13,12 +13,35 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.checkpoints.input_file import InputFile
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.outputs import replacing
+from lit_merge.checkpoints.safetensors_file import read_header
 from lit_merge.errors import MergeError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What transformers calls them.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# In the header's metadata: what a command has written.
+MARK = "lit_merge"
+_FILES = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+
+
+def written_weights(written_by: str, form: str, copied: str = "") -> Kind:
+    """Weights that one command writes, as a file or as a folder.
+
+    Args:
+        written_by: the command.
+        form: what it marks its files with.
+        copied: a regular expression for names of what it copies next to them.
+    """
+
+    def is_one(path: Path) -> bool:
+        files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+        headers = [read_header(InputFile(file))[0] for file in files]
+        return bool(headers) and all(one.get("__metadata__", {}).get(MARK) == form for one in headers)
+
+    return Kind(written_by, is_one, f"{_FILES}|{copied}" if copied else _FILES)
 
 
 class TensorFiles:
@@ -193,6 +216,7 @@ def write_stream(
     max_shard_bytes: int | None = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    kind: Kind | None = None,
 ) -> None:
     """Writes tensors as they come, whole or not at all; one at a time is in memory.
 
@@ -205,12 +229,13 @@ def write_stream(
         max_shard_bytes: of tensors in one file. A larger tensor has a file of its own.
         metadata: texts for the header.
         overwrite: replace what stands there.
+        kind: nothing else is replaced.
 
     Raises:
         MergeError: the path exists or cannot be written, or the disk is full; a value that is not finite.
         ValueError: tensors that are not those that were announced.
     """
-    with replacing(path, overwrite) as draft, ExitStack() as stack:
+    with replacing(path, overwrite, kind) as draft, ExitStack() as stack:
         files = TensorFiles(shapes, dtypes, max_shard_bytes, metadata)
         files.create(draft)
         opened: dict[str, BinaryIO] = {}

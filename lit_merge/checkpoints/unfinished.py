@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.locations import destination
-from lit_merge.checkpoints.locks import lock, unlock
+from lit_merge.checkpoints.locks import UNFINISHED, lock, make_folders, note_placed, remove_empty, unlock
 from lit_merge.checkpoints.outputs import write_text
+from lit_merge.checkpoints.own import check_all_own, check_own, own
 from lit_merge.errors import MergeError
 
 FAILED = "failed"
@@ -23,7 +22,7 @@ Own = TypeVar("Own", bound="UnfinishedOutput")
 def unfinished_folder(output: str | os.PathLike[str]) -> Path:
     """Where an output is until it is whole."""
     target = destination(output)
-    return target.parent / f".{target.name}.unfinished"
+    return target.parent / f".{target.name}{UNFINISHED}"
 
 
 def discard(output: str | os.PathLike[str]) -> None:
@@ -58,6 +57,7 @@ class UnfinishedOutput:
     def __init__(self, output: str | os.PathLike[str], first: bool = True, shared: bool = False) -> None:
         self.output, self.first, self.shared = destination(output), first, shared
         self.folder = unfinished_folder(output) if self.hidden else self.output
+        self._made: list[Path] = []
         self._lock = self._take() if first else None
 
     def __enter__(self: Own) -> Own:
@@ -78,9 +78,15 @@ class UnfinishedOutput:
         return error is not None and not isinstance(error, Exception)
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Gives the lock back, and removes folders that were made for nothing."""
+        if self.first:
+            remove_empty([self.folder, *self._made] if self.hidden else self._made)
         unlock(self._lock)
         self._lock = None
+
+    def placing(self, new: Path) -> None:
+        """Says that this whole output is about to get its place: whoever finds it there needs this folder no more."""
+        note_placed(self.folder, new)
 
     def goes_on(self, plan: Mapping[str, Any], overwrite: bool = False) -> bool:
         """Whether the folder holds what a command of this plan has left.
@@ -114,9 +120,12 @@ class UnfinishedOutput:
             MergeError: it holds something else, or was changed.
         """
         try:
-            return parse_sealed((self.folder / name).read_bytes())
+            with open(self.folder / name, "rb", opener=own) as file:
+                return parse_sealed(file.read())
         except FileNotFoundError:
             return None
+        except MergeError:
+            raise
         except (OSError, ValueError) as error:
             raise self.damaged(name) from error
 
@@ -131,10 +140,10 @@ class UnfinishedOutput:
     def _take(self) -> int | None:
         while True:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if self.hidden:
-                    check_own(self.folder)
-                return lock(self.folder)
+                made = make_folders(self.folder)
+                check_own(self.folder)
+                taken = lock(self.folder)
+                self._made += made
             except BlockingIOError as error:
                 raise MergeError(
                     f"another process is at work on {self.output}: wait, or choose {self.other}"
@@ -143,14 +152,10 @@ class UnfinishedOutput:
                 continue  # that process has just finished
             except OSError as error:
                 raise MergeError(f"{self.folder} cannot be written: {error.strerror}") from error
-
-
-def check_own(folder: Path) -> None:
-    """Raises MergeError for a link, or for a folder of another user: anybody who can write next to an output knows its
-    name beforehand, and what is in it will be deleted."""
-    found = folder.lstat()
-    with tempfile.TemporaryFile(dir=folder.parent) as mine:
-        # Not the user's number: file systems of a network may have another one.
-        own = os.fstat(mine.fileno()).st_uid
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != own:
-        raise MergeError(f"{folder} is a link, or another user's: remove it, or choose another place")
+            try:
+                if self.hidden:
+                    check_all_own(self.folder)
+            except BaseException:
+                unlock(taken)
+                raise
+            return taken

@@ -141,6 +141,13 @@ class Sources:
         about = [method.describe(), transform, self.svd, experts.tasks, list(experts.shapes.items())]
         return [*versions, *about, experts.identity, files]
 
+    @property
+    def files(self) -> list[Path]:
+        """That are read, as far as they are known."""
+        bank = [] if self.saved is None else [resolve(self.saved) / name for name in ("bank.json", "bank.safetensors")]
+        base = [] if self.base is None else self.base.files
+        return [*bank, *base, *([] if self.experts is None else self.experts.files)]
+
     @functools.cached_property
     def stored(self) -> tuple[TaskBank, TaskBank]:
         """The bank that was saved without its values, see `TaskBank.open`; and as one whose values are read when they

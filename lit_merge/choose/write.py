@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
+from lit_merge.bank.files import BANK
 from lit_merge.bank.low_rank import check_energy, check_rank_ratio
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import PLAIN, NamingName, Source, named
 from lit_merge.checkpoints.conversion import parse_size
+from lit_merge.checkpoints.inputs import check_apart
+from lit_merge.checkpoints.locations import destination
 from lit_merge.choose.sources import Sources
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
@@ -60,6 +63,7 @@ def write_merge(
     Returns:
         Names of the files that were copied next to the weights.
     """
+    check_apart(destination(output), sources.files)
     layout, plan = layout_of(sources, naming, dtype), None
     job = sources.job(processes.device) if sources.saved is None else None
     if (made_of := sources.plan()) is not None:
@@ -150,6 +154,7 @@ def write_bank(
     """
     check_rank_ratio(rank_ratio)
     check_energy(energy)
+    check_apart(destination(output), sources.files)
     job = sources.job(processes.device)
     experts = job.experts
     names = experts.naming if naming is None else named(naming, experts.shapes)
@@ -157,7 +162,7 @@ def write_bank(
     plan = sources.plan()
     # What is cut before it is written is another part.
     plan = None if plan is None else [*plan, processes.device.type, None if at_once else (rank_ratio, energy, dtype)]
-    with resuming(output, plan, overwrite=overwrite, processes=processes) as unfinished:
+    with resuming(output, plan, None, overwrite, processes, BANK) as unfinished:
         if at_once:
             parts = build_parts(job, unfinished)
             if processes.first:

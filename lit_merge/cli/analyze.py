@@ -16,7 +16,7 @@ from lit_merge.experts.experts import Experts
 from lit_merge.experts.files import expert_files
 from lit_merge.report.analysis.build import analyze
 from lit_merge.report.analysis.curves import Normalise
-from lit_merge.report.analysis.files import write_analysis
+from lit_merge.report.analysis.files import ANALYSIS, write_analysis
 from lit_merge.report.analysis.table import table
 
 ABOUT = (
@@ -81,7 +81,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
         raise MergeError("analyze needs --output, the folder to write")
     if not options.model.experts:
         raise MergeError("nothing to analyse: give --config with model.experts, or --model.experts.TASK FILE for each")
-    check_output(options.output, options.overwrite)
+    check_output(options.output, options.overwrite, ANALYSIS)
     experts = Experts(
         expert_files(options.model.experts), options.model.base, options.model.exclude or (), options.model.crop
     )

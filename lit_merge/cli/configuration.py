@@ -10,6 +10,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from lit_merge import data, methods, networks, objectives  # noqa: F401  short class names are found once imported
 from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.checkpoints import check_output
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later, Unlabelled
@@ -76,15 +77,15 @@ class Configuration:
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
 
-    def check_output(self, option: str) -> str:
-        """The place that the verb writes to.
+    def check_output(self, option: str, kind: Kind | None = None) -> str:
+        """The place that the verb writes to; nothing but its own kind is replaced.
 
         Raises:
             MergeError: it is not given; something is there that is not to be replaced; it cannot be written.
         """
         if self.options[option] is None:
             raise MergeError(f"{self.verb} needs --{option}, the place to write to")
-        check_output(self.options[option], self.options.overwrite)
+        check_output(self.options[option], self.options.overwrite, kind)
         return str(self.options[option])
 
     def check_inputs(self) -> None:

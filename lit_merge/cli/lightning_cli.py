@@ -26,7 +26,7 @@ from lit_merge.console import plain_warnings, terminal
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.networks import Network
-from lit_merge.report.report import Report, describe
+from lit_merge.report.report import REPORT, Report, describe
 
 PARSER = {"exit_on_error": False, "parser_mode": MODE, "allow_abbrev": False}
 
@@ -148,7 +148,7 @@ class MergeCLI(LightningCLI):
         if self.trainer.is_global_zero:
             terminal().print(report)
             if self.option("output"):
-                write_text(self.option("output"), report.to_json(), self.option("overwrite"))
+                write_text(self.option("output"), report.to_json(), self.option("overwrite"), REPORT)
 
 
 def run(arguments: list[str]) -> None:

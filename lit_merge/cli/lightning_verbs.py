@@ -9,7 +9,8 @@ from lit_merge.checkpoints.locations import resolve
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.trainer_options import check_names
 from lit_merge.errors import MergeError
-from lit_merge.report.prediction_files import prediction_format
+from lit_merge.report.prediction_files import PREDICTIONS, prediction_format
+from lit_merge.report.report import REPORT
 
 ABOUT = {
     "fit": "Merges, adapts the coefficients on unlabelled data, reports, and saves the task bank.",
@@ -76,7 +77,7 @@ def check(arguments: Sequence[str]) -> None:
         if config["output"] is not None:
             raise MergeError("fit leaves a folder: name it with --run; --output is for the other verbs")
     elif verb == "predict" or config["output"] is not None:
-        config.check_output("output")
+        config.check_output("output", PREDICTIONS if verb == "predict" else REPORT)
     if verb == "predict":
         prediction_format(config["output"])
     config.check_inputs()

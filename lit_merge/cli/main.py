@@ -74,10 +74,13 @@ def main(arguments: Sequence[str]) -> int:
         plain_warnings()
         rest = settle_waiting(rest)
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
-        for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
-            run = getattr(import_module(f"lit_merge.cli.{module}"), name)
-            settle_number()
-            run(rest if verb in HOMES else [verb, *rest])
+        from lit_merge.checkpoints.inputs import one_command
+
+        with one_command():
+            for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
+                run = getattr(import_module(f"lit_merge.cli.{module}"), name)
+                settle_number()
+                run(rest if verb in HOMES else [verb, *rest])
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
         return 2

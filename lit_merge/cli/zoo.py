@@ -13,9 +13,20 @@ from rich.text import Text
 
 from lit_merge.checkpoints import SafetensorsFile, check_output, replacing
 from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError
+
+
+def _is_copy(folder: Path) -> bool:
+    tasks = {task["name"] for task in parse_json((folder / "zoo.json").read_bytes())["tasks"]}
+    return {path.stem for path in (folder / "experts").iterdir()} <= tasks
+
+
+COPY = Kind(
+    "zoo", _is_copy, r"zoo\.json|network\.json|(base|heads|images|labels|experts/[^/]+)\.safetensors|[A-Z]+\.md"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,13 +48,20 @@ def zoo(arguments: Sequence[str]) -> None:
     suite = options.suite.removeprefix("zoo:")
     folder = resolve(f"zoo:{suite}")
     if options.output is not None:
-        check_output(options.output, options.overwrite)
+        check_output(options.output, options.overwrite, COPY)
     console = terminal()
     console.print(contents(folder, suite))
     if options.output is not None:
-        with replacing(options.output, options.overwrite) as draft:
-            shutil.copytree(folder, draft)
+        with replacing(options.output, options.overwrite, COPY) as draft:
+            copy(folder, draft)
         console.print(f"Copied to {options.output}", soft_wrap=True)
+
+
+def copy(folder: Path, target: Path) -> None:
+    """Copies files with the modes of new ones: those of an installed package may be read-only."""
+    target.mkdir()
+    for path in folder.iterdir():
+        copy(path, target / path.name) if path.is_dir() else shutil.copyfile(path, target / path.name)
 
 
 def contents(folder: Path, suite: str) -> Group:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.checkpoints import SafetensorsFile, write_safetensors
 from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
 
 
@@ -60,6 +61,8 @@ class Decompositions:
     def _read(self, key: str) -> LowRank | None:
         if self.folder is None or not self._path(key).exists():
             return None
+        check_own(self.folder)
+        check_own(self._path(key))
         file = SafetensorsFile(self._path(key))
         if set(file.shapes) != {"U", "S", "V"}:
             raise MergeError(f"{file.path} is no decomposition of lit_merge: remove it, or choose another folder")

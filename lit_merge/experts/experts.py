@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -133,6 +134,11 @@ class Experts:
         if not all(checkpoint.inputs for checkpoint in opened):
             return None
         return [file.stamp for checkpoint in opened for file in checkpoint.inputs]
+
+    @property
+    def files(self) -> list[Path]:
+        """That experts and base are read from; none where they are in memory."""
+        return [path for checkpoint in self._files for path in checkpoint.files]
 
     @property
     def _files(self) -> list[Checkpoint]:

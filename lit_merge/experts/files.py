@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from lit_merge.checkpoints import Checkpoint, Source, canonical, holds_model, open_checkpoint
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, SUFFIXES
+from lit_merge.checkpoints.inputs import lists
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
 
@@ -17,7 +18,7 @@ def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
     """
     if not isinstance(experts, str):
         return experts
-    folder = resolve(experts)
+    folder = lists(resolve(experts))
     if not folder.is_dir():
         raise MergeError(f"{experts}: no such folder of experts")
     try:

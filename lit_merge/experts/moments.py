@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, SafetensorsFile, replacing, write_safetensors
+from lit_merge.checkpoints.inputs import lists
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
+from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 
@@ -22,6 +25,13 @@ FORMAT = "lit_merge moments"
 FORMAT_VERSION = 1
 # Elements of each weight that tell one expert from another.
 SAMPLED = 64
+
+
+def _are_moments(folder: Path) -> bool:
+    return all(SafetensorsFile(path).metadata.get("format") == FORMAT for path in folder.iterdir())
+
+
+MOMENTS = Kind("merge with moments", _are_moments, r"[^/]+\.safetensors")
 
 
 class FileMoments(Mapping[str, Tensor]):
@@ -62,7 +72,7 @@ def save_moments(
         MergeError: moments that do not fit the experts; a folder that exists or cannot be written.
     """
     pairs = moments.items() if isinstance(moments, Mapping) else moments
-    with replacing(path, overwrite) as draft:
+    with replacing(path, overwrite, MOMENTS) as draft:
         draft.mkdir()
         missing = set(experts.tasks)
         for task, own in pairs:
@@ -92,9 +102,10 @@ def load_moments(path: str | os.PathLike[str], experts: Experts) -> Moments:
         MergeError: no such folder, a task that is missing, a file that is damaged, of a newer format, of another
             model, task or expert.
     """
-    folder = resolve(path)
+    folder = lists(resolve(path))
     if not folder.is_dir():
         raise MergeError(f"{folder}: no such folder of moments: collect them, or mend the path")
+    check_own(folder)
     return {task: FileMoments(_open(folder, task, experts)) for task in experts.tasks}
 
 
@@ -175,6 +186,7 @@ def _open(folder: Path, task: str, experts: Experts) -> SafetensorsFile:
     path = _file_of(folder, task)
     if not path.exists():
         raise MergeError(f"{folder} has no moments of task {task} ({path.name}): collect them again", task=task)
+    check_own(path)
     file = SafetensorsFile(path)
     about = file.metadata
     version = about.get("format_version", "")

@@ -9,6 +9,7 @@ import torch
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, NamingName
 from lit_merge.checkpoints.conversion import parse_size
+from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
 from lit_merge.console import say
 from lit_merge.errors import MergeError
@@ -62,6 +63,9 @@ def export_bank(
             naming, or one that does not have these weights; experts or a base of another model.
     """
     check_export(output, format, task, max_shard_size)
+    check_apart(
+        destination(output), [*([] if experts is None else experts.files), *([] if base is None else base.files)]
+    )
     names = bank.naming_of(naming)
     if format == "bank":
         compress(replace(bank, naming=names), rank_ratio, energy, dtype).save(output, overwrite)

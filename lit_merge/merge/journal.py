@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from lit_merge.checkpoints.json_text import parse_sealed, sealed
+from lit_merge.checkpoints.own import own
 from lit_merge.checkpoints.safetensors_writer import bytes_of
 
 # Of all processes together, checked when an output is gone on with.
@@ -37,26 +38,26 @@ class Journal:
         self._files: dict[str, BinaryIO] = {}
         self._extents: list[tuple[str, int, int, int]] = []
         place = folder / f"finished-{self.attempt}-{rank}.jsonl"
-        self._lines = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._lines = own(str(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     @staticmethod
     def start(folder: Path) -> None:
         """Keeps of what former attempts have finished all that is whole. By one process, before any opens it."""
         attempt, known = _read(folder / FINISHED)
-        own = sorted(folder.glob("finished-*.jsonl"))
+        others = sorted(folder.glob("finished-*.jsonl"))
         # Numbers of attempts name files: without the last one, a new attempt might write over what is kept.
-        for place in own if attempt else ():
+        for place in others if attempt else ():
             known |= _read(place)[1]
         whole = {name: about for name, about in known.items() if _is_whole(folder, about["extents"])}
         _write(folder / FINISHED, attempt + 1, whole)
-        for place in own:
+        for place in others:
             place.unlink()
 
     def write(self, file: str, position: int, value: Tensor) -> None:
         """Puts a tensor's bytes into a file of the folder, as a part of the weight that is done next."""
         if file not in self._files:
             (self.folder / file).touch()
-            self._files[file] = (self.folder / file).open("r+b", buffering=0)
+            self._files[file] = open(self.folder / file, "r+b", buffering=0, opener=own)  # noqa: SIM115
         data = bytes_of(value)
         self._extents.append((file, position, len(data), zlib.crc32(data)))
         self._files[file].seek(position)

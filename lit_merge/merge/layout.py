@@ -16,8 +16,11 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, Naming, StateDict, check_output, rename
 from lit_merge.checkpoints.companions.copies import CopiedFiles
 from lit_merge.checkpoints.companions.cropping import rows_of
+from lit_merge.checkpoints.companions.files import COPIED
 from lit_merge.checkpoints.folders import SUFFIXES
-from lit_merge.checkpoints.safetensors_writer import TensorFiles
+from lit_merge.checkpoints.kinds import Kind
+from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.safetensors_writer import MARK, TensorFiles, written_weights
 from lit_merge.console import LISTED, say
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
@@ -162,14 +165,16 @@ class Layout:
             MergeError: a path that exists or cannot be written, or the name of another format; a naming
                 that does not know these weights.
         """
-        limit = None if is_file(check_output(output, overwrite)) else max_shard_bytes or SHARD
+        kind = written_by(form, () if self.copied is None else self.copied.names)
+        limit = None if is_file(destination(output)) else max_shard_bytes or SHARD
+        check_output(output, overwrite, kind)
         if self.lost and limit is not None and processes.first:
             more = ", …" if len(self.lost) > LISTED else ""
             say(f"not written, for want of a base: {', '.join(self.lost[:LISTED])}{more}")
         files, kept = self._files(limit, form)
         copied = None if limit is None or self.copied is None else self._fitted(self.copied, files)
         plan = None if plan is None else [plan, limit, asdict(self.naming)]
-        with resuming(output, plan, files.create, overwrite, processes) as unfinished:
+        with resuming(output, plan, files.create, overwrite, processes, kind) as unfinished:
             writer = WeightWriter(self.naming, files, unfinished)
             yield writer
             if not processes.first or limit is None:
@@ -199,8 +204,14 @@ class Layout:
         files |= {name: (others.shapes[name], others.dtypes[name]) for name in kept}
         shapes = {name: shape for name, (shape, _) in files.items()}
         dtypes = {name: dtype for name, (_, dtype) in files.items()}
-        about = {"format": "pt", "lit_merge": form}
+        about = {"format": "pt", MARK: form}
         return TensorFiles(shapes, dtypes, limit, about), ((name, others.read(name)) for name in kept)
+
+
+def written_by(form: str, copied: Iterable[str] = ()) -> Kind:
+    """Merged weights in one of the forms of `export`, with the files of these names that are copied next to them."""
+    command = "merge` or `lit_merge export --format merged" if form == "merged" else f"export --format {form}"
+    return written_weights(command, form, "|".join([COPIED, *map(re.escape, copied)]))
 
 
 def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.outputs import check_output, replacing
 from lit_merge.checkpoints.unfinished import FAILED, UnfinishedOutput
 from lit_merge.console import say
@@ -45,6 +46,7 @@ def resuming(
     create: Callable[[Path], None] | None = None,
     overwrite: bool = False,
     processes: Processes = ALONE,
+    kind: Kind | None = None,
 ) -> Iterator[UnfinishedMerge]:
     """Yields what is unfinished of an output, and puts it in its place when the block succeeds in every process.
 
@@ -58,11 +60,12 @@ def resuming(
         create: makes `path`, or mends it where it is there already; by default it is the block that makes it.
         overwrite: replace what stands there.
         processes: which write it together; all call this.
+        kind: nothing else is replaced.
 
     Raises:
         MergeError: an output that exists or cannot be written; another command writes it.
     """
-    target = check_output(output, overwrite)
+    target = check_output(output, overwrite, kind)
     if not processes.first:
         processes.wait()  # until the first one has the folder
     with UnfinishedOutput(output, processes.first, processes.count > 1) as unfinished:
@@ -78,8 +81,9 @@ def resuming(
                 journal.close()
             processes.wait()
             if processes.first:
-                with replacing(output, overwrite) as new:
+                with replacing(output, overwrite, kind) as new:
                     os.replace(path, new)
+                    unfinished.placing(new)
         except MergeError as error:
             # Of a file inside a folder that is being written: its place is where the folder will stand.
             message = str(error).replace(str(path), str(target))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints import replacing
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.errors import MergeError
 
 TOP = 5
@@ -113,6 +114,19 @@ def prediction_format(path: str | Path) -> type[PredictionFile]:
     return FORMATS[suffix]
 
 
+def _is_predictions(path: Path) -> bool:
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        return tuple(parquet.read_schema(path).names) == COLUMNS
+    with path.open(encoding="utf-8") as file:
+        line = file.readline(100_000)
+    return tuple(json.loads(line) if path.suffix.lower() == ".jsonl" else line.strip().split(",")) == COLUMNS
+
+
+PREDICTIONS = Kind("predict", _is_predictions)
+
+
 @contextmanager
 def writing(path: str | Path, overwrite: bool = False) -> Iterator[PredictionFile]:
     """A file of predictions that stands at `path` when the block succeeds; otherwise what stood there still does.
@@ -121,7 +135,7 @@ def writing(path: str | Path, overwrite: bool = False) -> Iterator[PredictionFil
         MergeError: as `prediction_format` and `check_output`, or the disk is full.
     """
     kind = prediction_format(path)
-    with replacing(path, overwrite) as draft:
+    with replacing(path, overwrite, PREDICTIONS) as draft:
         # What a killed run leaves must not look whole, not by its name either.
         part = draft.with_name(f"{draft.name}.part")
         file = kind(part)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.console import terminal
 from lit_merge.report.scores import TaskScore, mean_accuracy
 
@@ -30,6 +33,13 @@ HEADINGS = {
 }
 # Next to the column of an online stream, so that 80 letters still hold the names of tasks.
 NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "normal.\naccuracy"}
+
+
+def _is_report(path: Path) -> bool:
+    return {"method", "protocol", "split", "mean", "tasks"} <= parse_json(path.read_bytes()).keys()
+
+
+REPORT = Kind("test", _is_report)
 
 
 @dataclass

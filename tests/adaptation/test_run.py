@@ -182,17 +182,19 @@ def test_a_run_that_fails_leaves_nothing(
 
 def test_overwriting(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "old").touch()
-    with pytest.raises(MergeError, match="--overwrite"):
-        run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run)
-    assert (run / "old").exists()
+    run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run)
+    (run / "notes.txt").touch()
+    for overwrite, message in ((False, "--overwrite"), (True, "notes.txt, which `lit_merge fit` did not write")):
+        with pytest.raises(MergeError, match=message):
+            run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run, overwrite=overwrite)
+    (run / "notes.txt").unlink()
+    old = (run / "versions.json").stat().st_ino
     broken = make_trainer(max_steps=4, callbacks=[Break(RuntimeError("broken"))])
     with pytest.raises(RuntimeError, match="broken"):
         run_fit(broken, make_model(), tiny.data(), run, overwrite=True)
-    assert (run / "old").exists()
+    assert (run / "versions.json").stat().st_ino == old
     run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run, overwrite=True)
-    assert not (run / "old").exists()
+    assert (run / "versions.json").stat().st_ino != old
     assert (run / "bank").is_dir()
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lit_merge import MergeError
 from lit_merge.checkpoints import check_output, outputs, replacing, write_safetensors, write_text
-from lit_merge.checkpoints.locks import clear_leftovers, lock, unlock
+from lit_merge.checkpoints.locks import clear_leftovers, lock, note_placed, unlock
 from tests.forked_commands import wait_until
 
 
@@ -180,3 +180,89 @@ def test_a_fork_does_not_keep_a_lock(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     for descriptor in (*begun, goes_on[0]):
         os.close(descriptor)
+
+
+def test_mode_and_group_stay_and_new_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file", "old")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+        for name in ("a", "b"):
+            with replacing(tmp_path / "folder", overwrite=True) as beside:
+                beside.mkdir()
+                (beside / "a").write_text(name)
+                (beside / name).touch()
+            assert (tmp_path / "folder").stat().st_mode & 0o777 == (0o750 if name == "a" else 0o700)
+            (tmp_path / "folder").chmod(0o700)
+            (tmp_path / "folder" / "a").chmod(0o604)
+        (tmp_path / "file").chmod(0o444)
+        write_text(tmp_path / "file", "new", overwrite=True)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").read_text() == "new"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()}
+    assert modes == {"a": 0o604, "b": 0o640}
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o444
+
+
+def test_the_disk_holds_an_output_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[str, str]] = []
+    for name, find in (
+        ("fsync", lambda one, *_: os.readlink(f"/proc/self/fd/{one}")),
+        ("replace", lambda one, *_: one),
+    ):
+        done = getattr(os, name)
+
+        def watched(*arguments: object, name: str = name, done: object = done, find: object = find) -> object:
+            events.append((name, Path(str(find(*arguments))).name))  # type: ignore[operator]
+            return done(*arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(os, name, watched)
+    with replacing(tmp_path / "deep" / "run") as beside:
+        beside.mkdir()
+        write_text(beside / "table", "x")  # of the run, which is synced as a whole
+        assert events == [("replace", "table")]
+        events.clear()
+    deep = [("fsync", "deep"), ("fsync", tmp_path.name)]
+    assert events == [("fsync", "table"), ("fsync", "run"), ("replace", "run"), *deep]
+
+
+def test_links_and_what_came_meanwhile_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    with pytest.raises(MergeError, match="is a link or a device"):
+        write_text(tmp_path / "link", "new", overwrite=True)
+    with pytest.raises(MergeError, match="exists"), replacing(tmp_path / "file") as beside:  # noqa: PT012
+        beside.write_text("new")
+        (tmp_path / "file").write_text("mine")
+    assert (tmp_path / "link").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_folders_made_for_nothing_go(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a" / "b" / "c"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_go_with_the_next_command_even_a_refused_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "out", "old")
+    (tmp_path / ".out.abc.writing").mkdir()
+    (tmp_path / ".out.unfinished").mkdir()
+    with pytest.raises(MergeError, match="exists"):
+        check_output(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.unfinished"}
+    # A command was killed after it had put its output there, and before it removed what it could have gone on with.
+    note_placed(tmp_path / ".out.unfinished", tmp_path / "out")
+    with pytest.raises(MergeError, match="exists"):
+        check_output(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_is_no_leftover(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "out.old").write_text("mine")
+    (tmp_path / ".out.abc.writing").symlink_to("mine")
+    clear_leftovers(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", ".out.abc.writing"}
+    assert (tmp_path / "mine" / "out.old").exists()

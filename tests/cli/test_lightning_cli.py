@@ -184,6 +184,11 @@ def test_existing_output_needs_overwrite(config: Config, tmp_path: Path, capsys:
     assert f"{output} is a file, which a folder does not replace" in line
     assert output.read_text() == "mine"
     file = output.rename(tmp_path / "there.safetensors")
+    arguments = ["export", "--config", config(), "--format", "merged", "--output", str(file), "--overwrite"]
+    assert "was not written by `lit_merge merge`" in refused(capsys, *arguments)
+    assert file.read_text() == "mine"
+    file.unlink()
+    assert main(arguments) == 0
     assert main(["export", "--config", config(), "--format", "merged", "--output", str(file), "--overwrite"]) == 0
     assert load_file(file)
 

@@ -50,9 +50,17 @@ def test_what_stands_there_stays(files: dict[str, Path], tmp_path: Path) -> None
     experts = {task: files[task] for task in "abc"}
     with pytest.raises(MergeError, match=r"out\.safetensors"):
         merge_files(experts, output, method=CART(0.3))
+    with pytest.raises(MergeError, match=r"was not written by `lit_merge merge`"):
+        merge_files(experts, output, method=CART(0.3), overwrite=True)
     assert output.read_text() == "mine"
-    merge_files(experts, output, method=CART(0.3), overwrite=True)
-    assert set(load_file(output)) == set(SHAPES)
+    output.unlink()
+    for scaling in (1.0, 0.0):
+        merge_files(experts, output, method=CART(0.3, scaling=scaling), overwrite=True)
+        assert set(load_file(output)) == set(SHAPES)
+    for place in (files["a"], files["a"].parent):
+        with pytest.raises(MergeError, match="read, and would be replaced"):
+            merge_files(experts, place, method=CART(0.3), overwrite=True)
+    assert all(path.exists() for path in files.values())
 
 
 def test_a_scale_that_asks_for_data_is_refused(files: dict[str, Path], tmp_path: Path) -> None:

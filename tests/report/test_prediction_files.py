@@ -66,18 +66,24 @@ def test_no_row(suffix: str, tmp_path: Path) -> None:
         assert path.read_text() == (",".join(COLUMNS) + "\n" if suffix == "csv" else "")
 
 
+OLD = ",".join(COLUMNS) + "\n"
+
+
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("old")
 
     def fail() -> None:
         with writing(path, overwrite=True) as file:
             file.write(ROWS)
             raise RuntimeError("broken")
 
+    path.write_text("mine")
+    with pytest.raises(MergeError, match="was not written by `lit_merge predict`"):
+        fail()
+    path.write_text(OLD)
     with pytest.raises(RuntimeError, match="broken"):
         fail()
-    assert path.read_text() == "old"
+    assert path.read_text() == OLD
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -94,10 +100,10 @@ with writing(sys.argv[1], overwrite=True) as file:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("old")
+    path.write_text(OLD)
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert path.read_text() == "old"
+    assert path.read_text() == OLD
     assert list(tmp_path.rglob("*.csv")) == [path]
     # It was at work.
     (part,) = tmp_path.rglob("*.part")

@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.bank.files import BANK
 from lit_merge.bank.low_rank import check_energy, check_rank_ratio
 from lit_merge.checkpoints import check_output
 from lit_merge.errors import MergeError
@@ -39,7 +40,7 @@ class CompressionExport(Callback):
             raise MergeError(f"CompressionExport works on a MergedModel, not on {type(pl_module).__name__}")
         if sum(isinstance(one, CompressionExport) and one.path == self.path for one in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MergeError(f"two CompressionExports write to {self.path}: give each a path of its own")
-        check_output(self.path, self.overwrite)
+        check_output(self.path, self.overwrite, BANK)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MergedModel)

@@ -12,7 +12,7 @@ from lit_merge.data import TaskData
 from lit_merge.data.class_names import MIXED, numbered
 from lit_merge.errors import MergeError
 from lit_merge.networks import Heads
-from lit_merge.report.prediction_files import TOP, PredictionFile, Row, prediction_format, writing
+from lit_merge.report.prediction_files import PREDICTIONS, TOP, PredictionFile, Row, prediction_format, writing
 
 
 class PredictionWriter(Callback):
@@ -43,7 +43,7 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             # Each process has seen a part of the inputs only.
             raise MergeError("predict writes from one process: pass --trainer.devices 1")
-        check_output(self.path, self.overwrite)
+        check_output(self.path, self.overwrite, PREDICTIONS)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, MergedModel):

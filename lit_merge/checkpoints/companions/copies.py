@@ -89,6 +89,11 @@ class CopiedFiles:
             ),
         )
 
+    @property
+    def names(self) -> list[str]:
+        """Of the files that are copied."""
+        return [name.as_posix() for _, name in self.companions.files()]
+
     def copy_to(self, target: Path) -> list[str]:
         """Copies the files; answers their names."""
         return copy_companions(self.companions, target, self.changes, self.rows)

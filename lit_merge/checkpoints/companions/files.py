@@ -24,6 +24,8 @@ SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _TOKENIZER = re.compile(
     r"(tokenizer|vocab|merges|added_tokens|special_tokens_map|spiece|sentencepiece|chat_template).*|.*\.(jinja|model|tiktoken)"
 )
+# What of it is copied, by names that no other file has.
+COPIED = rf"({_TOKENIZER.pattern})|[\w-]*config[\w-]*\.json|(configuration|modeling|tokenization|\w*processing)_\w+\.py"
 # Of a training, not of the model.
 LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", ADAPTER_CONFIG)
 

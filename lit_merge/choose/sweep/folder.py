@@ -11,6 +11,7 @@ import yaml
 
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.own import own
 from lit_merge.checkpoints.unfinished import UnfinishedOutput
 from lit_merge.choose.sweep.figures import curves_figure, scale_figure
 from lit_merge.choose.sweep.points import CRITERION, Key, Point, Select
@@ -45,9 +46,9 @@ class SweepFolder(UnfinishedOutput):
     def __init__(
         self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False, keys: Set[Key] | None = None
     ) -> None:
-        if overwrite or not (folder := destination(path)).exists():
-            check_output(path, overwrite)
-        elif not (folder / self.plan_file).is_file():
+        folder = check_output(path, overwrite or destination(path).is_dir())
+        new = not folder.is_dir() or (overwrite and not any(folder.iterdir()))
+        if not new and not (folder / self.plan_file).is_file():
             raise MergeError(f"{folder} exists and is no sweep: choose another place")
         super().__init__(path)
         try:
@@ -88,8 +89,11 @@ class SweepFolder(UnfinishedOutput):
 
     def _points(self) -> Iterable[Point]:
         try:
-            text = (self.folder / "results.csv").read_text(encoding="utf-8")
+            with open(self.folder / "results.csv", encoding="utf-8", opener=own) as file:
+                text = file.read()
             return [from_row(row) for row in csv.DictReader(io.StringIO(text))]
+        except MergeError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise self.damaged("results.csv") from error
 

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lit_merge.checkpoints.inputs import lists
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import track
 from lit_merge.data.images.search import search
@@ -222,7 +223,7 @@ def find_images(task: str, folder: str) -> list[Path]:
     Raises:
         MergeError: no such folder, one that cannot be read, or that holds no image.
     """
-    root = resolve(folder)
+    root = lists(resolve(folder))
     try:
         if not root.is_dir():
             raise MergeError(f"{root} (images of task {task}): no such folder", task=task)

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 
 from lit_merge.checkpoints import replacing
+from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.report.analysis.build import Analysis
 from lit_merge.report.analysis.figures import cosines_figure, energy_figure, interference_figure, spectra_figure
 
@@ -22,13 +24,24 @@ FIGURES = {
 FORMATS = ("png", "svg")
 
 
+def _is_analysis(folder: Path) -> bool:
+    return {"tasks", "normalise", "anchors"} <= parse_json((folder / "summary.json").read_bytes()).keys()
+
+
+ANALYSIS = Kind(
+    "analyze",
+    _is_analysis,
+    rf"(curves|spectra|cosines)\.csv|summary\.json|({'|'.join(FIGURES)})\.({'|'.join(FORMATS)})",
+)
+
+
 def write_analysis(analysis: Analysis, path: str | Path, overwrite: bool = False) -> None:
     """Writes the folder `path`, whole or not at all: curves.csv, spectra.csv, cosines.csv, summary.json, figures.
 
     Raises:
         MergeError: the folder exists and `overwrite` is off, or cannot be written.
     """
-    with replacing(path, overwrite) as folder:
+    with replacing(path, overwrite, ANALYSIS) as folder:
         folder.mkdir()
         _write_csv(folder / "curves.csv", _CURVES, curve_rows(analysis))
         _write_csv(folder / "spectra.csv", ("anchor", "task", "weight", "index", "value"), spectrum_rows(analysis))

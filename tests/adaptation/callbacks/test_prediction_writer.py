@@ -12,6 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_merge import ImageFolders, MergedModel, MergeError, PredictionWriter
 from lit_merge.adaptation.trainer import Trainer
+from lit_merge.report.prediction_files import COLUMNS
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]
@@ -116,11 +117,12 @@ def test_a_run_that_fails(
     error: BaseException, make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("old")
+    old = ",".join(COLUMNS) + "\n"
+    path.write_text(old)
     trainer = make_trainer(callbacks=[PredictionWriter(str(path), overwrite=True), Break(error)])
     with pytest.raises(type(error), match="broken"):
         trainer.predict(make_model(), datamodule=tiny.data())
-    assert path.read_text() == "old"
+    assert path.read_text() == old
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(MergeError, match="--overwrite"):
         make_trainer(callbacks=[PredictionWriter(str(path))]).predict(make_model(), datamodule=tiny.data())

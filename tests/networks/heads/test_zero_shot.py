@@ -244,7 +244,7 @@ def test_from_a_configuration_file(model: Model, tiny: Any, tmp_path: Path, caps
         init["heads"] = heads | mistake
         (tmp_path / "config.yaml").write_text(json.dumps(content))
         capsys.readouterr()
-        assert main(["test", "--config", str(tmp_path / "config.yaml"), *output]) == 2
+        assert main(["test", "--config", str(tmp_path / "config.yaml")]) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         assert told in line
