@@ -28,7 +28,7 @@ from lit_merge.errors import MergeError
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None) -> Path:
     """Refuses early, before any work is done, a place that cannot be written, or where something stands that must stay.
-    What killed commands have left beside it is removed.
+    What killed commands have left next to it is removed.
 
     Args:
         path: of the output.

@@ -56,12 +56,12 @@ def own(path: str, flags: int) -> int:
     return descriptor
 
 
-def _is_own(found: os.stat_result, beside: Path) -> bool:
+def _is_own(found: os.stat_result, folder: Path) -> bool:
     if not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0):
         return True
     # File systems of a network may number users otherwise: what is made there has the number of this one.
     try:
-        with tempfile.TemporaryFile(dir=beside) as mine:
+        with tempfile.TemporaryFile(dir=folder) as mine:
             return os.fstat(mine.fileno()).st_uid == found.st_uid
     except OSError:
         return False

@@ -11,7 +11,7 @@ from lit_merge.checkpoints.own import check_all_own, check_own, own
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a file, inner/plan, beside somebody's thesis."""
+    """A folder with a file, inner/plan, next to somebody's thesis."""
     (tmp_path / "thesis").write_text("years of work")
     (tmp_path / "state" / "inner").mkdir(parents=True)
     (tmp_path / "state" / "inner" / "plan").write_text("{}")
