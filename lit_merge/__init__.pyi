@@ -1,120 +1,62 @@
 """The public names of lit_merge, and where each is defined: `__init__` loads them from there on first use."""
 
-from .adaptation.adapt import adapt, evaluate
-from .adaptation.callbacks import (
-    CoefficientLog,
-    CollapseGuard,
-    CompressionExport,
-    OnlineScores,
-    PredictionWriter,
-    RankSchedule,
-    ResumePoint,
-)
-from .adaptation.coefficients import Coefficients
-from .adaptation.correction import Correction
-from .adaptation.merged_model import MergedModel
-from .adaptation.rank_masks import AdaRank
-from .adaptation.stages import Stage
-from .bank.low_rank import LowRank
-from .bank.task_bank import TaskBank
-from .checkpoints.conversion import convert
-from .choose.activations import collect_moments
-from .choose.sample import Probe
-from .choose.scale import choose_scaling
-from .choose.write import merge_files
-from .data import HubImages, ImageFolders, Suite, TextFiles, VisionTasks
-from .data.augmentation import ImageAugmentation, WordDropout
-from .errors import MergeError, MergeWarning
-from .experts.decompositions import Decompositions
-from .experts.experts import Experts
-from .experts.moments import load_moments, save_moments
-from .merge.build import build_bank
-from .methods import (
-    AWD,
-    CART,
-    ESM,
-    TIES,
-    TSVM,
-    ConsensusTA,
-    IsoC,
-    IsoCTS,
-    MergeMethod,
-    RegMean,
-    TaskArithmetic,
-    Transform,
-    TSVCompress,
-    WeightAveraging,
-)
-from .networks import (
-    HuggingFaceImageEncoder,
-    HuggingFaceTextEncoder,
-    LinearHeads,
-    OpenClipImageEncoder,
-    ReleasedHeads,
-    ZeroShotHeads,
-)
-from .report.analysis import Analysis, analyze
-from .report.coefficient_figure import coefficient_figure
+from .adaptation.adapt import adapt as adapt
+from .adaptation.adapt import evaluate as evaluate
+from .adaptation.callbacks import CoefficientLog as CoefficientLog
+from .adaptation.callbacks import CollapseGuard as CollapseGuard
+from .adaptation.callbacks import CompressionExport as CompressionExport
+from .adaptation.callbacks import OnlineScores as OnlineScores
+from .adaptation.callbacks import PredictionWriter as PredictionWriter
+from .adaptation.callbacks import RankSchedule as RankSchedule
+from .adaptation.callbacks import ResumePoint as ResumePoint
+from .adaptation.coefficients import Coefficients as Coefficients
+from .adaptation.correction import Correction as Correction
+from .adaptation.merged_model import MergedModel as MergedModel
+from .adaptation.rank_masks import AdaRank as AdaRank
+from .adaptation.stages import Stage as Stage
+from .bank.low_rank import LowRank as LowRank
+from .bank.task_bank import TaskBank as TaskBank
+from .checkpoints.conversion import convert as convert
+from .choose.activations import collect_moments as collect_moments
+from .choose.sample import Probe as Probe
+from .choose.scale import choose_scaling as choose_scaling
+from .choose.write import merge_files as merge_files
+from .data import HubImages as HubImages
+from .data import ImageFolders as ImageFolders
+from .data import Suite as Suite
+from .data import TextFiles as TextFiles
+from .data import VisionTasks as VisionTasks
+from .data.augmentation import ImageAugmentation as ImageAugmentation
+from .data.augmentation import WordDropout as WordDropout
+from .errors import MergeError as MergeError
+from .errors import MergeWarning as MergeWarning
+from .experts.decompositions import Decompositions as Decompositions
+from .experts.experts import Experts as Experts
+from .experts.moments import load_moments as load_moments
+from .experts.moments import save_moments as save_moments
+from .merge.build import build_bank as build_bank
+from .methods import AWD as AWD
+from .methods import CART as CART
+from .methods import ESM as ESM
+from .methods import TIES as TIES
+from .methods import TSVM as TSVM
+from .methods import ConsensusTA as ConsensusTA
+from .methods import IsoC as IsoC
+from .methods import IsoCTS as IsoCTS
+from .methods import MergeMethod as MergeMethod
+from .methods import RegMean as RegMean
+from .methods import TaskArithmetic as TaskArithmetic
+from .methods import Transform as Transform
+from .methods import TSVCompress as TSVCompress
+from .methods import WeightAveraging as WeightAveraging
+from .networks import HuggingFaceImageEncoder as HuggingFaceImageEncoder
+from .networks import HuggingFaceTextEncoder as HuggingFaceTextEncoder
+from .networks import LinearHeads as LinearHeads
+from .networks import OpenClipImageEncoder as OpenClipImageEncoder
+from .networks import ReleasedHeads as ReleasedHeads
+from .networks import ZeroShotHeads as ZeroShotHeads
+from .report.analysis import Analysis as Analysis
+from .report.analysis import analyze as analyze
+from .report.coefficient_figure import coefficient_figure as coefficient_figure
 
 __version__: str
-
-__all__ = [
-    "AWD",
-    "CART",
-    "ESM",
-    "TIES",
-    "TSVM",
-    "AdaRank",
-    "Analysis",
-    "CoefficientLog",
-    "Coefficients",
-    "CollapseGuard",
-    "CompressionExport",
-    "ConsensusTA",
-    "Correction",
-    "Decompositions",
-    "Experts",
-    "HubImages",
-    "HuggingFaceImageEncoder",
-    "HuggingFaceTextEncoder",
-    "ImageAugmentation",
-    "ImageFolders",
-    "IsoC",
-    "IsoCTS",
-    "LinearHeads",
-    "LowRank",
-    "MergeError",
-    "MergeMethod",
-    "MergeWarning",
-    "MergedModel",
-    "OnlineScores",
-    "OpenClipImageEncoder",
-    "PredictionWriter",
-    "Probe",
-    "RankSchedule",
-    "RegMean",
-    "ReleasedHeads",
-    "ResumePoint",
-    "Stage",
-    "Suite",
-    "TSVCompress",
-    "TaskArithmetic",
-    "TaskBank",
-    "TextFiles",
-    "Transform",
-    "VisionTasks",
-    "WeightAveraging",
-    "WordDropout",
-    "ZeroShotHeads",
-    "adapt",
-    "analyze",
-    "build_bank",
-    "choose_scaling",
-    "coefficient_figure",
-    "collect_moments",
-    "convert",
-    "evaluate",
-    "load_moments",
-    "merge_files",
-    "save_moments",
-]

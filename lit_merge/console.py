@@ -3,11 +3,13 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from lit_merge.errors import MergeWarning
 
@@ -22,6 +24,18 @@ def terminal(**options: Any) -> Console:
     """What results are printed on, `rich.console.Console` by its options: names of tasks and files stay as they are,
     whatever is in brackets or between colons."""
     return Console(**{"markup": False, "emoji": False} | options)
+
+
+def table(*headings: str, right: Collection[str] = (), gap: int = 1, **options: Any) -> Table:
+    """A table with these columns, `gap` spaces between them; the numbers, which must not break, are at the `right`."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), **options)
+    for heading in headings:
+        # Where a terminal is narrow, names break.
+        if heading in right:
+            made.add_column(heading, justify="right", no_wrap=True)
+        else:
+            made.add_column(heading, overflow="fold")
+    return made
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

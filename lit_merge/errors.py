@@ -32,6 +32,11 @@ class MergeWarning(UserWarning):
     """Something that is allowed but probably not meant."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says first; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class Finite:
     """Base of dataclasses of options; those with a `__post_init__` of their own call this one first."""
 

@@ -13,32 +13,3 @@ from lit_merge.checkpoints.renaming import Named, Renamed, canonical, canonical_
 from lit_merge.checkpoints.safetensors_file import SafetensorsFile
 from lit_merge.checkpoints.safetensors_writer import write_safetensors, write_stream
 from lit_merge.checkpoints.selection import Selection, modernised, named_like, without
-
-__all__ = [
-    "PLAIN",
-    "Checkpoint",
-    "Named",
-    "Naming",
-    "NamingName",
-    "Renamed",
-    "SafetensorsFile",
-    "Selection",
-    "Source",
-    "StateDict",
-    "canonical",
-    "canonical_weights",
-    "check_output",
-    "detect",
-    "holds_model",
-    "is_image",
-    "modernised",
-    "named",
-    "named_like",
-    "open_checkpoint",
-    "rename",
-    "replacing",
-    "without",
-    "write_safetensors",
-    "write_stream",
-    "write_text",
-]

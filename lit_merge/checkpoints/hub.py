@@ -1,12 +1,13 @@
 """Models of the Hugging Face hub, `hf://org/name`: their weights and configuration, in huggingface_hub's own cache."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
-from lit_merge.checkpoints.folders import ADAPTER_CONFIG, ADAPTERS, SUFFIXES, WEIGHTS, choose_weights
+from lit_merge.checkpoints.folders import SUFFIXES, choose_weights
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
 
@@ -53,62 +54,46 @@ def fetch(location: str) -> Path:
     # It fails in as many ways as networks do, and not with the same classes in all versions.
     except Exception as error:
         return _cached(location, repo, revision, inside, error)
-
-    def download(name: str) -> Path:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision, etag_timeout=TIMEOUT))
-        except Exception as error:
-            raise MergeError(f"{location}: {name} could not be downloaded: {error}") from error
-
-    return _download(location, names, inside, download)
+    return _download(location, repo, revision, inside, names)
 
 
-def _download(location: str, names: Sequence[str], inside: str, download: Callable[[str], Path]) -> Path:
+def _download(location: str, repo: str, revision: str | None, inside: str, names: Sequence[str]) -> Path:
     """One file, or of a folder the weights that transformers would take and what belongs to them."""
-    folder = f"{inside}/" if inside else ""
-    if inside in names:
-        wanted, folder = inside, inside[: inside.rfind("/") + 1]
-    else:
-        here = {name.removeprefix(folder) for name in names if name.startswith(folder)}
-        chosen = choose_weights(here)
-        if chosen is None:
-            others = sorted(name for name in names if name.endswith(SUFFIXES))
-            hint = f"; it has {', '.join(others[:5])}: add one to the name" if others else ""
-            raise MergeError(f"{location} holds no weights under a name that is known{hint}")
-        wanted = folder + chosen
-        for name in sorted(here):
-            if "/" not in name and name.endswith(_BESIDE) and not name.endswith(".index.json"):
-                download(folder + name)
-    path = download(wanted)
-    if wanted.endswith(".index.json"):
-        for shard in _shards(path):
-            # One that is missing is reported when the index is opened, as it is on disk.
-            if folder + shard in names:
-                download(folder + shard)
-    return path if wanted == inside else path.parent
+    from huggingface_hub import snapshot_download
 
+    def snapshot(wanted: Iterable[str]) -> Path:
+        try:
+            allowed = [escape(name) for name in wanted]
+            return Path(snapshot_download(repo, revision=revision, etag_timeout=TIMEOUT, allow_patterns=allowed))
+        except Exception as error:
+            raise MergeError(f"{location}: it could not be downloaded: {error}") from error
 
-def _shards(index: Path) -> Collection[str]:
-    try:
-        return sorted({str(shard) for shard in parse_json(index.read_bytes())["weight_map"].values()})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return ()  # reported when it is opened
+    folder = inside[: inside.rfind("/") + 1] if inside in names else f"{inside}/" if inside else ""
+    here = [name for name in names if name.startswith(folder)]
+    chosen = inside.removeprefix(folder) if inside in names else choose_weights([n.removeprefix(folder) for n in here])
+    if chosen is None:
+        others = sorted(name for name in names if name.endswith(SUFFIXES))
+        hint = f"; it has {', '.join(others[:5])}: add one to the name" if others else ""
+        raise MergeError(f"{location} holds no weights under a name that is known{hint}")
+    companions = [name for name in here if name.endswith(_BESIDE) and not name.endswith(".index.json")]
+    companions = [] if inside in names else [name for name in companions if "/" not in name.removeprefix(folder)]
+    path = snapshot([folder + chosen, *companions]) / folder / chosen
+    if chosen.endswith(".index.json"):
+        # One that is missing is reported when the index is opened, as it is on disk.
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            snapshot(f"{folder}{shard}" for shard in set(parse_json(path.read_bytes())["weight_map"].values()))
+    return path if inside in names else path.parent
 
 
 def _cached(location: str, repo: str, revision: str | None, inside: str, reason: Exception) -> Path:
     """What earlier calls downloaded."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants, snapshot_download
 
-    def find(name: str) -> Any:
-        return try_to_load_from_cache(repo, name, revision=revision)
-
-    if inside and isinstance(path := find(inside), str):
-        return Path(path)
-    folder = f"{inside}/" if inside else ""
-    there = [name for name in (ADAPTER_CONFIG, *ADAPTERS, *WEIGHTS) if isinstance(find(folder + name), str)]
-    chosen = choose_weights(there)
-    if chosen is not None:
-        return Path(find(folder + chosen)).parent
+    # Nothing of it may be there: what huggingface_hub raises then is another class in every version.
+    with suppress(Exception):
+        found = Path(snapshot_download(repo, revision=revision, local_files_only=True)) / inside
+        if found.is_file() or choose_weights([path.name for path in found.iterdir()]) is not None:
+            return found
     offline = (
         "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection: {reason or type(reason).__name__}"
     )

@@ -5,7 +5,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from lit_merge.errors import MergeError
 
 # Half of a pair of UTF-16: text that holds one alone cannot be written or printed.
 _HALF = re.compile("[\ud800-\udfff]")
@@ -56,6 +59,31 @@ def parse_sealed(text: str | bytes) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_object(path: Path, kind: str) -> dict[str, Any]:
+    """The object in a file of JSON; `kind` says what it should be.
+
+    Raises:
+        MergeError: a file that cannot be read, is no JSON, or holds no object.
+    """
+    try:
+        found = parse_json(path.read_bytes())
+    except OSError as error:
+        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise MergeError(f"{path} is no JSON, expected a {kind}: {error}") from error
+    if not isinstance(found, dict):
+        raise MergeError(f"{path} is no {kind}: expected a JSON object")
+    return found
+
+
+def entries_of(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON that may be missing, or something else: nothing then."""
+    try:
+        return read_object(path, "configuration")
+    except MergeError:
+        return {}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -111,29 +111,20 @@ def collect_moments(
         MergeError: a task without images, or with fewer than `samples`; weights that are not the network's;
             activations that are not finite; a folder that exists or cannot be written.
     """
-    streamed = stream_moments(experts, network, sources, samples, batch_size, seed)
-    if folder is None:
-        return dict(streamed)
-    save_moments(folder, streamed, experts, samples, overwrite)
-    return load_moments(folder, experts)
-
-
-def stream_moments(
-    experts: Experts,
-    network: Network,
-    sources: Mapping[str, ImageSource],
-    samples: int = 32,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """What `collect_moments` answers, task after task: one expert and its moments are in memory at a time."""
     _check(experts, network, sources, samples, batch_size)
-    for task, checkpoint in track(experts.checkpoints.items(), "second moments", len(experts.tasks)):
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{task}".encode()))
-        chosen = torch.randperm(len(sources[task]), generator=generator)[:samples].tolist()
-        batches = (sources[task].read(chosen[i : i + batch_size]) for i in range(0, samples, batch_size))
-        # No name for what is handed on: it would stay in memory together with the next task's.
-        yield task, _finite(input_moments(network, _weights(checkpoint, network), batches), task)
+
+    def one_by_one() -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for task, checkpoint in track(experts.checkpoints.items(), "second moments", len(experts.tasks)):
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{task}".encode()))
+            chosen = torch.randperm(len(sources[task]), generator=generator)[:samples].tolist()
+            batches = (sources[task].read(chosen[i : i + batch_size]) for i in range(0, samples, batch_size))
+            # No name for what is handed on: it would stay in memory together with the next task's.
+            yield task, _finite(input_moments(network, _weights(checkpoint, network), batches), task)
+
+    if folder is None:
+        return dict(one_by_one())
+    save_moments(folder, one_by_one(), experts, samples, overwrite)
+    return load_moments(folder, experts)
 
 
 @torch.no_grad()

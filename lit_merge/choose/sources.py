@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -62,50 +62,17 @@ class Sources:
         data: TaskData | None = None,
         accelerator: str = "auto",
     ) -> None:
-        opened = open_experts(network, expert_files(experts), base, exclude, crop) if experts else None
-        self._take(opened, base, method, transform, bank, decompositions, svd, Unlabelled(network, data, accelerator))
-
-    def _take(
-        self,
-        experts: Experts | None,
-        base: str | None,
-        method: MergeMethod | None,
-        transform: Transform | None,
-        bank: str | None,
-        decompositions: str | None,
-        svd: Svd,
-        unlabelled: Unlabelled,
-    ) -> None:
-        self.experts, self.method, self.transform, self.saved, self._base = experts, method, transform, bank, base
+        # From Python experts may be open already, and network and data may be built later.
+        if experts and not isinstance(experts, Experts):
+            experts = cast(Any, open_experts(network, expert_files(experts), base, exclude, crop))
+        self.experts = cast("Experts | None", experts or None)
+        self.method, self.transform, self.saved, self._base = method, transform, bank, base
         if bank is None and (self.experts is None or method is None):
             raise MergeError("nothing to merge: give --model.experts and --model.method, or --model.bank")
         self.decompositions, self.svd = None, svd
         if decompositions is not None and self.experts is not None:
             self.decompositions = shared_decompositions(decompositions, self.experts, transform)
-        self.unlabelled = unlabelled
-
-    @classmethod
-    def of(cls, experts: Experts, method: MergeMethod, transform: Transform | None, svd: Svd) -> "Sources":
-        """Of experts that are open already."""
-        made = cls.__new__(cls)
-        made._take(experts, None, method, transform, None, None, svd, Unlabelled(None, None))
-        return made
-
-    @classmethod
-    def with_unlabelled(
-        cls,
-        unlabelled: Unlabelled,
-        experts: dict[str, str] | str | None,
-        base: str | None,
-        exclude: list[str] | None,
-        crop: bool,
-        **options: Any,
-    ) -> "Sources":
-        """With a network and data that may be built later; arguments are those of the class."""
-        made, network = cls.__new__(cls), unlabelled.network
-        opened = open_experts(network, expert_files(experts), base, exclude, crop) if experts else None
-        made._take(opened, base, **options, unlabelled=unlabelled)
-        return made
+        self.unlabelled = Unlabelled(network, data, accelerator)
 
     def bank(self) -> TaskBank:
         """The bank that was saved, or one that is built now, at the scale that the method names or finds."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -127,7 +128,8 @@ def merge_files(
             "choose_scaling"
         )
     size = None if max_shard_size is None else parse_size(max_shard_size)
-    write_merge(Sources.of(opened, method, transform, svd), output, naming, size, overwrite, dtype=dtype)
+    sources = Sources(experts=cast(Any, opened), method=method, transform=transform, svd=svd)
+    write_merge(sources, output, naming, size, overwrite, dtype=dtype)
 
 
 def write_bank(

@@ -9,7 +9,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from lit_merge.adaptation.options import Adaptation
 from lit_merge.checkpoints import check_output
-from lit_merge.cli.parsing import MODE, parsing
+from lit_merge.cli.parsing import parser_of, parsing
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.experts.experts import Experts
@@ -17,7 +17,7 @@ from lit_merge.experts.files import expert_files
 from lit_merge.report.analysis.build import analyze
 from lit_merge.report.analysis.curves import Normalise
 from lit_merge.report.analysis.files import ANALYSIS, write_analysis
-from lit_merge.report.analysis.table import table
+from lit_merge.report.analysis.table import analysis_table
 
 ABOUT = (
     "Interference, reconstruction error, spectra and cosines of the experts of a configuration (arXiv 2412.12153), "
@@ -31,14 +31,7 @@ UNUSED_MODEL = ("network", "transform", "bank", "decompositions", "svd", *(one.n
 
 
 def parser() -> ArgumentParser:
-    made = ArgumentParser(
-        prog="python -m lit_merge analyze",
-        description=ABOUT,
-        exit_on_error=False,
-        parser_mode=MODE,
-        allow_abbrev=False,
-    )
-    made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
+    made = parser_of("analyze", ABOUT)
     made.add_argument(
         "--model.experts", type=dict[str, str] | str | None, help="task → checkpoint, or a folder of them"
     )
@@ -89,7 +82,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
     analysis = analyze(experts, options.ratios, matrices, options.normalise)
     write_analysis(analysis, options.output, options.overwrite)
     console = terminal()
-    console.print(table(analysis))
+    console.print(analysis_table(analysis))
     written = "figures, curves.csv, spectra.csv, cosines.csv, summary.json"
     console.print(f"Written to {options.output}: {written}", soft_wrap=True)
 

@@ -1,8 +1,9 @@
 """What a command line and its configuration files say of a verb: read without Lightning, built part by part."""
 
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, cast
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -13,8 +14,8 @@ from lit_merge.checkpoints import check_output
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
-from lit_merge.choose.unlabelled import Later, Unlabelled
-from lit_merge.cli.parsing import MODE, building, parsing
+from lit_merge.choose.unlabelled import Later
+from lit_merge.cli.parsing import building, parser_of, parsing
 from lit_merge.cli.threads import settled_threads, use_threads
 from lit_merge.cli.trainer_options import trainer_options, without_opaque
 from lit_merge.console import say
@@ -50,19 +51,29 @@ class Configuration:
         options: as they were given, with defaults.
     """
 
-    def __init__(self, verb: str, arguments: Sequence[str], own: Callable[[ArgumentParser], None], about: str) -> None:
+    def __init__(
+        self,
+        verb: str,
+        arguments: Sequence[str],
+        own: Callable[..., None],
+        about: str,
+        switches: Mapping[str, str] = MappingProxyType({}),
+        skip: Collection[str] = (),
+    ) -> None:
         """Parses.
 
         Args:
             verb: of the command line.
             arguments: what follows it.
-            own: adds the verb's own options.
+            own: a function whose arguments are the verb's own options.
             about: what the verb does, for its help.
+            switches: more of them → what they do, which may be written with dashes too.
+            skip: arguments of `own` that are no options of this verb.
 
         Raises:
             MergeError: an unknown option or value, in one line.
         """
-        self.verb, self._parser = verb, parser_of(verb, own, about)
+        self.verb, self._parser = verb, _full_parser(verb, own, about, switches, skip)
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
             self.options = self._parser.parse_args(without_opaque(arguments, trainer_options()))
         check_finite(self.options.as_dict())
@@ -102,8 +113,9 @@ class Configuration:
         for name in vars(wanted).keys() - set(MERGED):
             wanted[name] = None
         made = self._built(Namespace(model=wanted)).model
-        unlabelled = Unlabelled(self._later("model.network"), self._later("data"), self.options.trainer.accelerator)
-        return Sources.with_unlabelled(unlabelled, **{name: made[name] for name in MERGED})
+        later = {"network": self._later("model.network"), "data": self._later("data")}
+        accelerator = self.options.trainer.accelerator
+        return Sources(**cast(Any, later), accelerator=accelerator, **{name: made[name] for name in MERGED})
 
     def data(self) -> TaskData:
         """The data, built.
@@ -138,22 +150,19 @@ class Configuration:
             return cast(Namespace, build(part, instantiate_groups=False))
 
 
-def parser_of(verb: str, own: Callable[[ArgumentParser], None], about: str) -> ArgumentParser:
+def _full_parser(
+    verb: str, own: Callable[..., None], about: str, switches: Mapping[str, str], skip: Collection[str]
+) -> ArgumentParser:
     """The parser of a verb: its own options come first in its help, the Trainer's last."""
-    made = ArgumentParser(
-        prog=f"python -m lit_merge {verb}",
-        description=about,
-        exit_on_error=False,
-        parser_mode=MODE,
-        allow_abbrev=False,
-    )
-    made.add_argument("-c", "--config", action="config", help="a YAML file of options, which serves every verb")
+    made = parser_of(verb, about)
     made.add_argument("--run", type=str | None, help="fit: the folder that it leaves")
     made.add_argument("--output", type=str | None, help="the other verbs: what they write")
     made.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
     made.add_argument("--threads", type=int | None, help="as many threads; by default those that this machine allows")
     made.add_argument("--seed_everything", type=bool | int, default=True, help="seed of all random numbers")
-    own(made)
+    made.add_function_arguments(own, skip=set(skip))
+    for name, text in switches.items():
+        made.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action=ActionYesNo, help=text)
     made.add_class_arguments(_Model, "model", skip={"data", "accelerator"}, sub_configs=True)
     made.add_subclass_arguments(TaskData, "data", required=False)
     made.add_class_arguments(trainer_options(), "trainer")

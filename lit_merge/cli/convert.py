@@ -1,12 +1,11 @@
 """The verb `convert`: a checkpoint of any format as safetensors."""
 
-import argparse
 from collections.abc import Sequence
-from typing import NoReturn, get_args
+from typing import get_args
 
 from lit_merge.checkpoints.conversion import DType, convert, parse_size
 from lit_merge.checkpoints.naming import check_naming, naming_names
-from lit_merge.errors import MergeError
+from lit_merge.cli.command_parser import CommandParser
 
 ABOUT = """\
 Reads a checkpoint (safetensors, what torch.save wrote, an index of shards, a folder of Hugging Face or open_clip, a
@@ -16,18 +15,13 @@ source holds under two names (tied) are written under both.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise MergeError(f"convert: {message}; `python -m lit_merge convert --help` lists the options")
-
-
 def convert_command(arguments: Sequence[str]) -> None:
     """Parses, converts, and says what was written.
 
     Raises:
         MergeError: anything that the user can mend.
     """
-    parser = _Parser(prog="python -m lit_merge convert", description=ABOUT, allow_abbrev=False)
+    parser = CommandParser("convert", ABOUT)
     parser.add_argument("source", help="file, folder, or hf://org/name[@revision][/folder or file]")
     parser.add_argument("--output", required=True, help="FILE.safetensors; with --max_shard_size a folder")
     parser.add_argument("--dtype", choices=get_args(DType), help="of floating-point weights; as they are by default")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,7 @@ from lit_merge.bank.low_rank import LowRank
 from lit_merge.checkpoints.companions.files import companions_of, ties_head
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.write import layout_of
-from lit_merge.console import terminal
+from lit_merge.console import table, terminal
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.weight import Weight
@@ -99,24 +98,23 @@ def tied_weights(experts: Experts) -> list[str]:
     files = [*experts.whole.values(), *([] if experts.whole_base is None else [experts.whole_base])]
     lines = {f"Tied: {' = '.join(group)}." for file in files for group in file.tied}
     found = companions_of(files)
-    if found is not None and (table := ties_head(found.folder, experts.shapes)) is not None:
-        lines.add(f"Tied: the output layer is {table} (config.json), and is not written a second time.")
+    if found is not None and (tied := ties_head(found.folder, experts.shapes)) is not None:
+        lines.add(f"Tied: the output layer is {tied} (config.json), and is not written a second time.")
     return sorted(lines)
 
 
 def files_table(experts: Experts) -> Table:
     """A row per checkpoint."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", "checkpoint", "weights", "parameters", "size", "dtypes", "not merged"):
-        table.add_column(heading, justify="right" if heading in ("weights", "parameters", "size") else "left")
+    numbers = ("weights", "parameters", "size")
+    made = table("", "checkpoint", *numbers, "dtypes", "not merged", right=numbers, gap=2)
     rows = dict(experts.whole) | ({} if experts.whole_base is None else {"base": experts.whole_base})
     for task, file in rows.items():
         left = [name for name in file.shapes if name not in experts.shapes]
         count = sum(math.prod(shape) for shape in file.shapes.values())
         dtypes = runs_of(str(dtype).removeprefix("torch.") for dtype in file.dtypes.values())
         size = megabytes(file.nbytes)
-        table.add_row(task, file.label, str(len(file.shapes)), millions(count), size, dtypes, shortened(left))
-    return table
+        made.add_row(task, file.label, str(len(file.shapes)), millions(count), size, dtypes, shortened(left))
+    return made
 
 
 def shortened(names: list[str]) -> str:
@@ -127,15 +125,13 @@ def shortened(names: list[str]) -> str:
 def weights_table(experts: Experts, method: MergeMethod, trials: Mapping[tuple[int, ...], "Trial"]) -> Table:
     """A row per kind of weight: which are decomposed, and at which rank; weights of one kind in several blocks once."""
     selected = method.selected(experts.shapes, len(experts.tasks))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("weight", "number", "shape", "treated as"):
-        table.add_column(heading, justify="right" if heading == "number" else "left")
+    made = table("weight", "number", "shape", "treated as", right=["number"], gap=2)
     for pattern, names in collapsed(experts.shapes).items():
         kinds = Counter((experts.shapes[name], name in selected) for name in names)
         for (shape, chosen), count in kinds.items():
             what = "matrix" + trials[shape].rank_at(shape) if chosen else "the rest"
-            table.add_row(pattern, str(count), " × ".join(map(str, shape)) or "a number", what)
-    return table
+            made.add_row(pattern, str(count), " × ".join(map(str, shape)) or "a number", what)
+    return made
 
 
 def memory_of(experts: Experts, with_base: bool, trials: Mapping[tuple[int, ...], "Trial"], whole: bool) -> int:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
 from lit_merge.checkpoints import NamingName
 from lit_merge.choose.write import write_bank
 from lit_merge.cli.configuration import Configuration
@@ -42,17 +40,13 @@ def options(
     """
 
 
-def _add_options(parser: ArgumentParser) -> None:
-    parser.add_function_arguments(options)
-
-
 def export(arguments: Sequence[str]) -> None:
     """Builds or loads a bank, and writes it in one of the formats.
 
     Raises:
         MergeError: anything that the user can mend.
     """
-    config = Configuration("export", arguments, _add_options, ABOUT)
+    config = Configuration("export", arguments, options, ABOUT)
     output = config.check_output("output")
     check_export(output, config["format"], config["task"], config["max_shard_size"])
     cut = {name: config[name] for name in ("rank_ratio", "energy", "dtype", "naming", "overwrite")}

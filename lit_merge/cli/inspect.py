@@ -1,11 +1,10 @@
 """The verb `inspect`: what a file or folder is, and what lies in it."""
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich.console import Group, RenderableType
@@ -18,16 +17,12 @@ from lit_merge.bank.files import open_bank_folder
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
 from lit_merge.checkpoints.locations import resolve
+from lit_merge.cli.command_parser import CommandParser
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError
 from lit_merge.report.weight_tree import megabytes, millions, runs_of, weight_tree
 
 ABOUT = "Shows any checkpoint, task bank, training checkpoint or run as a tree. Reads headers and small files only."
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise MergeError(f"inspect: {message}")
 
 
 def inspect_command(arguments: Sequence[str]) -> None:
@@ -36,7 +31,7 @@ def inspect_command(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: an option that does not exist, no such file, a file that is none of these or is damaged.
     """
-    parser = _Parser(prog="python -m lit_merge inspect", description=ABOUT, allow_abbrev=False)
+    parser = CommandParser("inspect", ABOUT)
     parser.add_argument("path", help="a file or folder: of weights, of a bank, of a run, or a training checkpoint")
     parser.add_argument("--depth", type=int, help="levels of the tree; all by default")
     parser.add_argument("--all", action="store_true", help="every block of a stack, rather than one of those alike")

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from lit_merge.cli.parsing import MODE, parsing
+from lit_merge.cli.parsing import parser_of, parsing
 from lit_merge.console import terminal
 from lit_merge.data import TaskData, only_read
 from lit_merge.errors import MergeError, check_finite
@@ -20,14 +20,7 @@ UNUSED = ("seed_everything", "trainer", "model", "run", "output", "overwrite", "
 
 
 def parser() -> ArgumentParser:
-    made = ArgumentParser(
-        prog="python -m lit_merge leaks",
-        description=ABOUT,
-        exit_on_error=False,
-        parser_mode=MODE,
-        allow_abbrev=False,
-    )
-    made.add_argument("--config", action="config", help="a YAML file, as for the other verbs")
+    made = parser_of("leaks", ABOUT)
     made.add_subclass_arguments(TaskData, "data", required=True)
     made.add_argument(
         "--pixels", action=ActionYesNo, help="compare decoded images, not files: finds converted copies, and is slow"

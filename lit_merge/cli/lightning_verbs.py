@@ -1,8 +1,6 @@
 """The verbs that Lightning's Trainer runs: what is refused before Lightning is imported."""
 
-from collections.abc import Callable, Sequence
-
-from jsonargparse import ArgumentParser
+from collections.abc import Sequence
 
 from lit_merge.adaptation.training_checkpoint import read_training_checkpoint
 from lit_merge.checkpoints.locations import resolve
@@ -20,43 +18,29 @@ ABOUT = {
 }
 
 
-def fit_options(ckpt_path: str | None = None, weights_only: bool | None = None) -> None:
-    """Options of fit.
-
-    Args:
-        ckpt_path: a checkpoint of a fit of the same bank to go on from.
-        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
-    """
-
-
-def evaluation_options(ckpt_path: str | None = None, verbose: bool = True, weights_only: bool | None = None) -> None:
-    """Options of validate and test.
-
-    Args:
-        ckpt_path: a checkpoint of a fit of the same bank, whose coefficients are taken.
-        verbose: Lightning's; results are printed as a table in any case.
-        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
-    """
-
-
-def prediction_options(
-    return_predictions: bool | None = None, ckpt_path: str | None = None, weights_only: bool | None = None
-) -> None:
-    """Options of predict.
-
-    Args:
-        return_predictions: Lightning's; predictions are written to `output` in any case.
-        ckpt_path: a checkpoint of a fit of the same bank, whose coefficients are taken.
-        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
-    """
-
-
-OPTIONS: dict[str, Callable[..., None]] = {
-    "fit": fit_options,
-    "validate": evaluation_options,
-    "test": evaluation_options,
-    "predict": prediction_options,
+# Lightning's own arguments, of which not every verb takes all.
+NOT_TAKEN = {
+    "fit": ("verbose", "return_predictions"),
+    "validate": ("return_predictions",),
+    "test": ("return_predictions",),
+    "predict": ("verbose",),
 }
+
+
+def options(
+    ckpt_path: str | None = None,
+    verbose: bool = True,
+    return_predictions: bool | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    """Options of the verbs.
+
+    Args:
+        ckpt_path: a checkpoint of a fit of the same bank: fit goes on from it, other verbs take its coefficients.
+        verbose: Lightning's; results are printed as a table in any case.
+        return_predictions: Lightning's; predictions are written to `output` in any case.
+        weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
+    """
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -66,11 +50,7 @@ def check(arguments: Sequence[str]) -> None:
         MergeError: anything that the user can mend.
     """
     verb, *rest = arguments
-
-    def add_options(parser: ArgumentParser) -> None:
-        parser.add_function_arguments(OPTIONS[verb])
-
-    config = Configuration(verb, rest, add_options, ABOUT[verb])
+    config = Configuration(verb, rest, options, ABOUT[verb], skip=NOT_TAKEN[verb])
     check_names(config["trainer"], rest)
     if verb == "fit":
         config.check_output("run")

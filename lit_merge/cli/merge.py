@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from jsonargparse import ActionYesNo, ArgumentParser
 
 from lit_merge.checkpoints import NamingName
 from lit_merge.checkpoints.conversion import DType, parse_size
@@ -16,6 +15,7 @@ from lit_merge.console import terminal
 from lit_merge.merge.processes import Accelerator
 
 ABOUT = "Merges experts without adapting, as one safetensors file or as the folder of a model. Reads no label."
+SWITCHES = {"dry_run": "say what would be done: reads headers"}
 
 
 def options(
@@ -36,18 +36,13 @@ def options(
     """
 
 
-def _add_options(parser: ArgumentParser) -> None:
-    parser.add_function_arguments(options)
-    parser.add_argument("--dry_run", "--dry-run", action=ActionYesNo, help="say what would be done: reads headers")
-
-
 def merge(arguments: Sequence[str]) -> None:
     """Merges, writes, and says which matrices were decomposed and which files were copied.
 
     Raises:
         MergeError: anything that the user can mend.
     """
-    config = Configuration("merge", arguments, _add_options, ABOUT)
+    config = Configuration("merge", arguments, options, ABOUT, SWITCHES)
     if config["dry_run"]:
         dry_run(config.sources, config["naming"])
         return

@@ -7,18 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 from jsonargparse._optionals import get_omegaconf_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lit_merge.cli.parse_errors import explain
 from lit_merge.cli.written import DoubleKeyError, read_written
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, first_line
 
 MODE = "omegaconf+"
 """Resolves interpolations after command-line options have gone over the file; plain omegaconf before."""
 _load: Callable[[str], Any] = get_omegaconf_loader(MODE)
+
+
+def parser_of(verb: str, about: str) -> ArgumentParser:
+    """The parser of a verb that takes configuration files, with no other option yet; `about` says what it does."""
+    made = ArgumentParser(
+        prog=f"python -m lit_merge {verb}",
+        description=about,
+        exit_on_error=False,
+        parser_mode=MODE,
+        allow_abbrev=False,
+    )
+    made.add_argument("-c", "--config", action="config", help="a YAML file of options, which serves every verb")
+    return made
 
 
 @contextmanager
@@ -70,7 +83,7 @@ def cause_of(error: BaseException) -> MergeError | None:
     found: BaseException | None = error
     while found is not None and not isinstance(found, MergeError):
         if isinstance(found, ModuleNotFoundError):
-            return MergeError(f"a package is missing: {str(found).splitlines()[0]}")
+            return MergeError(f"a package is missing: {first_line(found)}")
         found = found.__cause__ or found.__context__
     return found
 

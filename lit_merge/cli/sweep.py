@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from lit_merge.choose.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import Configuration
@@ -38,17 +36,13 @@ def options(
     """
 
 
-def _add_options(parser: ArgumentParser) -> None:
-    parser.add_function_arguments(options)
-
-
 def sweep(arguments: Sequence[str]) -> None:
     """Sweeps into the folder `output`, which the same command goes on with, and shows what was found.
 
     Raises:
         MergeError: anything that the user can mend.
     """
-    config = Configuration("sweep", arguments, _add_options, ABOUT)
+    config = Configuration("sweep", arguments, options, ABOUT)
     output, devices = config["output"], config["trainer"].devices
     if output is None:
         raise MergeError("sweep needs --output, the place to write to")

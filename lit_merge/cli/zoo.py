@@ -1,22 +1,18 @@
 """The verb `zoo`: what is in a built-in suite, and a copy of its files to start from."""
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from lit_merge.checkpoints import SafetensorsFile, check_output, replacing
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import parse_json, read_object
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.console import terminal
-from lit_merge.errors import MergeError
+from lit_merge.cli.command_parser import CommandParser
+from lit_merge.console import table, terminal
 
 
 def _is_copy(folder: Path) -> bool:
@@ -29,18 +25,13 @@ COPY = Kind(
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise MergeError(f"zoo: {message}")
-
-
 def zoo(arguments: Sequence[str]) -> None:
     """Lists the suite; with --output, copies its files there.
 
     Raises:
         MergeError: an option that does not exist, a suite that is not built, a path that cannot be written.
     """
-    parser = _Parser(prog="python -m lit_merge zoo", description=__doc__, allow_abbrev=False)
+    parser = CommandParser("zoo", __doc__)
     parser.add_argument("suite", nargs="?", default="8", help="8 (shipped), or one that scripts/build_zoo.py made: 14")
     parser.add_argument("--output", help="folder to copy the suite's files to")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
@@ -66,22 +57,16 @@ def copy(folder: Path, target: Path) -> None:
 
 def contents(folder: Path, suite: str) -> Group:
     """A table of the tasks, with numbers of classes and images."""
-    try:
-        about = parse_json((folder / "zoo.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise MergeError(f"{folder} is no suite: zoo.json: {error}") from error
+    about = read_object(folder / "zoo.json", "suite")
     images = SafetensorsFile(folder / "images.safetensors")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("task", no_wrap=True)
-    for heading in ("classes", "validation", "adaptation", "test"):
-        table.add_column(heading, justify="right")
-    table.add_column("domain")
+    numbers = ("classes", "validation", "adaptation", "test")
+    listed = table("task", *numbers, "domain", right=numbers)
     for task in about["tasks"]:
         counts = [images.shapes[f"{task['name']}/{split}"][0] for split in ("validation", "adaptation", "test")]
-        table.add_row(task["name"], str(len(task["classes"])), *map(str, counts), task["domain"])
+        listed.add_row(task["name"], str(len(task["classes"])), *map(str, counts), task["domain"])
     experts = sum(path.stat().st_size for path in (folder / "experts").iterdir())
     notes = (
         f"{len(about['tasks'])} experts, together {experts / 1e6:.1f} MB; images {images.nbytes / 1e6:.1f} MB. "
         f"In configurations, zoo:{suite}/… names the files. Sources and licences: ATTRIBUTION.md among them."
     )
-    return Group(table, Text(notes))
+    return Group(listed, Text(notes))

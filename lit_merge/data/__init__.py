@@ -11,16 +11,3 @@ from lit_merge.data.leaks import Leak, find_leaks
 from lit_merge.data.task_data import TaskData, check_tasks
 from lit_merge.data.texts.files import TextFiles
 from lit_merge.data.vision.tasks import VisionTasks
-
-__all__ = [
-    "HubImages",
-    "ImageFolders",
-    "Leak",
-    "Suite",
-    "TaskData",
-    "TextFiles",
-    "VisionTasks",
-    "check_tasks",
-    "find_leaks",
-    "only_read",
-]

@@ -5,6 +5,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lit_merge.errors import MergeError
@@ -105,6 +106,36 @@ def id2label(about: Mapping[str, Any]) -> list[str]:
     message = about["id2label"] if "id2label" in about or not classifies else UNNAMED
     names = {int(row): str(name) for row, name in message.items()}
     return [names[row] for row in sorted(names)]
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file that are not blank, without the space around them; `what` says it in messages.
+
+    Raises:
+        MergeError: no such file, or no text in UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise MergeError(f"{path} ({what}): {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise MergeError(
+            f"{path} ({what}) is no text in UTF-8: {error.reason} at byte {error.start}: save it in UTF-8"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def distinct_names(task: str, names: Sequence[str], where: str) -> list[str]:
+    """The names of a task's classes; MergeError where there is none, or one is there twice. `where` says it."""
+    if not names:
+        raise MergeError(f"{where} (class names of task {task}) holds no name: expected one on every line", task=task)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise MergeError(
+            f"{where} (class names of task {task}) names {', '.join(map(repr, twice))} more than once: give every "
+            "class a name of its own, in the order of the head's rows",
+            task=task,
+        )
+    return list(names)
 
 
 def _once(written: Mapping[int, str]) -> dict[str, int]:

@@ -23,7 +23,8 @@ class DataModule(LightningDataModule):
     trainer: Any = None
 
     def __new__(cls: type[Data], *args: Any, **options: Any) -> Data:
-        made: Data = object.__new__(cls if _only_read.get() else _with_hooks(cls))
+        kind: Any = cls
+        made: Data = object.__new__(kind if _only_read.get() else _with_hooks(kind))
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.locations import cache_folder, resolve
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, first_line
 
 HUB = "hf://"
 # The way out where a column is not there.
@@ -107,7 +107,7 @@ def open_tables(location: str, any_files: bool = False) -> Mapping[str, Any]:
             else:
                 loaded = datasets.load_dataset(str(folder), cache_dir=str(cache_folder() / "datasets"))
         except Exception as error:  # datasets fails in as many ways as folders are broken
-            raise MergeError(f"{folder} cannot be read as a data set: {_first_line(error)}") from error
+            raise MergeError(f"{folder} cannot be read as a data set: {first_line(error)}") from error
     return loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 
@@ -127,14 +127,14 @@ def _from_hub(location: str, *parts: str) -> Mapping[str, Any]:
         # Of a name that the Hub answers for, datasets says what is wrong at once; a proxy answers for no name.
         if not isinstance(error, HfHubHTTPError) or error.response.status_code >= SERVER_ERROR:
             raise MergeError(
-                f"{location}: the Hub cannot be reached ({_first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 "
+                f"{location}: the Hub cannot be reached ({first_line(error)}): name a folder, or set HF_HUB_OFFLINE=1 "
                 "to use what was downloaded before"
             ) from error
     with _quiet():
         try:
             return datasets.load_dataset("/".join(parts[:2]), *parts[2:])
         except Exception as error:
-            raise MergeError(f"{location} cannot be loaded: {_first_line(error)}") from error
+            raise MergeError(f"{location} cannot be loaded: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -152,8 +152,3 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0].removesuffix(".")

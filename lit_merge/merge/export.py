@@ -8,7 +8,7 @@ import torch
 
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, NamingName
-from lit_merge.checkpoints.conversion import parse_size
+from lit_merge.checkpoints.conversion import DType, parse_size
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
 from lit_merge.console import say
@@ -17,7 +17,6 @@ from lit_merge.experts.experts import Experts
 from lit_merge.merge.layout import Layout, is_file
 
 Format = Literal["bank", "merged", "task"]
-DType = Literal["float16", "bfloat16", "float32", "float64"]
 
 
 def compress(bank: TaskBank, rank_ratio: float = 1.0, energy: float = 1.0, dtype: DType | None = None) -> TaskBank:

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_merge.bank.cosines import cosines, count_pairs, gram_of_rest, mean_cos, moved
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
-from lit_merge.experts.inner_products import gram_matrices
+from lit_merge.experts.inner_products import cosines, count_pairs, gram_matrices, gram_of_rest, mean_cos, moved
 from lit_merge.experts.stream import Change
 from lit_merge.experts.weight import Weight
 from lit_merge.methods.base import Transform

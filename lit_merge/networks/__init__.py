@@ -4,24 +4,9 @@ Libraries of models are imported when a network is built. Nothing here merges or
 """
 
 from lit_merge.networks.heads.base import Heads
-from lit_merge.networks.heads.cosine import CosineHeads
+from lit_merge.networks.heads.cosine import CosineHeads, ReleasedHeads
 from lit_merge.networks.heads.linear import LinearHeads, load_heads
-from lit_merge.networks.heads.released import ReleasedHeads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.image_encoders import HuggingFaceImageEncoder, OpenClipImageEncoder
 from lit_merge.networks.network import Network, compute_dtype
 from lit_merge.networks.text_encoders import HuggingFaceTextEncoder
-
-__all__ = [
-    "CosineHeads",
-    "Heads",
-    "HuggingFaceImageEncoder",
-    "HuggingFaceTextEncoder",
-    "LinearHeads",
-    "Network",
-    "OpenClipImageEncoder",
-    "ReleasedHeads",
-    "ZeroShotHeads",
-    "compute_dtype",
-    "load_heads",
-]

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import read_object
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
 
@@ -30,7 +30,7 @@ def open_clip_options(config: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json" or path.exists():
-        found = read_json(path)
+        found = read_object(path, "configuration of a CLIP")
         if is_hugging_face(found):
             return _translated(found, _read_preprocessing(path), str(path))
         # open_clip's hub files nest the model's part.
@@ -55,7 +55,7 @@ def hugging_face_options(config: str) -> tuple[dict[str, Any], dict[str, Any]]:
         path = path / "config.json"
     elif path.suffix != ".json":
         path = _cached(config)
-    return read_json(path), _read_preprocessing(path)
+    return read_object(path, "configuration of a CLIP"), _read_preprocessing(path)
 
 
 def vision_options(options: dict[str, Any], label: str) -> dict[str, Any]:
@@ -80,27 +80,10 @@ def is_hugging_face(options: dict[str, Any]) -> bool:
     return options.get("model_type") in ("clip", "clip_vision_model")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The options in a file.
-
-    Raises:
-        MergeError: no such file, or no JSON object in it.
-    """
-    try:
-        found = parse_json(path.read_bytes())
-    except OSError as error:
-        raise MergeError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise MergeError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise MergeError(f"{path} is no configuration: expected options, as open_clip's embed_dim and vision_cfg")
-    return found
-
-
 def _read_preprocessing(path: Path) -> dict[str, Any]:
     """The content of `preprocessor_config.json` in the folder of a configuration; empty without such a file."""
     options = path.with_name("preprocessor_config.json")
-    return read_json(options) if options.exists() else {}
+    return read_object(options, "configuration") if options.exists() else {}
 
 
 def _cached(name: str) -> Path:

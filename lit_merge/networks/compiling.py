@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, first_line
 
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,10 +31,9 @@ def check_compiler(device: torch.device) -> None:
         torch.compile(_probe)(torch.ones(2, device=device))
     except Exception as error:  # in as many ways as there are compilers
         needs = "a C++ compiler, as g++" if device.type == "cpu" else "triton"
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise MergeError(
-            f"compile=true, but torch.compile does not work on {device.type} here ({reason}): leave it out, or install "
-            f"{needs}"
+            f"compile=true, but torch.compile does not work on {device.type} here ({first_line(error)}): leave it out, "
+            f"or install {needs}"
         ) from error
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn, tensor
 
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.networks.clip_configurations import hugging_face_options, open_clip_options, vision_options
+from lit_merge.networks.heads.cosine import ReleasedHeads
 from lit_merge.networks.heads.linear import load_heads
-from lit_merge.networks.heads.released import ReleasedHeads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.network import Network, without_weights
 from lit_merge.networks.transformers_models import checkpoint_blocks, import_transformers

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, first_line
 
 
 def read_configuration(folder: str) -> Any:
@@ -102,8 +102,3 @@ def import_transformers() -> Any:
         raise MergeError("Hugging Face models need transformers: pip install 'lit_merge[hf]'") from error
     transformers.logging.set_verbosity_error()
     return transformers
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of another library's error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

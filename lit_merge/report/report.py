@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
-from lit_merge.console import terminal
+from lit_merge.console import table, terminal
 from lit_merge.report.scores import TaskScore, mean_accuracy
 
 # What a row of the table may be about, in the order of columns and bars.
@@ -134,19 +132,16 @@ class Report:
             notes.append(self.kept_line())
             return Group(Text(self.method, style="bold"), Text("\n".join(filter(None, [*notes, self.size_line()]))))
         keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        # Where a terminal is narrow, names break: numbers must not.
-        table.add_column("task", overflow="fold")
         headings = HEADINGS | (NARROW if "online" in self.states else {})
-        for key in keys:
-            table.add_column(headings[key], justify="right", no_wrap=True)
+        numbers = [headings[key] for key in keys]
+        made = table("task", *numbers, right=numbers)
         for task in self.tasks:
-            table.add_row(Text(task), *(_cell(key, self.row(task)[key]) for key in keys))
-        table.add_section()
-        table.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
+            made.add_row(Text(task), *(_cell(key, self.row(task)[key]) for key in keys))
+        made.add_section()
+        made.add_row("mean", *(_cell(key, self.mean_row()[key]) for key in keys), style="bold")
         units = f"Accuracies on {self.split} data in %, entropies in nats. Protocol: {self.protocol}."
         notes = [units, self.kept_line(), self.size_line()]
-        return Group(Text(self.method, style="bold"), table, Text("\n".join(filter(None, notes))))
+        return Group(Text(self.method, style="bold"), made, Text("\n".join(filter(None, notes))))
 
     def kept_line(self) -> str:
         """What the guard kept, in words."""

@@ -111,16 +111,17 @@ class Hub:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.downloaded = folder, list[str]()
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.download)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
 
     def model_info(self, repo: str, revision: str | None, timeout: float) -> Any:
         assert (repo, timeout) == ("org/name", hub.TIMEOUT)
         names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
-    def download(self, repo: str, name: str, revision: str | None, etag_timeout: float) -> str:
-        self.downloaded.append(name)
-        return str(self.folder / name)
+    def download(self, repo: str, revision: str | None, etag_timeout: float, allow_patterns: list[str]) -> str:
+        assert (repo, etag_timeout) == ("org/name", hub.TIMEOUT)
+        self.downloaded += allow_patterns
+        return str(self.folder)
 
 
 def test_only_weights_and_configuration_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

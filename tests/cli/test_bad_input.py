@@ -153,5 +153,5 @@ def test_class_names_in_another_encoding(texts: Any, tmp_path: Path, refused: Re
         *("--data.tokenizer", texts.folder("bert"), "--trainer.accelerator", "cpu", "--output", "report.json"),
         *("--trainer.enable_progress_bar", "false"),
     )
-    assert "names.txt is no text in utf-8" in line
+    assert "names.txt (class names of task ham) is no text in UTF-8" in line
     assert "save it in UTF-8" in line

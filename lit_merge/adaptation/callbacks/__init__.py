@@ -8,15 +8,3 @@ from lit_merge.adaptation.callbacks.prediction_writer import PredictionWriter
 from lit_merge.adaptation.callbacks.progress_bar import MergeProgress
 from lit_merge.adaptation.callbacks.rank_schedule import RankSchedule
 from lit_merge.adaptation.callbacks.resume_point import ResumePoint
-
-__all__ = [
-    "CoefficientLog",
-    "CollapseGuard",
-    "CompressionExport",
-    "MergeProgress",
-    "OnlineScores",
-    "PredictionWriter",
-    "RankSchedule",
-    "ResumePoint",
-    "gone_back",
-]

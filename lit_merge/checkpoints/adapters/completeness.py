@@ -10,7 +10,7 @@ from lit_merge.checkpoints.adapters.config import AdapterConfig
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.companions.cropping import is_vocabulary
 from lit_merge.checkpoints.companions.files import CONFIG, ties_head
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.errors import MergeError
 
 
@@ -67,8 +67,10 @@ def refuse_tied(config: AdapterConfig, updated: Collection[str], replaced: Colle
         base: what the adapter is for.
     """
     saved = {name for name in replaced if config.saved_module(name) is not None}
+    about = entries_of(base.files[0].parent / CONFIG) if base.files else {}
+    says_untied = about.get("tie_word_embeddings") is False
     for name in {*updated, *replaced} - saved:
-        if (other := _same(name, base)) is not None and not _says_untied(base):
+        if (other := _same(name, base)) is not None and not says_untied:
             raise _tied(config, name, other)
     head = ties_head(base.files[0].parent, {*base.shapes, *replaced}) if base.files else None
     if head in saved:
@@ -86,14 +88,6 @@ def _same(name: str, base: Checkpoint) -> str | None:
         if base.dtypes[other] == base.dtypes[name] and torch.equal(base.read(other), base.read(name))
     )
     return next(iter(tied), None) or next(alike, None)
-
-
-def _says_untied(base: Checkpoint) -> bool:
-    try:
-        about = parse_json((base.files[0].parent / CONFIG).read_bytes())
-        return about.get("tie_word_embeddings") is False
-    except (OSError, IndexError, ValueError, AttributeError):
-        return False
 
 
 def _tied(config: AdapterConfig, name: str, other: str) -> MergeError:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.companions.vocabularies import token_count, tokenizer_of
 from lit_merge.checkpoints.families import has_role
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.checkpoints.selection import Selection
 from lit_merge.checkpoints.updates import Update
 
@@ -64,11 +64,8 @@ def _sizes(checkpoint: Checkpoint, named: bool) -> set[int]:
 
 
 def _vocabulary_sizes(file: Path) -> Iterator[int]:
-    try:
-        about = parse_json(file.read_bytes())
-    except (OSError, ValueError):
-        return
-    parts: list[Any] = [about, *(about.values() if isinstance(about, dict) else ())]
+    about = entries_of(file)
+    parts: list[Any] = [about, *about.values()]
     yield from (part["vocab_size"] for part in parts if isinstance(part, dict) and type(part.get("vocab_size")) is int)
 
 

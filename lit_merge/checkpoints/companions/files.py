@@ -1,24 +1,20 @@
 """The files next to a model's weights without which it does not load: configuration, tokenizer, chat template."""
 
-import json
 import re
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
-from lit_merge.checkpoints.companions.config_fit import CONFIG, changed, read_config
 from lit_merge.checkpoints.companions.cropping import is_vocabulary, rows_of
-from lit_merge.checkpoints.companions.trimming import trim
 from lit_merge.checkpoints.companions.vocabularies import prints, token_count, tokenizer_of
 from lit_merge.checkpoints.families import has_role
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import entries_of, read_object
 from lit_merge.console import say
-from lit_merge.errors import MergeError
 
+CONFIG = "config.json"
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 # What a tokenizer is made of, its chat template included.
 _TOKENIZER = re.compile(
@@ -82,7 +78,7 @@ def configurations_of(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]
         MergeError: one that is no JSON.
     """
     folders = dict.fromkeys(file.parent for checkpoint in checkpoints for file in checkpoint.files)
-    return [read_config(folder) for folder in folders if (folder / CONFIG).is_file()]
+    return [read_object(folder / CONFIG, "configuration") for folder in folders if (folder / CONFIG).is_file()]
 
 
 def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> bool:
@@ -119,45 +115,10 @@ def with_most_tokens(
 def ties_head(folder: Path, names: Collection[str]) -> str | None:
     """The matrix of embeddings that is a language model's output layer too, by the configuration in its folder; None
     where the weights have an output layer of their own, or there is none."""
-    try:
-        about = parse_json((folder / CONFIG).read_bytes())
-        kinds = " ".join(about.get("architectures") or [])
-        # transformers leaves out of the file what is so by default.
-        tied = bool(about.get("tie_word_embeddings", True)) and ("LMHead" in kinds or "CausalLM" in kinds)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
+    about = entries_of(folder / CONFIG)
+    kinds = str(about.get("architectures"))
+    # transformers leaves out of the file what is so by default.
+    tied = bool(about.get("tie_word_embeddings", True)) and ("LMHead" in kinds or "CausalLM" in kinds)
     if not tied or any(has_role("output_layer", name) for name in names):
         return None
     return next((name for name in names if is_vocabulary(name)), None)
-
-
-def copy_companions(
-    companions: Companions, target: Path, changes: Mapping[str, Any] | None = None, rows: int | None = None
-) -> list[str]:
-    """Copies what belongs to a model next to its weights; answers the names of the files.
-
-    Args:
-        companions: where it lies.
-        target: where the weights are written, which exists.
-        changes: entries of config.json that are no longer true, with what they are now.
-        rows: of a vocabulary that was cut: tokens beyond them are taken out of the tokenizer.
-
-    Raises:
-        MergeError: a file that cannot be read, or a configuration that is no JSON.
-    """
-    copied = []
-    for file, name in companions.files():
-        place = target / name
-        if file.is_file() and not place.exists():
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, place)
-            except OSError as error:
-                raise MergeError(f"{file} cannot be copied next to the weights: {error.strerror}") from error
-            copied.append(str(name))
-    if changes:
-        about = changed(read_config(target), changes)
-        (target / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    if rows is not None:
-        trim(target, rows)
-    return copied

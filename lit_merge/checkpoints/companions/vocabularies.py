@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import read_object
 from lit_merge.errors import MergeError
 
 # Files that number tokens, and those whose numbers only their library can tell.
@@ -106,15 +106,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         MergeError: no JSON, or no object.
     """
-    if not file.is_file():
-        return {}
-    try:
-        about = parse_json(_text(file))
-    except ValueError as error:
-        raise MergeError(f"{file} cannot be read as a tokenizer's JSON: {error}") from error
-    if not isinstance(about, dict):
-        raise MergeError(f"{file} is not of a tokenizer: expected a JSON object")
-    return about
+    return read_object(file, "tokenizer's file") if file.is_file() else {}
 
 
 def _of_fast(about: Mapping[str, Any], file: Path) -> dict[int, str]:

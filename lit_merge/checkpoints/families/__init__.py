@@ -28,6 +28,3 @@ def has_role(role: Role, name: str) -> bool:
     """Whether weights of this name have a role in any family: most names do not tell which family they are of."""
     patterns = (family.roles.get(role) for family in FAMILIES)
     return any(pattern and re.search(pattern, name, re.IGNORECASE) for pattern in patterns)
-
-
-__all__ = ["FAMILIES", "ClipFamily", "Family", "Role", "clip_families", "has_role"]

@@ -3,5 +3,3 @@
 from lit_merge.choose.sweep.grid import RANK_RATIOS, Grid, walk
 from lit_merge.choose.sweep.points import Inputs, Point, Select, choose
 from lit_merge.choose.sweep.run import run_sweep
-
-__all__ = ["RANK_RATIOS", "Grid", "Inputs", "Point", "Select", "choose", "run_sweep", "walk"]

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from lit_merge.choose.sweep.points import CRITERION, SELF_CONSISTENT, Point, Select
+from lit_merge.console import table
 
 
 def tables(points: Sequence[Point], chosen: Point | None, select: Select) -> Group:
@@ -17,18 +17,15 @@ def tables(points: Sequence[Point], chosen: Point | None, select: Select) -> Gro
     for name in dict.fromkeys(point.method for point in points):
         mine = [point for point in points if point.method == name]
         scales = sorted({point.scaling for point in mine if point.rule != SELF_CONSISTENT}, key=lambda s: s or 0.0)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=name, title_justify="left")
-        table.add_column("rank ratio")
-        for scale in scales:
-            table.add_column("–" if scale is None else f"{scale:g}", justify="right")
-        table.add_column("self-consistent", justify="right")
+        numbers = [*("–" if scale is None else f"{scale:g}" for scale in scales), "self-consistent"]
+        made = table("rank ratio", *numbers, right=numbers, title=name, title_justify="left")
         for ratio in dict.fromkeys(point.rank_ratio for point in mine):
             cells = {p.scaling: p for p in mine if p.rank_ratio == ratio and p.rule != SELF_CONSISTENT}
             rule = next((p for p in mine if p.rank_ratio == ratio and p.rule == SELF_CONSISTENT), None)
             last = "" if rule is None else f"{cell(rule, criterion, chosen)} at {rule.scaling:.3g}"
             row = [cell(cells.get(scale), criterion, chosen) for scale in scales]
-            table.add_row("–" if ratio is None else f"{ratio:g}", *row, last)
-        shown.append(table)
+            made.add_row("–" if ratio is None else f"{ratio:g}", *row, last)
+        shown.append(made)
     if chosen is not None:
         shown.append(Text(f"Chosen by {select}: {in_words(chosen)}", style="bold"))
     return Group(*shown)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -215,6 +215,20 @@ def class_names(root: Path) -> list[str]:
     except OSError as error:
         raise MergeError(f"{root} (folders of classes) cannot be read: {error.strerror}") from error
     return sorted(path.name for path in folders if not root.resolve().is_relative_to(path.resolve()))
+
+
+def by_class(task: str, root: Path, paths: Sequence[Path]) -> tuple[Integer[Tensor, " N"], list[str]]:
+    """The class of every image below a folder of class folders, from 0, and the names of the classes.
+
+    Raises:
+        MergeError: an image next to the folders of classes.
+    """
+    names = class_names(root)
+    stray = next((path for path in paths if path.parent == root), None)
+    if stray is not None:
+        place = f"{stray} (task {task})"
+        raise MergeError(f"{place}: expected one subfolder per class, found images next to them", task=task)
+    return torch.tensor([names.index(path.relative_to(root).parts[0]) for path in paths]), names
 
 
 def find_images(task: str, folder: str) -> list[Path]:

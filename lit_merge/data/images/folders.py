@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
-from lit_merge.data.images.files import ImageFiles, class_names, find_images, readable
+from lit_merge.data.images.files import ImageFiles, by_class, class_names, find_images, readable
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
@@ -193,9 +193,4 @@ class ImageFolders(TaskData):
 
     def _by_class(self, task: str, folder: str) -> tuple[list[Path], Integer[Tensor, " N"]]:
         paths, root = self._images(task, folder), resolve(folder)
-        classes = class_names(root)
-        if any(path.parent == root for path in paths):
-            raise MergeError(
-                f"{root} (task {task}): expected one subfolder per class, found images next to them", task=task
-            )
-        return paths, torch.tensor([classes.index(path.relative_to(root).parts[0]) for path in paths])
+        return paths, by_class(task, root, paths)[0]

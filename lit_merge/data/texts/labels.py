@@ -1,7 +1,6 @@
 """Labels of texts: rows of a head by number, or by the names of its classes."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import read_object
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.data.class_names import id2label, match, pair
-from lit_merge.data.texts.tables import read_text
+from lit_merge.data.class_names import distinct_names, id2label, match, pair, read_lines
 from lit_merge.errors import MergeError
-
-SAVE = "save it in UTF-8"
 
 
 @dataclass(frozen=True)
@@ -97,25 +93,14 @@ def read_class_names(task: str, location: str) -> list[str]:
         MergeError: no such file, no names in it, or one twice.
     """
     path = resolve(location)
-    names = _of_model(path) if path.is_dir() else [one.strip() for one in read_text(path, "utf-8", SAVE).splitlines()]
-    names = [name for name in names if name]
-    if not names:
-        raise MergeError(f"{path} (class names of task {task}) holds no name", task=task)
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise MergeError(
-            f"{path} (class names of task {task}) names {', '.join(map(repr, twice))} twice: name every row of the "
-            "head once, in their order",
-            task=task,
-        )
-    return names
+    names = _of_model(path) if path.is_dir() else read_lines(path, f"class names of task {task}")
+    return distinct_names(task, [name for name in names if name], str(path))
 
 
 def _of_model(folder: Path) -> list[str]:
     path = folder / "config.json"
+    about = read_object(path, "configuration")
     try:
-        about: Mapping[str, Any] = parse_json(read_text(path, "utf-8", SAVE))
         return id2label(about)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, MergeError):
-            raise
         raise MergeError(f"{path} names no classes (id2label): give a text file with one name on every line") from error

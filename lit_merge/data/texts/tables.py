@@ -68,8 +68,8 @@ def check_columns(location: str | Path, columns: Sequence[str], there: Sequence[
             raise MergeError(f"{location} has no column {name!r}; it has {message}: {NAME_ONE}")
 
 
-def read_text(path: Path, encoding: str, otherwise: str = "set the data's encoding") -> str:
-    """The text of a file; `otherwise` says what to do about another encoding.
+def read_text(path: Path, encoding: str) -> str:
+    """The text of a file.
 
     Raises:
         MergeError: it cannot be read, or is in another encoding.
@@ -82,7 +82,7 @@ def read_text(path: Path, encoding: str, otherwise: str = "set the data's encodi
         raise MergeError(f"encoding={encoding!r}: there is no such encoding") from error
     except UnicodeDecodeError as error:
         raise MergeError(
-            f"{path} is no text in {encoding}: {error.reason} at byte {error.start}: {otherwise}"
+            f"{path} is no text in {encoding}: {error.reason} at byte {error.start}: set the data's encoding"
         ) from error
 
 

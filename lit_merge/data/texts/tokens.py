@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import read_object
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import track
 from lit_merge.data.streams import ImageSource
@@ -139,10 +139,7 @@ def _load(folder: Path) -> Any:
 def _positions(folder: Path, tokenizer: Any) -> int | float:
     """Positions of the model whose configuration lies next to the tokenizer; infinity where none does."""
     path = folder / "config.json"
-    try:
-        about = parse_json(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise MergeError(f"{path} is no JSON file: {error}") from error
+    about = read_object(path, "configuration") if path.is_file() else {}
     found = about.get("max_position_embeddings")
     if not isinstance(found, int) or found < 1:
         return float("inf")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lit_merge.data.images.files import ImageFiles, class_names, find_images
+from lit_merge.data.images.files import ImageFiles, by_class, class_names, find_images
 from lit_merge.data.images.splits import Split
 from lit_merge.errors import MergeError
 
@@ -50,12 +50,9 @@ class ClassFolders(Layout):
 
     def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
         place = root / self.folder / {"validation": "val"}.get(split, split)
-        paths, names = find_images(task, str(place)), class_names(place)
-        stray = next((path for path in paths if path.parent == place), None)
-        if stray is not None:
-            raise MergeError(f"{stray} (task {task}) is in no class folder of {place}", task=task)
-        labels = [names.index(path.relative_to(place).parts[0]) for path in paths]
-        return Split(ImageFiles(paths, image_size, place), torch.tensor(labels), tuple(names))
+        paths = find_images(task, str(place))
+        labels, names = by_class(task, place, paths)
+        return Split(ImageFiles(paths, image_size, place), labels, tuple(names))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.datasets_tables import HUB, is_table_folder
-from lit_merge.data.images.hub_tables import CALLED, Tables
+from lit_merge.data.images.hub import CALLED, Tables
 from lit_merge.data.images.splits import Split, SplitName, SplitTasks
 from lit_merge.data.vision.layouts import ClassFolders, Layout
 from lit_merge.data.vision.task_list import SUITES, TASKS, VisionTask, find_task

@@ -12,7 +12,7 @@ from PIL import Image
 from lit_merge.data.images.files import ImageFiles, Pictures, to_rgb
 from lit_merge.data.images.splits import Split
 from lit_merge.data.vision.layouts import Layout
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, first_line
 
 
 class ItemPictures(Pictures):
@@ -142,7 +142,7 @@ class Torchvision(Layout):
         try:
             return getattr(datasets, self.dataset)(str(root), **options)
         except Exception as error:  # it fails in as many ways as files are broken
-            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            message = first_line(error)
             if "scipy" in message.lower() or "h5py" in message.lower():
                 message = f"{message}: pip install 'lit_merge[vision]'"
             raise MergeError(

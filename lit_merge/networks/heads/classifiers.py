@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_merge.checkpoints import Checkpoint
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import read_object
 from lit_merge.data.class_names import id2label
 from lit_merge.errors import MergeError
 from lit_merge.networks.heads.base import Heads, wide
@@ -153,8 +153,8 @@ def _names(experts: Mapping[str, Checkpoint]) -> dict[str, list[str]]:
     for task, places in folders.items():
         if len(places) == 1 and used[place := places.pop()] == 1:
             # Without a name for every row classes go by their numbers.
-            with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
-                found[task] = id2label(parse_json((place / "config.json").read_bytes()))
+            with suppress(ValueError, KeyError, AttributeError, TypeError):
+                found[task] = id2label(read_object(place / "config.json", "configuration"))
     return found
 
 

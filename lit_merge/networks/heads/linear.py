@@ -11,8 +11,7 @@ from lit_merge.checkpoints import open_checkpoint
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
 from lit_merge.networks.heads.base import Heads, check_width, wide
-from lit_merge.networks.heads.cosine import CosineHeads, read_row_names, read_rows
-from lit_merge.networks.heads.released import head_files, released_heads
+from lit_merge.networks.heads.cosine import CosineHeads, head_files, read_row_names, read_rows, released_heads
 
 WEIGHT, BIAS = ".weight", ".bias"
 

@@ -1,4 +1,4 @@
-"""ZeroShotHeads: heads from the names of the classes, as CLIP makes them."""
+"""ZeroShotHeads: heads from the names of the classes, in templates as `a photo of a {}.`, as CLIP makes them."""
 
 import hashlib
 import json
@@ -15,10 +15,9 @@ from torch import Tensor
 from lit_merge.checkpoints import open_checkpoint, write_safetensors
 from lit_merge.checkpoints.locations import cache_folder, resolve
 from lit_merge.console import track
-from lit_merge.data.class_names import ClassNames
+from lit_merge.data.class_names import ClassNames, distinct_names, read_lines
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.networks.clip_configurations import open_clip_options
-from lit_merge.networks.heads.class_texts import read_class_names, read_templates, unique_names
 from lit_merge.networks.heads.cosine import CosineHeads
 from lit_merge.networks.heads.text_tower import TextTower
 
@@ -81,12 +80,11 @@ class ZeroShotHeads:
     def _names(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Task → what the data calls its classes, and the words for their texts."""
         if not isinstance(self.classes, ClassNames):
-            lines = {task: read_class_names(task, file) for task, file in self.classes.items()}
-            called = {
-                task: unique_names(task, [line.partition("\t")[0].strip() for line in found], str(self.classes[task]))
-                for task, found in lines.items()
-            }
-            return called, {task: [line.rpartition("\t")[2].strip() for line in found] for task, found in lines.items()}
+            lines, called = {}, {}
+            for task, file in self.classes.items():
+                lines[task] = distinct_names(task, read_lines(resolve(file), f"class names of task {task}"), file)
+                called[task] = distinct_names(task, [one.partition("\t")[0].strip() for one in lines[task]], file)
+            return called, {task: [one.rpartition("\t")[2].strip() for one in found] for task, found in lines.items()}
         found = {}
         for task in self.classes.tasks:
             names = self.classes.class_names(task)
@@ -95,7 +93,7 @@ class ZeroShotHeads:
                     f"the data does not know the names of the classes of task {task}: give classes as task → text file",
                     task=task,
                 )
-            found[task] = unique_names(task, list(names), "the data")
+            found[task] = distinct_names(task, names, "the data")
         return found, found
 
     def _templates(self, tasks: Iterable[str]) -> dict[str, list[str]]:
@@ -130,3 +128,29 @@ def digest_of(path: Path) -> str:
     except OSError as error:
         raise MergeError(f"{path}: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def clip_templates() -> list[str]:
+    """The 80 templates of CLIP."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+
+
+def read_templates(given: Sequence[str] | str | None) -> list[str]:
+    """Templates from a list or a file; CLIP's 80 for None.
+
+    Raises:
+        MergeError: no such file, no template, or one without {}.
+    """
+    templates = clip_templates() if given is None else list(given)
+    where = "templates"
+    if isinstance(given, str):
+        path = resolve(given)
+        templates, where = read_lines(path, "templates"), str(path)
+    if not templates:
+        raise MergeError(f"{where}: expected at least one, as 'a photo of a {{}}.'")
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+            raise MergeError(f"{where}: {template!r} lacks the one {{}} where the name goes, as 'a photo of a {{}}.'")
+    return templates

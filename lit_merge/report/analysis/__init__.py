@@ -2,5 +2,3 @@
 
 from lit_merge.report.analysis.build import Analysis, analyze
 from lit_merge.report.analysis.curves import cosines, interference, kept_energy, reconstruction_error
-
-__all__ = ["Analysis", "analyze", "cosines", "interference", "kept_energy", "reconstruction_error"]

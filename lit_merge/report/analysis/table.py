@@ -1,10 +1,9 @@
 """An analysis on the console."""
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from lit_merge.console import table
 from lit_merge.report.analysis.build import Analysis
 from lit_merge.report.analysis.figures import DIVISORS
 
@@ -12,12 +11,10 @@ from lit_merge.report.analysis.figures import DIVISORS
 SHOWN = (0.08, 0.16, 0.32)
 
 
-def table(analysis: Analysis) -> Group:
+def analysis_table(analysis: Analysis) -> Group:
     """Interference, error and kept energy at a few ranks, then cosines and the rank that keeps 90 %."""
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    rows.add_column("task vectors", no_wrap=True)
-    for heading in ("k /\nmin(m, n)", "interference\nI(k)", "error R(k)\n% of norm²", "kept energy\n%"):
-        rows.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("k /\nmin(m, n)", "interference\nI(k)", "error R(k)\n% of norm²", "kept energy\n%")
+    rows = table("task vectors", *numbers, right=numbers)
     for anchor in analysis.anchors:
         for i, ratio in enumerate(SHOWN):
             loss = 100 * analysis.loss(anchor, ratio)

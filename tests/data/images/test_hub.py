@@ -142,7 +142,7 @@ def test_images_of_every_kind_are_decoded_as_files_are(tmp_path: Path) -> None:
 
 def images_of(table: Any, place: Path) -> Any:
     # Saved, files would be embedded: tables of the Hub's loaders point at files.
-    from lit_merge.data.images.hub_tables import Tables
+    from lit_merge.data.images.hub import Tables
 
     tables = Tables(str(place), {"train": ("train",)}, ("image",), ("label",), 16)
     tables.tables = {"train": table}

@@ -110,7 +110,7 @@ def test_empty_texts(texts: Any, table: Any) -> None:
         ("w1,", {}, "row 0 has no label"),
         ("w1,a\nw2,b\nw3,c", {}, "names 3 classes of task x (a, b, c), its head has 2"),
         ("w1,a\nw2,b", {"classes": "a\nc"}, "row 1 has the label 'b', which is no class of task x: a, c"),
-        ("w1,a", {"classes": "a\na"}, "names 'a' twice: name every row of the head once"),
+        ("w1,a", {"classes": "a\na"}, "names 'a' more than once: give every class a name"),
         ("w1,a", {"classes": "\n"}, "holds no name"),
         (
             "w1,a",

@@ -206,7 +206,7 @@ def test_damaged_files_in_one_line(vision_root: Path, vision_files: Any, tmp_pat
     refused(VisionTasks(str(tmp_path), ["RESISC45"]).unlabelled, "resisc45-test.txt", "castle/castle_001.jpg", "3 cl")
     vision_files.eurosat(tmp_path)
     vision_files.save(np.zeros((4, 4, 3), np.uint8), tmp_path / "EuroSAT_splits" / "test" / "a.png")
-    refused(VisionTasks(str(tmp_path), ["EuroSAT"]).unlabelled, "a.png", "no class folder")
+    refused(VisionTasks(str(tmp_path), ["EuroSAT"]).unlabelled, "a.png", "found images next to")
 
 
 def test_the_other_files_of_fer2013_have_no_labels(vision_files: Any, tmp_path: Path) -> None:

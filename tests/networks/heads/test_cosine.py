@@ -149,8 +149,8 @@ def test_released_heads_that_are_none(tmp_path: Path) -> None:
     assert "holds no head_TASK.pt" in told(tmp_path)
     for change, words in (
         ({"bias": torch.ones(3)}, "head DTD has a bias that is not 0"),
-        ({"weight": torch.full((3, 8), float("nan"))}, "head DTD holds NaN"),
-        ({"weight": torch.ones(3)}, "expected weight (classes, width) of head DTD, found bias [3], weight [3]"),
+        ({"weight": torch.full((3, 8), float("nan"))}, "head weight holds NaN"),
+        ({"weight": torch.ones(3)}, "head weight has shape [3], expected classes × width"),
     ):
         released(tmp_path, **change)
         assert words in told(tmp_path)

@@ -15,7 +15,7 @@ from lit_merge import MergeError, MergeWarning, OpenClipImageEncoder, ZeroShotHe
 from lit_merge.cli.main import main
 from lit_merge.data.class_names import ClassNames
 from lit_merge.networks.heads import zero_shot
-from lit_merge.networks.heads.class_texts import clip_templates
+from lit_merge.networks.heads.zero_shot import clip_templates
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 NAMES = {"alpha": ["cat", "guinea pig", "Pokémon"], "beta": [f"sort {i} of tea" for i in range(23)]}
@@ -150,8 +150,8 @@ def test_a_cache_that_cannot_be_written(model: Model, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "(class names of task alpha) is empty"),
-        (b"\n  \n", "(class names of task alpha) is empty"),
+        (b"", "(class names of task alpha) holds no name"),
+        (b"\n  \n", "(class names of task alpha) holds no name"),
         (
             b"cat\ndog\n cat\nowl\ndog\n",
             "(class names of task alpha) names 'cat', 'dog' more than once: give every class a name of its own",
