@@ -1,8 +1,10 @@
 """Safetensors files larger than memory: tensors are announced first, then written one at a time, in any order."""
 
+import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +44,11 @@ def written_weights(written_by: str, form: str, copied: str = "") -> Kind:
         return bool(headers) and all(one.get("__metadata__", {}).get(MARK) == form for one in headers)
 
     return Kind(written_by, is_one, f"{_FILES}|{copied}" if copied else _FILES)
+# Under which an index and its shards say that they are of one merge, and what stands there until all is written.
+DIGEST, PENDING = "lit_merge_digest", "0" * 32
+
+Extent = tuple[str, int, int, int]
+"""File, position, length and checksum of what was written."""
 
 
 class TensorFiles:
@@ -74,8 +81,9 @@ class TensorFiles:
             files = _name_shards(_split(shapes, dtypes, max_shard_bytes))
         self._headers: dict[str, tuple[bytes, int]] = {}
         self.places: dict[str, tuple[str, int]] = {}
+        about = dict(metadata or {"format": "pt"}) | ({DIGEST: PENDING} if len(files) > 1 else {})
         for file, names in files.items():
-            header, starts = make_header(names, shapes, dtypes, metadata or {"format": "pt"})
+            header, starts = make_header(names, shapes, dtypes, about)
             self._headers[file] = header, len(header) + sum(self._nbytes(name) for name in names)
             self.places |= {name: (file, len(header) + start) for name, start in starts.items()}
 
@@ -96,10 +104,28 @@ class TensorFiles:
                 opened.write(header)
                 opened.truncate(size)
         if len(self._headers) > 1:
-            weight_map = {name: file for name, (file, _) in self.places.items()}
-            total = sum(self._nbytes(name) for name in self.shapes)
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            self._write_index(path, PENDING)
+
+    def seal(self, path: Path, extents: Iterable[Extent]) -> None:
+        """Says in all shards and their index, once they are whole, that they are of one merge: by a digest of what was
+        written, so that equal merges give equal files."""
+        if len(self._headers) == 1:
+            return
+        found = hashlib.blake2b(digest_size=len(PENDING) // 2)
+        for extent in sorted(extents):
+            found.update(repr(tuple(extent)).encode())
+        for header, _ in self._headers.values():
+            found.update(header)
+        for file, (header, _) in self._headers.items():
+            with (path / file).open("r+b") as opened:
+                opened.write(header.replace(PENDING.encode(), found.hexdigest().encode(), 1))
+        self._write_index(path, found.hexdigest())
+
+    def _write_index(self, path: Path, digest: str) -> None:
+        weight_map = {name: file for name, (file, _) in self.places.items()}
+        metadata = {"total_size": sum(self._nbytes(name) for name in self.shapes), DIGEST: digest}
+        index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def place(self, name: str, value: Tensor, row: int | None = None) -> tuple[str, int]:
         """The file of a tensor, and where in it its value goes, or that of a block of its rows which begins at `row`.
@@ -239,6 +265,7 @@ def write_stream(
         files = TensorFiles(shapes, dtypes, max_shard_bytes, metadata)
         files.create(draft)
         opened: dict[str, BinaryIO] = {}
+        extents: list[Extent] = []
         missing = set(shapes)
         for name, value in tensors:
             check_written(name, value)
@@ -246,10 +273,15 @@ def write_stream(
             if file not in opened:
                 opened[file] = stack.enter_context((draft / file if file else draft).open("r+b"))
             opened[file].seek(position)
-            opened[file].write(bytes_of(value))
+            data = bytes_of(value)
+            opened[file].write(data)
+            if files.folder:
+                extents.append((file, position, len(data), zlib.crc32(data)))
             missing.discard(name)
         if missing:
             raise ValueError(f"{min(missing)} was announced and did not come")
+        stack.close()
+        files.seal(beside, extents)
 
 
 def write_safetensors(

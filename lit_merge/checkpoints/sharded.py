@@ -2,13 +2,16 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.safetensors_writer import DIGEST
 from lit_merge.checkpoints.single_file import open_one_file
 from lit_merge.errors import MergeError, MergeWarning
 
@@ -27,12 +30,16 @@ class ShardedFiles(Checkpoint):
     def __init__(self, path: InputFile, lenient: bool = False) -> None:
         index = path.path
         self.label = str(index)
-        weight_map, total = read_index(path)
+        weight_map, about = read_index(path)
         self._shards: dict[str, Checkpoint] = {}
         for shard in sorted(set(weight_map.values())):
             if not (index.parent / shard).exists():
                 raise MergeError(f"{index} names {shard}, which is missing: copy or download it again")
-            self._shards[shard] = open_one_file(index.parent / shard, lenient)
+            file = self._shards[shard] = open_one_file(index.parent / shard, lenient)
+            if file.metadata.get(DIGEST) != about.get(DIGEST):
+                raise MergeError(
+                    f"{file.label} is of another merge than {index}: their {DIGEST} differ; copy all files of one merge"
+                )
         self.unfit = {name: what for file in self._shards.values() for name, what in file.unfit.items()}
         self._where = {name: self._shards[shard] for name, shard in weight_map.items() if name not in self.unfit}
         for name, file in self._where.items():
@@ -55,7 +62,7 @@ class ShardedFiles(Checkpoint):
         self.dtypes = {name: file.dtypes[name] for name, file in self._where.items()}
         self.nbytes = sum(file.nbytes for file in self._shards.values())
         self.tied = tuple(group for file in self._shards.values() for group in file.tied)
-        self._check_size(total)
+        self._check_size(about.get("total_size"))
 
     def _check_size(self, total: object) -> None:
         held = sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items())
@@ -75,8 +82,8 @@ class ShardedFiles(Checkpoint):
         self._where[name].read_into(name, out, row)
 
 
-def read_index(file: InputFile) -> tuple[dict[str, str], object]:
-    """weight → shard, and the size in bytes that the index speaks of.
+def read_index(file: InputFile) -> tuple[dict[str, str], Mapping[str, Any]]:
+    """weight → shard, and what else the index says of them.
 
     Raises:
         MergeError: unreadable, a Git LFS pointer, or no index.
@@ -96,4 +103,4 @@ def read_index(file: InputFile) -> tuple[dict[str, str], object]:
         # Shards lie next to their index; another place would be a stranger's choice of what to read.
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise MergeError(f"{path} names the shard {shard!r}, expected a file next to it")
-    return weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None
+    return weight_map, metadata if isinstance(metadata, dict) else {}

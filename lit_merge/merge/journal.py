@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.own import own
-from lit_merge.checkpoints.safetensors_writer import bytes_of
+from lit_merge.checkpoints.safetensors_writer import Extent, bytes_of
 
 # Of all processes together, checked when an output is gone on with.
 FINISHED = "finished.jsonl"
@@ -36,7 +36,7 @@ class Journal:
         self.folder, self.rank = folder, rank
         self.attempt, self.finished = _read(folder / FINISHED)
         self._files: dict[str, BinaryIO] = {}
-        self._extents: list[tuple[str, int, int, int]] = []
+        self._extents: list[Extent] = []
         place = folder / f"finished-{self.attempt}-{rank}.jsonl"
         self._lines = own(str(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -77,6 +77,13 @@ class Journal:
         for place in self.folder.glob("finished-*.jsonl"):
             found |= _read(place)[1]
         return found
+
+    def extents(self, folder: str) -> list[Extent]:
+        """What any process has written until now into the files of a folder here, of weights that are finished, and
+        what this process has written of others."""
+        lines = [tuple(extent) for about in self.all().values() for extent in about["extents"]]
+        places = [(os.path.split(file), rest) for file, *rest in (*lines, *self._extents)]
+        return [(name, *rest) for (inside, name), rest in places if inside == folder]
 
     def close(self) -> None:
         os.close(self._lines)

@@ -177,9 +177,11 @@ class Layout:
         with resuming(output, plan, files.create, overwrite, processes, kind) as unfinished:
             writer = WeightWriter(self.naming, files, unfinished)
             yield writer
+            processes.wait()
             if not processes.first or limit is None:
                 return
             writer.put_named(kept)
+            files.seal(unfinished.path, unfinished.journal.extents(unfinished.path.name))
             for stray in unfinished.path.iterdir():  # of an attempt that was killed while it copied
                 if stray.name not in files.names:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()

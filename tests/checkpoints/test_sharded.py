@@ -1,6 +1,8 @@
 """Shards with an index, and the folders of Hugging Face and open_clip."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,17 +116,56 @@ def test_broken_shards(folder: Path) -> None:
     refused(folder, str(shard), "Git LFS")
     shard.write_bytes(b"")
     refused(folder, str(shard), "empty")
-    save_file({"other": torch.ones(2)}, shard)
+    about = SafetensorsFile(folder / "model-00001-of-00003.safetensors").metadata
+    save_file({"other": torch.ones(2)}, shard, about)
     refused(folder, f"says that {name} is in {shard}", "shard of another model")
-    save_file(own | {"more": torch.ones(2)}, shard)
+    save_file(own | {"more": torch.ones(2)}, shard, about)
     refused(folder, f"{shard} holds more", "shard of another model")
 
 
 def test_a_shard_of_another_width_is_warned_of(folder: Path) -> None:
     shard = folder / "model-00002-of-00003.safetensors"
-    save_file({name: torch.ones(8, 3) for name in load_file(shard)}, shard)
+    save_file({name: torch.ones(8, 3) for name in load_file(shard)}, shard, SafetensorsFile(shard).metadata)
     with pytest.warns(MergeWarning, match="speaks of 240 bytes of weights, its shards hold 336"):
         open_checkpoint(folder)
+
+
+def test_shards_of_two_merges(folder: Path, tmp_path: Path) -> None:
+    """Of equal names, shapes and sizes: only what was written tells them apart."""
+    for name, values in (("again", WEIGHTS), ("other", WEIGHTS | {"layer.4.weight": torch.full((4, 3), 9.0)})):
+        write_stream(tmp_path / name, reversed(values.items()), SHAPES, DTYPES, max_shard_bytes=96)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        shutil.copyfile(tmp_path / "other" / path.name, path)
+        refused(folder, "is of another merge than", str(folder / "model.safetensors.index.json"))
+        path.write_bytes(content)
+    # A shard that something else has made, and shards of a time before there was a digest.
+    shard = folder / "model-00002-of-00003.safetensors"
+    save_file(load_file(shard), shard)
+    refused(folder, f"{shard} is of another merge")
+    for shard in folder.glob("*.safetensors"):
+        save_file(load_file(shard), shard, {"format": "pt"})
+    change_index(folder, lambda index: index["metadata"].pop("lit_merge_digest"))
+    assert open_checkpoint(folder).shapes == SHAPES
+
+
+def test_a_model_that_is_overwritten_while_it_is_opened(folder: Path, tmp_path: Path) -> None:
+    """Read by one process while another overwrites it: all weights are of one of both."""
+    writer = os.fork()
+    if not writer:
+        for i in range(200):
+            values = {name: torch.full((4, 3), float(10 + i % 2)) for name in WEIGHTS}
+            write_stream(tmp_path / "model", values.items(), SHAPES, DTYPES, max_shard_bytes=96, overwrite=True)
+        os._exit(0)
+    seen: set[float] = set()
+    while not os.waitpid(writer, os.WNOHANG)[0]:
+        opened = open_checkpoint(folder)
+        found = {float(opened.read(name)[0, 0]) for name in WEIGHTS}
+        assert len(found) == 1 or found == {0.0, 1.0, 2.0, 3.0, 4.0}
+        seen |= found
+    assert {10.0, 11.0} <= seen
 
 
 def test_broken_indices(folder: Path) -> None:
