@@ -53,7 +53,7 @@ class SharedCorrection(nn.Module):
 
     def __init__(self, bank: TaskBank, network: Network, rank: int | None) -> None:
         super().__init__()
-        shapes = {name: tuple(bank.origin[name].shape) for name in bank.origin if name in network.learnable}
+        shapes = {name: shape for name, shape in bank.shapes.items() if name in network.learnable}
         start = _start(shapes, rank)
         found = bank.correction
         if found and {name: value.shape for name, value in found.items()} != {k: v.shape for k, v in start.items()}:

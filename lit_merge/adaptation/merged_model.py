@@ -24,7 +24,7 @@ from lit_merge.adaptation.training_checkpoint import digest, seal
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import LowRank, ranks_at
-from lit_merge.bank.on_demand import mapping_like
+from lit_merge.bank.on_demand import mapping_like, without_values
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
@@ -66,7 +66,7 @@ class MergedModel(ScoredModule):
             network.checkpoint_gradients()
         if asked.compile:
             network.compile_encoder()
-        network.check({name: tuple(value.shape) for name, value in bank.origin.items()})
+        network.check(bank.shapes)
         network.heads.mix(bank.tasks)
         self._frame = bank
         self.stored = StoredBank(bank, asked.bank_device)
@@ -169,7 +169,7 @@ class MergedModel(ScoredModule):
         if self.masks is not None:
             bank = self.masks.select(bank)
         found = bank.tensors()
-        tensors = mapping_like(found, lambda name: found[name].detach().cpu(), found)
+        tensors = mapping_like(found, lambda found, name: _on_cpu(found[name]), found)
         # Its own: the module goes on learning.
         learnt = {key: value.detach().to("cpu", copy=True) for key, value in bank.learnt.items()}
         return replace(replace(self._frame, learnt={}).with_tensors(tensors), learnt=learnt)
@@ -322,7 +322,7 @@ def learnable_coefficients(bank: TaskBank, stages: Sequence[Stage], bounds: tupl
     directed = any(stage.granularity == "direction" for stage in stages)
     directions = dict(bank.directions)
     if directed or directions:
-        for i, (name, delta) in enumerate(bank.deltas.items()):
+        for i, (name, delta) in enumerate(without_values(bank.deltas).items()):
             if isinstance(delta, LowRank):
                 directions.setdefault(name, bank.coefficients[:, i, None].expand(-1, delta.rank))
     if directed and not directions:
@@ -332,3 +332,7 @@ def learnable_coefficients(bank: TaskBank, stages: Sequence[Stage], bounds: tupl
             "it has one, or take a method whose deltas are decomposed, as CART or TSVM"
         )
     return Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds, directions)
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    return value if value.is_meta else value.detach().cpu()

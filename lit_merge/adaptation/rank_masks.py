@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_merge.bank.low_rank import LowRank, check_rank_ratio, rank_of
+from lit_merge.bank.on_demand import without_values
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.errors import Finite, MergeError
 
@@ -50,7 +51,7 @@ class RankMasks(nn.Module):
 
     def __init__(self, bank: TaskBank, rank_ratio: float) -> None:
         super().__init__()
-        low_rank = {name: delta for name, delta in bank.deltas.items() if isinstance(delta, LowRank)}
+        low_rank = {name: delta for name, delta in without_values(bank.deltas).items() if isinstance(delta, LowRank)}
         if not low_rank:
             method = bank.method.get("class_path", "this bank")
             raise MergeError(

@@ -16,7 +16,7 @@ from lit_merge.bank.task_bank import TaskBank
 BankDevice = Literal["auto", "cpu"]
 # Next to the bank come merged weights, their gradients and activations.
 LARGEST_SHARE = 0.5
-# Bytes: a smaller bank takes less memory than it would take time to map it again and again.
+# Bytes: a smaller bank takes less memory than it would take time to read it again and again.
 SMALL = 2**28
 
 
@@ -24,7 +24,7 @@ class StoredBank(nn.Module):
     """The tensors of a bank, frozen.
 
     Args:
-        bank: what is kept. A large one that was loaded stays in its file, from which it is mapped weight by weight,
+        bank: what is kept. A large one that was loaded stays in its file, from which it is read weight by weight,
             unless it moves to a GPU.
         device: `auto` moves the tensors with the module where they take at most half of the device's free memory;
             `cpu` leaves them on the CPU, in pinned memory where there is a GPU. Then every step moves them to the
@@ -54,7 +54,8 @@ class StoredBank(nn.Module):
             return
         if self.device == "auto" and fits(self.frame.nbytes, device):
             if not self.factors:
-                self._keep(self.frame.tensors())
+                # One by one: not all of them are in memory at once.
+                self._keep({name: value.to(device) for name, value in self.frame.tensors().items()})
             return
         self.factors = nn.ParameterList()
         if device.type == "cuda":
@@ -120,7 +121,7 @@ class Merging:
     def _repeats(self, bank: TaskBank, coefficients: Tensor) -> bool:
         """Whether this bank was merged before, and can be replayed: a schedule may give another one at every step."""
         device = coefficients.device
-        if device.type != "cuda":
+        if device.type != "cuda" or isinstance(bank.deltas, OnDemand):
             return False
         tensors = [value for name, value in bank.tensors().items() if name != "coefficients" and not is_learnt(name)]
         if any(value.device != device for value in tensors):

@@ -1,5 +1,6 @@
 """The files of a task bank: a folder of `bank.safetensors` (tensors) and `bank.json` (what they are)."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,17 +10,21 @@ import torch
 from torch import Tensor
 
 from lit_merge.bank.learnt import is_learnt, shape_of
+from lit_merge.bank.on_demand import without_values
 from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, replacing, write_stream
 from lit_merge.checkpoints.checkpoint import DTYPES
 from lit_merge.checkpoints.families import FAMILIES
+from lit_merge.checkpoints.input_file import InputFile, of_one_moment
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.checkpoints.safetensors_writer import is_finite
+from lit_merge.checkpoints.safetensors_writer import bytes_of, is_finite
 from lit_merge.errors import MergeError
 
 # 2 is written where there is more than version 1 holds, which earlier programs then refuse.
 FORMAT_VERSION = 2
+# Under which both files say that they are of one bank.
+DIGEST = "lit_merge_digest"
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
 DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
@@ -36,16 +41,7 @@ class BankFile(SafetensorsFile):
         self._finite: set[str] = set()
 
     def read(self, name: str) -> Tensor:
-        return self._checked(name, super().read(name))
-
-    def map(self, name: str) -> Tensor:
-        return self._checked(name, super().map(name))
-
-    def empty(self) -> dict[str, Tensor]:
-        """Name → a tensor of this shape and dtype without values, on the device `meta`."""
-        return {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
-
-    def _checked(self, name: str, value: Tensor) -> Tensor:
+        value = super().read(name)
         if name not in self._finite:
             if not is_finite(value):
                 raise MergeError(
@@ -55,6 +51,10 @@ class BankFile(SafetensorsFile):
                 )
             self._finite.add(name)
         return value
+
+    def empty(self) -> dict[str, Tensor]:
+        """Name → a tensor of this shape and dtype without values, on the device `meta`."""
+        return {name: torch.empty(shape, dtype=self.dtypes[name], device="meta") for name, shape in self.shapes.items()}
 
 
 def _is_bank(folder: Path) -> bool:
@@ -73,20 +73,67 @@ def write_bank_folder(
     overwrite: bool,
 ) -> None:
     """Writes both files, whole or not at all, with the values that `read` answers one by one. See `TaskBank.save`."""
+    tensors = without_values(tensors)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     dtypes = {name: value.dtype for name, value in tensors.items()}
     with replacing(path, overwrite, BANK) as folder:
         folder.mkdir()
-        write_stream(folder / "bank.safetensors", ((name, read(name)) for name in tensors), shapes, dtypes)
-        text = json.dumps({"format_version": 2 if "learnt" in about else 1} | dict(about), indent=1)
-        (folder / "bank.json").write_text(text + "\n", encoding="utf-8")
+        about = {"format_version": 2 if "learnt" in about else 1} | dict(about)
+        about[DIGEST] = _digest(about, shapes, dtypes, read)
+        metadata = {"format": "pt", DIGEST: about[DIGEST]}
+        values = ((name, read(name)) for name in tensors)
+        write_stream(folder / "bank.safetensors", values, shapes, dtypes, metadata=metadata)
+        (folder / "bank.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest(
+    about: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    read: Callable[[str], Tensor],
+) -> str:
+    """Of the description, in which `fingerprint` stands for the values of origin and deltas, of the shapes and dtypes,
+    and of what adaptation changes: all that is known of a bank without reading the most of it."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(json.dumps({key: value for key, value in about.items() if key != DIGEST}, sort_keys=True).encode())
+    for name in sorted(shapes):
+        found.update(f"{name} {dtypes[name]} {tuple(shapes[name])}".encode())
+    for name in ("coefficients", *about.get("learnt", ())):
+        found.update(bytes_of(read(name)))
+    return found.hexdigest()
+
+
+def _check_pair(about: Mapping[str, Any], file: BankFile) -> None:
+    """Raises MergeError where the two files are not of one bank; those of earlier versions do not say."""
+    said, own = about.get(DIGEST), file.metadata.get(DIGEST)
+    if said != own:
+        raise MergeError(
+            f"{file.path} and bank.json are of different banks, or one of them was made anew: their {DIGEST} differ; "
+            "copy both files of one bank"
+        )
+    if said is not None and said != _digest(about, file.shapes, file.dtypes, file.read):
+        raise MergeError(
+            f"{file.path} and bank.json are not as they were saved: their {DIGEST} is of another description or of "
+            "other coefficients; copy both again, or remove it from both files if the change is meant"
+        )
 
 
 def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
     """The description, and the file with the tensors, which fit together. See `TaskBank.load`."""
     folder = resolve(path)
-    about = _read_about(folder / "bank.json")
+    return of_one_moment(folder, lambda: _open(folder))
+
+
+def _open(folder: Path) -> tuple[dict[str, Any], BankFile]:
+    path = folder / "bank.json"
+    try:
+        described = InputFile(path, "a bank's description")
+    except MergeError as error:
+        raise MergeError(f"{folder} is no task bank: {error}") from error
+    text = described.text("a bank's description")
+    about = _parse_about(text, path)
     file = BankFile(folder / "bank.safetensors")
+    file.inputs = (*file.inputs, described)
     expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients", *about["learnt"]}
     for name in about["layers"]:
         expected |= {f"U/{name}", f"S/{name}", f"V/{name}"} if f"U/{name}" in file.shapes else {f"delta/{name}"}
@@ -106,6 +153,7 @@ def open_bank_folder(path: str | Path) -> tuple[dict[str, Any], BankFile]:
         kind = file.dtypes[f"origin/{name}"]
         if dtype.is_floating_point != kind.is_floating_point:
             raise MergeError(f"{file.path}: origin/{name} is {kind}, but {dtype} in bank.json", weight=name)
+    _check_pair(parse_json(text), file)
     return about, file
 
 
@@ -156,12 +204,10 @@ def _read_naming(about: Mapping[str, Any], path: Path) -> Naming:
     return naming
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _parse_about(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        about = parse_json(path.read_bytes())
-    except OSError as error:
-        raise MergeError(f"{path.parent} is no task bank: {path}: {error.strerror}") from error
-    except ValueError as error:
+        about = parse_json(text)
+    except (ValueError, RecursionError) as error:
         raise MergeError(f"{path} is damaged: {error}") from error
     version = about.get("format_version") if isinstance(about, dict) else None
     if not isinstance(version, int):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_merge.bank.learnt import NOTHING, corrected
 from lit_merge.bank.linalg import numerical_rank, truncated_svd
+from lit_merge.bank.on_demand import without_values
 from lit_merge.bank.weighted_sums import dense_sum, low_rank_sum
 from lit_merge.errors import MergeError
 
@@ -166,9 +167,9 @@ def ranks_at(deltas: Mapping[str, Delta], rank_ratio: float = 1.0, energy: float
     check_rank_ratio(rank_ratio)
     check_energy(energy)
     found = {}
-    for name, delta in deltas.items():
+    for name, delta in without_values(deltas).items():
         if isinstance(delta, LowRank):
-            kept = delta.rank if energy == 1 else delta.rank_keeping(energy)
+            kept = delta.rank if energy == 1 else deltas[name].rank_keeping(energy)  # type: ignore[union-attr]
             found[name] = min(rank_of(rank_ratio, *delta.shape[1:]), kept)
     return found
 

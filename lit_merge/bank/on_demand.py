@@ -1,6 +1,7 @@
 """Values that stay where they are, as in a file, until they are asked for, and again afterwards."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -16,10 +17,19 @@ class OnDemand(Mapping[str, V]):
     Args:
         names: all that can be asked for.
         make: answers the value of a name.
+        empty: answers what has its shape and dtype, on the device `meta`.
+        part: of values that are made of several tensors, answers the one of a name that files use, and makes no other;
+            None where they are not, or take no time.
     """
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], V]) -> None:
-        self._names, self._make = dict.fromkeys(names), make
+    def __init__(
+        self,
+        names: Iterable[str],
+        make: Callable[[str], V],
+        empty: Callable[[str], V],
+        part: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        self._names, self._make, self._empty, self.part = dict.fromkeys(names), make, empty, part
 
     def __getitem__(self, name: str) -> V:
         if name not in self._names:
@@ -39,10 +49,26 @@ class OnDemand(Mapping[str, V]):
         """Another process, or a copy, holds the values themselves."""
         return dict, (dict(self),)
 
+    @property
+    def emptied(self) -> "OnDemand[V]":
+        return OnDemand(self._names, self._empty, self._empty)
 
-def mapping_like(names: Collection[str], make: Callable[[str], V], source: Mapping[str, Any]) -> Mapping[str, V]:
-    """name → make(name), made at once; or on demand, where the values of `source` are made on demand."""
-    return OnDemand(names, make) if isinstance(source, OnDemand) else {name: make(name) for name in names}
+
+def without_values(source: Mapping[str, V]) -> Mapping[str, V]:
+    """For questions of shapes and dtypes: what answers them and need not be made, where values are made on demand."""
+    return source.emptied if isinstance(source, OnDemand) else source
+
+
+def mapping_like(
+    names: Iterable[str],
+    make: Callable[[Mapping[str, Any], str], V],
+    source: Mapping[str, Any],
+    part: Callable[[str], Tensor] | None = None,
+) -> Mapping[str, V]:
+    """name → make(source, name), made at once; or on demand, where the values of `source` are made on demand."""
+    if isinstance(source, OnDemand):
+        return OnDemand(names, functools.partial(make, source), functools.partial(make, source.emptied), part)
+    return {name: make(source, name) for name in names}
 
 
 def asked_again(make: Callable[[int], Tensor], now: Sequence[Tensor]) -> AbstractContextManager[None]:

@@ -13,8 +13,8 @@ from lit_merge.bank.files import BankFile, open_bank_folder, write_bank_folder
 from lit_merge.bank.learnt import CORRECTION, DIRECTIONS, of_weight, without
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks_at, tensors_of
-from lit_merge.bank.named_tensors import digest, named_tensors, origin_and_deltas
-from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like
+from lit_merge.bank.named_tensors import cut_deltas, digest, kinds_of, named_tensors, origin_and_deltas, part_of
+from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like, without_values
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.errors import MergeError, check_finite
 
@@ -61,8 +61,13 @@ class TaskBank:
     @property
     def nbytes(self) -> int:
         """Bytes of origin, deltas, coefficients, and of what else was learnt."""
-        parts = (*self.origin.values(), *self.deltas.values(), self.coefficients, *self.learnt.values())
-        return sum(v.nbytes for v in parts)
+        origin, deltas, learnt = (without_values(part) for part in (self.origin, self.deltas, self.learnt))
+        return sum(v.nbytes for v in (*origin.values(), *deltas.values(), self.coefficients, *learnt.values()))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every weight."""
+        return {name: tuple(value.shape) for name, value in without_values(self.origin).items()}
 
     @property
     def directions(self) -> dict[str, Float[Tensor, "rows r"]]:
@@ -78,7 +83,8 @@ class TaskBank:
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of every low-rank delta."""
-        return {name: delta.rank for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
+        deltas = without_values(self.deltas)
+        return {name: delta.rank for name, delta in deltas.items() if isinstance(delta, LowRank)}
 
     def merge(
         self,
@@ -193,12 +199,7 @@ class TaskBank:
 
     def cut(self, ranks: Mapping[str, int]) -> "TaskBank":
         """This bank with at most so many directions of the matrices that are named; factors are views."""
-
-        def cut(name: str) -> Delta:
-            delta = self.deltas[name]
-            return delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
-
-        return replace(self, deltas=mapping_like(self.deltas, cut, self.deltas), learnt=cut_learnt(self.learnt, ranks))
+        return replace(self, deltas=cut_deltas(self.deltas, ranks), learnt=cut_learnt(self.learnt, ranks))
 
     def select(self, kept: Mapping[str, Tensor]) -> "TaskBank":
         """This bank with only the directions that (T or 1, r) booleans choose, for every name given."""
@@ -230,12 +231,13 @@ class TaskBank:
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "TaskBank":
         """This bank around other tensors of the names of `tensors()`: moved, or read from a file."""
         origin, deltas = origin_and_deltas(tensors, self.origin, self.deltas)
-        learnt = mapping_like(tuple(self.learnt), tensors.__getitem__, tensors)
+        learnt = mapping_like(tuple(self.learnt), lambda tensors, key: tensors[key], tensors)
         return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"], learnt=learnt)
 
     def reading(self, read: Callable[[str], Tensor]) -> "TaskBank":
         """This bank with the values that `read` answers to names of `tensors()`, whenever they are asked for."""
-        bank = self.with_tensors(OnDemand(self.tensors(), read))
+        tensors = self.tensors()
+        bank = self.with_tensors(OnDemand(tensors, read, tensors.__getitem__))
         return replace(bank, coefficients=self.coefficients)
 
     def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
@@ -265,15 +267,16 @@ class TaskBank:
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskBank":
-        """Opens a folder that `save` wrote. Tensors stay on disk: each is mapped whenever it is asked for, and leaves
+        """Opens a folder that `save` wrote. Tensors stay on disk: each is read whenever it is asked for, and leaves
         memory when nobody holds it any more, also during the backward of `merge`. One that holds NaN or infinity raises
-        MergeError when it is asked for.
+        MergeError when it is asked for, and so does a file that was written into meanwhile. A folder that another one
+        takes the name of is read as it was.
 
         Raises:
             MergeError: no bank there, a newer format, or a file that is damaged.
         """
         frame, file = cls.open(path)
-        return frame.reading(file.map)
+        return frame.reading(file.read)
 
     @classmethod
     def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:
@@ -309,5 +312,6 @@ class TaskBank:
         sum_up = functools.partial(combine, self.origin[name], delta, coefficients, dtype, logits, learnt)
         if delta is None or not isinstance(self.deltas, OnDemand):
             return sum_up()
-        with asked_again(lambda i: tensors_of(self.deltas[name])[i], tensors_of(delta)):
+        keys = [f"{kind}/{name}" for kind in kinds_of(delta)]
+        with asked_again(lambda i: part_of(self.deltas, keys[i]), tensors_of(delta)):
             return sum_up()

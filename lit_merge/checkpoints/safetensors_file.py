@@ -1,9 +1,7 @@
 """Safetensors files: names, shapes and dtypes from the header, one tensor at a time from the file."""
 
-import functools
 import math
 import os
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +62,6 @@ class SafetensorsFile(Checkpoint):
         if out.numel():
             start = self._starts[name] + row * math.prod(self.shapes[name][1:]) * out.itemsize
             self.file.read_into(start, out.view(-1).view(torch.uint8).numpy().data, name)
-
-    def map(self, name: str) -> Tensor:
-        """A weight, mapped from the file: it stays on disk until it is used, and leaves memory with the tensor."""
-        if name not in self.shapes:
-            raise MergeError(f"{self.path} has no tensor {name}", weight=name)
-        try:
-            storage = torch.UntypedStorage.from_file(self._held, shared=False, nbytes=self.nbytes)
-        except (RuntimeError, OSError):
-            # As where the file is larger than memory and swap together.
-            return self.read(name)
-        start, shape, dtype = self._starts[name], self.shapes[name], self.dtypes[name]
-        part = storage[start : start + math.prod(shape) * dtype.itemsize]
-        return torch.empty(0, dtype=dtype).set_(part).view(shape)
-
-    @functools.cached_property
-    def _held(self) -> str:
-        """A path to the file that is there at the first time, whatever takes its place afterwards."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        path = f"/dev/fd/{descriptor}"
-        return path if os.path.exists(path) else str(self.path)
 
 
 def starts_safetensors(start: bytes) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from lit_merge import __version__
+from lit_merge.bank.files import BankFile
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.checkpoints.locations import resolve
@@ -77,7 +78,7 @@ class Sources:
     def bank(self) -> TaskBank:
         """The bank that was saved, or one that is built now, at the scale that the method names or finds."""
         if self.saved is not None:
-            return self._loaded
+            return self.stored[1]
         return self.at_scale(self.job().build())
 
     def at_scale(self, bank: TaskBank) -> TaskBank:
@@ -95,8 +96,7 @@ class Sources:
         None where weights are in memory only: nothing would distinguish them from others."""
         versions = [__version__, torch.__version__]
         if self.saved is not None:
-            folder = resolve(self.saved)
-            return [*versions, *_stamps(folder / "bank.safetensors", folder / "bank.json")]
+            return [*versions, *(file.stamp for file in self._opened[1].inputs)]
         experts, method = self.experts, self.method
         assert experts is not None
         assert method is not None
@@ -119,19 +119,18 @@ class Sources:
     def stored(self) -> tuple[TaskBank, TaskBank]:
         """The bank that was saved without its values, see `TaskBank.open`; and as one whose values are read when they
         are asked for."""
-        assert self.saved is not None
-        frame, file = TaskBank.open(self.saved)
+        frame, file = self._opened
         return self._checked(frame), frame.reading(file.read)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[TaskBank, BankFile]:
+        assert self.saved is not None
+        return TaskBank.open(self.saved)
 
     @functools.cached_property
     def base(self) -> Checkpoint | None:
         """The pretrained model, where it stands without experts: what lies next to it may serve a bank's merge."""
         return canonical(open_checkpoint(self._base, "base")) if self._base and self.experts is None else None
-
-    @functools.cached_property
-    def _loaded(self) -> TaskBank:
-        assert self.saved is not None
-        return self._checked(TaskBank.load(self.saved))
 
     def _checked(self, built: TaskBank) -> TaskBank:
         if self.experts is not None and set(self.experts.tasks) != set(built.tasks):

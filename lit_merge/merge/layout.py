@@ -122,7 +122,7 @@ class Layout:
         Raises:
             MergeError: experts or a base of other weights than the bank's.
         """
-        shapes = {name: tuple(value.shape) for name, value in bank.origin.items()}
+        shapes = bank.shapes
         dtypes = dict(bank.dtypes)
         if experts is not None:
             _check_same(shapes, experts.shapes, "the experts", shapes.keys() | experts.shapes.keys())

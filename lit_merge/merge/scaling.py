@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.bank.low_rank import LowRank
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.experts.matrices import select_matrices
@@ -46,7 +45,7 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
         MergeError: experts that all equal the base, or a merge that contains none of their task vectors.
     """
     tasks = len(bank.tasks)
-    matrices = method.selected(bank_shapes(bank), tasks) or select_matrices(bank_shapes(bank), "all")
+    matrices = method.selected(bank.shapes, tasks) or select_matrices(bank.shapes, "all")
     fixed, moving, norms = (torch.zeros(tasks, dtype=torch.float64) for _ in range(3))
     # Coefficients are a + b·λ: what scales with λ, and what a method keeps at 1 whatever it is.
     zero, one = (start_coefficients(method.at(value), bank.layers, len(bank.coefficients)) for value in (0.0, 1.0))
@@ -62,7 +61,7 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
     if not norms.all():
         unchanged = ", ".join(task for task, norm in zip(bank.tasks, norms.tolist(), strict=True) if not norm)
         raise MergeError(f"scaling=self_consistent: the experts {unchanged} equal the base in every matrix")
-    if not any(isinstance(bank.deltas.get(name), LowRank) for name in matrices):
+    if not any(name in bank.ranks for name in matrices):
         warnings.warn(
             "scaling=self_consistent overshoots where task vectors are added whole: entropy finds a better scale",
             MergeWarning,
@@ -74,8 +73,3 @@ def self_consistent_scaling(bank: TaskBank, weights: WeightStream, method: Merge
     if slope <= 0:
         raise MergeError("scaling=self_consistent: the merge contains none of the task vectors: give a number")
     return (1 - (fixed / norms).mean().item()) / slope
-
-
-def bank_shapes(bank: TaskBank) -> dict[str, tuple[int, ...]]:
-    """name → shape of every weight."""
-    return {name: tuple(value.shape) for name, value in bank.origin.items()}

@@ -1,7 +1,10 @@
 """Banks that were damaged or made by hand: refused when they are opened, in one line that names the file."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_merge import CART, MergeError, TaskBank, build_bank
+from lit_merge.adaptation.stored_bank import StoredBank
+from lit_merge.checkpoints import SafetensorsFile
+from lit_merge.checkpoints.input_file import InputFile
+from tests.saved_banks import without_digest
 
 MATRIX, BIAS = "resblocks.0.mlp.c_fc.weight", "resblocks.0.mlp.c_fc.bias"
 
@@ -20,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     experts = {f"t{i}": {MATRIX: torch.randn(12, 8), BIAS: torch.randn(12)} for i in range(3)}
     build_bank(experts, method=CART(rank_ratio=0.5)).save(tmp_path / "bank")
+    without_digest(tmp_path / "bank")
     return tmp_path / "bank"
 
 
@@ -82,6 +90,7 @@ def test_values_that_are_no_numbers_are_refused_wherever_they_are_read(key: str,
     names = {MATRIX: (12, 8), BIAS: (12,), "last.weight": (8, 12)}
     experts = {f"t{i}": {name: torch.randn(shape) for name, shape in names.items()} for i in range(3)}
     build_bank(experts, method=CART(rank_ratio=0.5, matrices="all")).save(tmp_path / "bank")
+    without_digest(tmp_path / "bank")
     tensors = load_file(tmp_path / "bank" / "bank.safetensors")
     tensors[key].view(-1)[0] = torch.nan
     save_file(tensors, tmp_path / "bank" / "bank.safetensors")
@@ -95,3 +104,99 @@ def test_values_that_are_no_numbers_are_refused_wherever_they_are_read(key: str,
         with pytest.raises(MergeError, match=f"bank.safetensors: {key} holds NaN or infinity"):
             use()
     assert not (tmp_path / "again").exists()
+
+
+def two_banks(place: Path) -> list[TaskBank]:
+    """Of equal names and shapes, whose tasks come in another order."""
+    torch.manual_seed(0)
+    experts = {f"t{i}": {BIAS: torch.randn(12), MATRIX: torch.randn(12, 8)} for i in range(3)}
+    found = []
+    for name, tasks in (("one", ("t0", "t1", "t2")), ("other", ("t2", "t0", "t1"))):
+        found.append(build_bank({task: experts[task] for task in tasks}, method=CART(rank_ratio=0.5)))
+        found[-1].save(place / name)
+    return found
+
+
+def test_the_files_of_two_banks_are_not_taken_for_one(tmp_path: Path) -> None:
+    two_banks(tmp_path)
+    for file in ("bank.json", "bank.safetensors"):
+        shutil.copytree(tmp_path / "one", tmp_path / file)
+        shutil.copyfile(tmp_path / "other" / file, tmp_path / file / file)
+        refused(tmp_path / file, "bank.json are of different banks")
+    # Of adaptation of one bank: all tensors but the coefficients are equal.
+    bank = TaskBank.load(tmp_path / "one")
+    replace(bank, coefficients=bank.coefficients + 1).save(tmp_path / "adapted")
+    shutil.copyfile(tmp_path / "adapted" / "bank.json", tmp_path / "one" / "bank.json")
+    refused(tmp_path / "one", "bank.json are of different banks")
+
+
+def test_a_description_or_coefficients_that_were_changed(tmp_path: Path) -> None:
+    two_banks(tmp_path)
+    about, file = tmp_path / "one" / "bank.json", tmp_path / "one" / "bank.safetensors"
+    text = about.read_text()
+    about.write_text(text.replace('"t0"', '"t9"', 1))
+    refused(tmp_path / "one", "are not as they were saved")
+    about.write_text(json.dumps(json.loads(text)))  # laid out in another way
+    assert TaskBank.load(tmp_path / "one").tasks == ("t0", "t1", "t2")
+    metadata = SafetensorsFile(file).metadata
+    tensors = load_file(file)
+    save_file(tensors, file)
+    refused(tmp_path / "one", "was made anew")
+    save_file(tensors | {"coefficients": tensors["coefficients"] * 2}, file, metadata)
+    refused(tmp_path / "one", "are not as they were saved")
+
+
+def test_equal_banks_are_equal_files(tmp_path: Path) -> None:
+    bank, _ = two_banks(tmp_path)
+    bank.save(tmp_path / "again")
+    for file in ("bank.json", "bank.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+
+
+def test_a_bank_that_is_overwritten_while_it_is_loaded(tmp_path: Path) -> None:
+    """By one of another order of tasks: each load answers every task's own weights, of one bank or the other."""
+    banks = two_banks(tmp_path)
+    banks[0].save(tmp_path / "bank")
+    writer = os.fork()
+    if not writer:
+        for i in range(100):
+            banks[1 - i % 2].save(tmp_path / "bank", overwrite=True)
+        os._exit(0)
+    orders = set()
+    while not os.waitpid(writer, os.WNOHANG)[0]:
+        loaded = TaskBank.load(tmp_path / "bank")
+        orders.add(loaded.tasks)
+        for task in loaded.tasks:
+            for name, value in banks[0].expert(task).items():
+                torch.testing.assert_close(loaded.expert(task)[name], value)
+    assert len(orders) == 2
+
+
+def test_a_bank_in_use_is_written_into(tmp_path: Path) -> None:
+    """No map of it: that would kill Python."""
+    _, bank = two_banks(tmp_path)
+    loaded, held = TaskBank.load(tmp_path / "other"), StoredBank(TaskBank.load(tmp_path / "other"))
+    os.truncate(tmp_path / "other" / "bank.safetensors", 4096)
+    with pytest.raises(MergeError, match=r"other/bank\.safetensors: could not read .* the file was changed"):
+        loaded.origin[MATRIX]
+    merged = held.open(torch.device("cpu")).merge()  # small: it is in memory
+    assert all(torch.equal(value, merged[name]) for name, value in bank.merge().items())
+
+
+def test_shapes_are_known_without_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, _ = two_banks(tmp_path)
+    loaded, read = TaskBank.load(tmp_path / "one"), []
+    values = InputFile.read_into
+    monkeypatch.setattr(InputFile, "read_into", lambda *args: (read.append(args[3]), values(*args))[1])
+    cut = loaded.truncate(rank_ratio=0.25)
+    assert (loaded.nbytes, loaded.ranks, loaded.shapes) == (bank.nbytes, bank.ranks, bank.shapes)
+    assert (cut.nbytes, cut.ranks) == (bank.truncate(rank_ratio=0.25).nbytes, {MATRIX: 2})
+    # In tests, the types of functions are checked by the first value of a mapping, which is of the bias.
+    assert not [name for name in read if MATRIX in name]
+    assert cut.tensors()[f"V/{MATRIX}"].shape == (3, 8, 2)
+    assert [name for name in read if MATRIX in name] == [f"V/{MATRIX}"]
+    # Forward and backward of a merge ask for each factor as often as it takes part.
+    read.clear()
+    coefficients = loaded.coefficients.clone().requires_grad_()
+    torch.stack([value.sum() for value in loaded.merge(coefficients).values()]).sum().backward()
+    assert read.count(f"U/{MATRIX}") == read.count(f"V/{MATRIX}") == 2

@@ -61,7 +61,7 @@ def test_a_task_as_a_folder(
     shards = sorted((tmp_path / "code").glob("model-*.safetensors"))
     assert len(shards) > 1
     with safe_open(shards[0], "pt") as file:
-        assert file.metadata() == {"format": "pt", "lit_merge": "task"}
+        assert file.metadata().items() >= {"format": "pt", "lit_merge": "task"}.items()
     assert export(made, tmp_path / "merged", "--format", "merged", *options[4:]) == 0
     assert (tmp_path / "merged" / "chat_template.jinja").read_text() != OTHER
 

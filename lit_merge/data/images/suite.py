@@ -128,7 +128,7 @@ class Suite(StreamedTasks):
 
     def identity(self, split: str) -> list[Any]:
         # Contents, which are small and read anyway: suites of other seeds have equal names and sizes.
-        return [*super().identity(split), hashlib.blake2b(self._images.path.read_bytes()).hexdigest()]
+        return [*super().identity(split), hashlib.blake2b(self._images.file.read()).hexdigest()]
 
     def adapted(self, task: str) -> tuple[ImageSource, Callable[[], Tensor]]:
         images, size = self._source(f"{task}/{self._split}"), self._sizes.get(task)
@@ -147,12 +147,12 @@ class Suite(StreamedTasks):
         return {task: (self._source(f"{task}/{split}"), self._labels(task, split)) for task in self.tasks}
 
     def _source(self, name: str) -> ImageSource:
-        images = ImageTensor(self._images.map(name))
+        images = ImageTensor(self._images.read(name))
         return images if self._corruption is None else CorruptedImages(images, self._corruption, name)
 
     def _labels(self, task: str, split: str) -> Integer[Tensor, " N"]:
         labels = SafetensorsFile(self.path / "labels.safetensors").read(f"{task}/{split}")
-        images = len(self._source(f"{task}/{split}"))
+        images, *_ = self._images.shapes[f"{task}/{split}"]
         if images != len(labels):
             raise MergeError(f"{self.path}: {task}/{split} has {images} images and {len(labels)} labels", task=task)
         return labels
@@ -161,7 +161,7 @@ class Suite(StreamedTasks):
         for task, size in sizes.items():
             if task not in self._tasks:
                 raise MergeError(f"sizes: there is no task {task!r}; there are {', '.join(self._tasks)}", task=task)
-            there = len(self._source(f"{task}/{self._split}"))
+            there, *_ = self._images.shapes[f"{task}/{self._split}"]
             if not 1 <= size <= there:
                 raise MergeError(f"sizes: {size} images of {task}, which has {there} to adapt on", task=task)
         return dict(sizes)
