@@ -81,7 +81,7 @@ def test_tensors_that_do_not_fit(key: str, change: Callable[[Tensor], Tensor], t
 def test_descriptions_that_are_none(field: str, value: Any, folder: Path) -> None:
     path = folder / "bank.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    refused(folder, f"{field}|{MATRIX}")
+    refused(folder, f"{field}|{MATRIX}|is no text")
 
 
 @pytest.mark.parametrize("key", ["origin/last.weight", "U/last.weight", "S/last.weight", f"delta/{BIAS}"])
