@@ -44,6 +44,8 @@ def written_weights(written_by: str, form: str, copied: str = "") -> Kind:
         return bool(headers) and all(one.get("__metadata__", {}).get(MARK) == form for one in headers)
 
     return Kind(written_by, is_one, f"{_FILES}|{copied}" if copied else _FILES)
+
+
 # Under which an index and its shards say that they are of one merge, and what stands there until all is written.
 DIGEST, PENDING = "lit_merge_digest", "0" * 32
 
