@@ -283,7 +283,7 @@ def write_stream(
         if missing:
             raise ValueError(f"{min(missing)} was announced and did not come")
         stack.close()
-        files.seal(beside, extents)
+        files.seal(draft, extents)
 
 
 def write_safetensors(
