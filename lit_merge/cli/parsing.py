@@ -12,6 +12,7 @@ from jsonargparse._optionals import get_omegaconf_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lit_merge.cli.class_paths import only_wanted
 from lit_merge.cli.parse_errors import explain
 from lit_merge.cli.written import DoubleKeyError, read_written
 from lit_merge.errors import MergeError, first_line
@@ -51,10 +52,12 @@ def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> I
     refused: list[MergeError] = []
     set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     set_loader(MODE, partial(_read, refused), (YAMLError,))
+    not_wanted: list[MergeError] = []
     try:
-        yield
+        with only_wanted(not_wanted):
+            yield
     except (ArgumentError, OmegaConfBaseException) as error:
-        raise (refused or [MergeError(explain(str(error), options(), files))])[0] from error
+        raise (refused or not_wanted or [MergeError(explain(str(error), options(), files))])[0] from error
     finally:
         # What is written of a configuration is read as YAML.
         set_loader(MODE, _read_plainly, (YAMLError,))
