@@ -23,16 +23,35 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "agg"}
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
+
 from campaigns import forks, inputs, verbs  # noqa: E402
 from campaigns.faults import FullDisk, ReadErrors  # noqa: E402
 from campaigns.kills import Kills  # noqa: E402
+from campaigns.mutations import Mutations  # noqa: E402
 from campaigns.numbers import Numbers  # noqa: E402
+from campaigns.options import Options  # noqa: E402
 from campaigns.power import PowerCuts  # noqa: E402
+from campaigns.settings import Settings  # noqa: E402
+from campaigns.soaks import Soaks  # noqa: E402
+from campaigns.state import State  # noqa: E402
+from campaigns.together import Together  # noqa: E402
 from campaigns.trial import CLEAN, FAILED, RIGHT, Campaign, Place, Result  # noqa: E402
 
 import lit_merge  # noqa: E402
 
-CAMPAIGNS: list[type[Campaign]] = [Kills, PowerCuts, FullDisk, ReadErrors, Numbers]
+CAMPAIGNS: list[type[Campaign]] = [
+    Numbers,
+    Mutations,
+    Together,
+    Kills,
+    PowerCuts,
+    FullDisk,
+    ReadErrors,
+    State,
+    Settings,
+    Options,
+    Soaks,
+]
 
 
 def main() -> int:
@@ -48,68 +67,74 @@ def main() -> int:
     root = options.keep or Path(tempfile.mkdtemp(prefix="campaign.", dir=beside))
     try:
         place = Place(root.resolve())
-        warm_up(place)
         chosen = [one(place, options.seed) for one in CAMPAIGNS if not options.only or one.name in options.only]
-        if options.trial is not None:
-            chosen[0].prepare()
-            result = chosen[0].trial(options.trial)
-            print(f"{result.verdict}: {result.about}")
-            return int(result.verdict == FAILED)
-        return run(chosen, options.minutes, options.seed)
+        ends = time.monotonic() + 60 * options.minutes
+        write(place)
+        if options.trial is None:
+            return run(chosen, ends, options.seed)
+        warm_up(place, chosen[0].light)
+        result = chosen[0].trial(options.trial)
+        print(f"{result.verdict}: {result.about}")
+        return int(result.verdict == FAILED)
     finally:
         if options.keep is None:
             shutil.rmtree(root, ignore_errors=True)
 
 
-def warm_up(place: Place) -> None:
-    """Imports once what commands import, and writes their inputs."""
-    for folder in (place.inputs, place.work, place.kept):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    shutil.rmtree(place.inputs)
-    made = place.root / "cache" / "zoo"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    (made / "14-seed0").symlink_to(place.inputs)
-    os.environ["LIT_MERGE_CACHE"] = str(made.parent)
-
-    for module in pkgutil.walk_packages(lit_merge.__path__, "lit_merge."):
-        if not module.name.endswith("__main__"):
-            import_module(module.name)
+def write(place: Place) -> None:
+    """The inputs of all trials."""
+    shutil.rmtree(place.root)
+    place.work.mkdir(parents=True)
+    place.kept.mkdir()
+    # Others than the owner run commands too.
+    place.root.chmod(0o755)
     if (ended := forks.Process(lambda: inputs.write_inputs(place.inputs)).end()).code:
         raise RuntimeError(f"inputs cannot be written: {ended}")
-    # What commands import besides.
-    for one in verbs.commands(place.inputs):
-        for name in forks.imported(forks.command(one.arguments), place.emptied()) if one.name == "fit" else ():
-            # Parts of packages with a loader of their own are not found by their name.
-            with suppress(ImportError):
-                import_module(name)
+    suites = place.root / "cache" / "zoo"
+    suites.mkdir(parents=True)
+    (suites / "14-seed0").symlink_to(place.inputs)
+    os.environ |= {"LIT_MERGE_CACHE": str(suites.parent), "HOME": str(place.root)}
+
+
+def warm_up(place: Place, light: bool) -> None:
+    """Imports once what trials import: of light campaigns less."""
+    for module in pkgutil.walk_packages(lit_merge.__path__, "lit_merge.") if not light else ():
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    # And what commands import besides.
+    first = next(one for one in verbs.commands(place.inputs) if one.name == ("merge-file" if light else "fit"))
+    for name in forks.imported(forks.command(first.arguments), place.emptied()):
+        # Parts of packages with a loader of their own are not found by their name.
+        with suppress(ImportError):
+            import_module(name)
     # Nothing of this is touched by forks, whose pages stay shared.
     gc.collect()
     gc.freeze()
 
 
-def run(campaigns: list[Campaign], minutes: float, seed: int) -> int:
+def run(campaigns: list[Campaign], ends: float, seed: int) -> int:
     """All of them one after the other, each for its share of what is left; prints the table."""
-    ends = time.monotonic() + 60 * minutes
     failures: list[str] = []
     counts: dict[str, dict[str, int]] = {}
+    warm: bool | None = None
     for i, campaign in enumerate(campaigns):
+        if campaign.light is not warm:
+            warm_up(place := campaign.place, warm := campaign.light)
+            place.emptied()
         now = time.monotonic()
         until = now + (ends - now) * campaign.share / sum(one.share for one in campaigns[i:])
         count = counts[campaign.name] = {CLEAN: 0, RIGHT: 0, FAILED: 0}
-        campaign.prepare()
         number = 0
-        while not number or time.monotonic() < until:
+        while not number or time.monotonic() + campaign.seconds(number) < until:
             result = attempt(campaign, number)
-            count[result.verdict] += 1
+            count[result.verdict] += result.count
             if result.verdict == FAILED:
                 again = f"python scripts/campaign.py --seed {seed} --only {campaign.name} --trial {number}"
                 failures.append(f"{campaign.name}: {result.about}\n    {again}")
                 print(failures[-1], flush=True)
             number += 1
         spent = time.monotonic() - now
-        print(f"{campaign.name}: {number} trials in {spent:.0f} s, {count[FAILED]} failed", flush=True)
+        print(f"{campaign.name}: {sum(count.values())} trials in {spent:.0f} s, {count[FAILED]} failed", flush=True)
     print(table(counts))
     return int(bool(failures))
 

@@ -37,7 +37,7 @@ METHODS = {
 class Numbers(Campaign):
     """One merge each. It must be off by no more than its dtype's rounding, or be refused."""
 
-    name = "numbers"
+    name, light = "numbers", True
     share = 2.0
 
     def trial(self, number: int) -> Result:

@@ -18,10 +18,12 @@ class Result:
         verdict: CLEAN (refused in one line, exit code 2, nothing changed), RIGHT (the result equals the independent
             value), or FAILED.
         about: what was done, and what was wrong.
+        count: of the results that were looked at, where one trial has several.
     """
 
     verdict: str
     about: str
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,23 @@ class Campaign(ABC):
     Attributes:
         name: for `--only`.
         share: of the time that all campaigns have.
+        light: whether it does without Lightning and networks: forks of a small process are faster.
     """
 
     name: ClassVar[str]
     share: ClassVar[float] = 1.0
+    light: ClassVar[bool] = False
 
     def __init__(self, place: Place, seed: int) -> None:
         self.place, self.seed = place, seed
 
-    def prepare(self) -> None:  # noqa: B027
-        """What all trials need, once."""
-
     def draw(self, number: int) -> random.Random:
         """Randomness of a trial."""
         return random.Random(f"{self.seed} {self.name} {number}")
+
+    def seconds(self, number: int) -> float:
+        """How long a trial takes that is not short: it is not begun where less time is left."""
+        return 0.0
 
     @abstractmethod
     def trial(self, number: int) -> Result:
