@@ -88,6 +88,10 @@ class Process:
             os.setsid()
             for place, descriptor in enumerate(self._told, 1):
                 os.dup2(descriptor, place)
+            # Whatever this process has made of them, as a test's capture.
+            sys.stdout, sys.stderr = (
+                os.fdopen(place, "w", closefd=False, errors="backslashreplace") for place in (1, 2)
+            )
             os.chdir(folder)
             if user is not None and not os.getuid():
                 os.setgroups([])

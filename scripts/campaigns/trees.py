@@ -20,9 +20,11 @@ def tree(folder: Path, names: Iterable[str] | None = None) -> Tree:
                 found[str(path.relative_to(folder))] = f"a link to {path.readlink()}"
             elif path.is_dir():
                 found[str(path.relative_to(folder))] = "a folder"
-            elif path.exists():
+            elif path.is_file():
                 digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
                 found[str(path.relative_to(folder))] = f"{stat.S_IMODE(path.stat().st_mode):o} {digest}"
+            elif path.exists():
+                found[str(path.relative_to(folder))] = "neither a file nor a folder"
     return found
 
 
