@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from campaigns import forks
@@ -31,27 +32,35 @@ class Undisturbed:
 
 
 class Disturbed(Campaign):
-    """Base of campaigns that disturb commands at their events: all pairs of both, in an order that the seed draws."""
+    """Base of campaigns that disturb commands at their events."""
 
     reads: ClassVar[bool] = False
     """Whether events that read count, those on the inputs too."""
 
+    _known: ClassVar[dict[tuple[Path, str, bool], Undisturbed]] = {}
+
     def __init__(self, place: Place, seed: int) -> None:
         super().__init__(place, seed)
         self.commands = commands(place.inputs)
-        self._known: dict[str, Undisturbed] = {}
 
     def choose(self, number: int) -> tuple[Undisturbed, int]:
-        """The command and the event of a trial: in turn a command, and of its events the next in a drawn order."""
-        count = len(self.commands)
-        order = self.draw(-1).sample(self.commands, count)
-        known = self.undisturbed(order[number % count])
-        turns, places = number // count, self.draw(-2).sample(range(len(known.events)), len(known.events))
-        return known, places[turns % len(places)]
+        """The command and the event of a trial. Quick commands come in turn, then one of the slow ones, and so on; of a
+        command's events the next in a drawn order."""
+        quick, slow = ([one for one in self.commands if one.slow is which] for which in (False, True))
+        turn, place = divmod(number, len(quick) + bool(slow))
+        if place < len(quick):
+            command = self.draw(-1).sample(quick, len(quick))[place]
+        else:
+            turn, place = divmod(turn, len(slow))
+            command = slow[place]
+        known = self.undisturbed(command)
+        places = self.draw(-2).sample(range(len(known.events)), len(known.events))
+        return known, places[turn % len(places)]
 
     def undisturbed(self, command: Command) -> Undisturbed:
         """What a command does by itself."""
-        if command.name not in self._known:
+        key = (self.place.root, command.name, self.reads)
+        if key not in self._known:
             ends = []
             for _ in range(2):
                 self.begin(command)
@@ -61,8 +70,8 @@ class Disturbed(Campaign):
                     raise RuntimeError(f"{command.name} fails without a fault: {ended}")
                 ends.append(tree(self.place.work))
             loose = frozenset(path for path in ends[0] if ends[0][path] != ends[1].get(path))
-            self._known[command.name] = Undisturbed(command, tuple(events), start, ends[1], loose)
-        return self._known[command.name]
+            self._known[key] = Undisturbed(command, tuple(events), start, ends[1], loose)
+        return self._known[key]
 
     def held(self, command: Command, decide: Decide) -> Ended:
         """Runs a command and asks before every event."""

@@ -22,6 +22,11 @@ class Command:
     before: tuple[str, ...] = ()
     grows: bool = False
 
+    @property
+    def slow(self) -> bool:
+        """Whether it takes seconds: fewer trials are made of it."""
+        return self.arguments[:1] in (("fit",), ("sweep",), ("analyze",))
+
 
 def commands(root: Path) -> list[Command]:
     """All that write, on the inputs of `write_inputs`."""
