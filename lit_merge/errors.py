@@ -1,6 +1,7 @@
 """Errors and warnings that a user can act on, and the check that no option is NaN or infinite."""
 
 import math
+import signal
 from collections.abc import Iterator
 from numbers import Real
 from typing import Any
@@ -26,6 +27,24 @@ class MisfitError(MergeError):
         first = differences[0]
         super().__init__(str(first), task=first.task, weight=first.weight)
         self.all = differences
+
+
+class DiedError(MergeError):
+    """One of several processes ended without saying why.
+
+    Args:
+        rank: of the process, from 0.
+        count: of all.
+        code: exit code, or minus the signal's number; None where it is not known.
+        tail: what follows in the line.
+    """
+
+    def __init__(self, rank: int, count: int, code: int | None, tail: str = "") -> None:
+        how = "died" if code is None else f"ended with code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        super().__init__(f"process {rank + 1} of {count} {how}{tail}")
+        self.rank, self.count, self.code = rank, count, code
 
 
 class MergeWarning(UserWarning):

@@ -1,5 +1,6 @@
 """Commands in real processes, forked from one server that has imported everything: they start at once."""
 
+import json
 import os
 import resource
 import signal
@@ -11,7 +12,10 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lit_merge.cli.main import main
+from tests.killed_commands import UNKNOWN, kill_and_repeat
 
 SERVER = get_context("forkserver")
 IMPORTS = ["lit_merge.cli.lightning_cli", "lit_merge.cli.lightning_verbs", "open_clip.model", "pytest"]
@@ -79,6 +83,19 @@ class Forks:
         for process in processes:
             process.join()
         return [process.exitcode for process in processes]
+
+    def kill_and_repeat(
+        self, *arguments: str, moments: Sequence[str], folder: Path, before: Path | None = None
+    ) -> list[str]:
+        """What is wrong with a command that is killed at each of these moments; see `killed_commands`."""
+        answer = folder.parent / f"{folder.name}.json"
+        options = (moments, str(folder), str(answer), "" if before is None else str(before))
+        process = self.start(kill_and_repeat, arguments, *options)
+        process.join()
+        if process.exitcode == UNKNOWN:
+            pytest.skip("a kernel that does not hold system calls")
+        assert process.exitcode == 0, self.told.read_text()
+        return [str(one) for one in json.loads(answer.read_text())]
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -12,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lit_merge.adaptation.callbacks import CollapseGuard, OnlineScores, ResumePoint, gone_back
+from lit_merge.adaptation.callbacks import (
+    CollapseGuard,
+    CompressionExport,
+    OnlineScores,
+    ResumePoint,
+    gone_back,
+)
+from lit_merge.adaptation.callbacks.resume_point import LogFirst
+from lit_merge.adaptation.fellows import ending_together
 from lit_merge.adaptation.fit_plan import fit_plan
 from lit_merge.adaptation.merged_model import MergedModel
-from lit_merge.adaptation.run_logs import log_into
+from lit_merge.adaptation.run_logs import log_into, put_logs
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
 from lit_merge.adaptation.unfinished_fit import UnfinishedFit
@@ -94,14 +100,18 @@ def run_fit(
     if first:
         check_apart(check_output(output, overwrite, RUN), [] if experts is None else experts.files)
     place = replacing(output, overwrite, RUN) if first else nullcontext(destination(output))
-    with UnfinishedFit(output, plan, overwrite, first) as unfinished, place as folder, passing_interrupts():
+    with (
+        UnfinishedFit(output, plan, overwrite, first) as unfinished,
+        place as folder,
+        ending_together(trainer, unfinished.fate),
+        passing_interrupts(),
+    ):
         keep_resume_points(trainer, unfinished)
-        own_log = not trainer.loggers
-        if own_log:
-            # Every line at once: those of a killed process count.
-            trainer.logger = CSVLogger(unfinished.folder, "log", str(unfinished.step or 0), flush_logs_every_n_steps=1)
         model.teachers_file = unfinished.folder / "teachers.safetensors" if first else None
-        log_into(trainer, output, folder, unfinished.folder)
+        log_into(trainer, output, unfinished)
+        for callback in trainer.callbacks:
+            if isinstance(callback, CompressionExport):
+                callback.outputs = unfinished
         scores = dict(unfinished.scores or {})
         if unfinished.scores is None and data.has_test:
             with isolate_rng():
@@ -122,10 +132,7 @@ def run_fit(
         report = Report(describe(bank), data.protocol, scores, sizes, kept=gone_back(trainer))
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
-            if own_log:
-                write_text(folder / "log" / "metrics.csv", unfinished.whole_log())
-            if (coefficients := unfinished.folder / "coefficients").is_dir():
-                shutil.copytree(coefficients, folder / "coefficients")
+            put_logs(trainer, folder, unfinished)
             unfinished.placing(folder)
     return report
 
@@ -136,7 +143,7 @@ def keep_resume_points(trainer: Trainer, unfinished: UnfinishedFit) -> None:
     point = next((one for one in callbacks if isinstance(one, ResumePoint)), None) or ResumePoint()
     point.path, point.begins = unfinished.checkpoint, unfinished.step
     # The last one, so that what the others keep is of the same step.
-    trainer.callbacks = [one for one in callbacks if one is not point] + [point]
+    trainer.callbacks = [LogFirst(point), *(one for one in callbacks if one is not point), point]
     if unfinished.step is not None and trainer.is_global_zero:
         whole = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
         terminal(stderr=True).print(f"going on at step {unfinished.step}{whole} ({unfinished.folder})", soft_wrap=True)

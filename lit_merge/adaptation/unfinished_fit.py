@@ -2,23 +2,29 @@
 
 import csv
 import io
-import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lit_merge.adaptation.training_checkpoint import read_training_checkpoint
+from lit_merge.checkpoints import replacing
+from lit_merge.checkpoints.json_text import parse_sealed
+from lit_merge.checkpoints.kinds import Kind
+from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.unfinished import UnfinishedOutput
 from lit_merge.errors import MergeError
 from lit_merge.report.scores import TaskScore
 
 Scores = dict[str, Mapping[str, TaskScore]]
+OUTPUTS = "outputs.json"
 
 
 class UnfinishedFit(UnfinishedOutput):
     """`runs/.x.unfinished` of the run `runs/x`: plan.json, scores.json (of what the merge is measured against),
-    step.ckpt, and log/, the training log of every attempt by the step at which it began.
+    step.ckpt, outputs.json (what the fit has put elsewhere), and what grows in every attempt: log/, by the step at
+    which it began, coefficients/ and inside/, the loggers whose place is in the run's folder.
 
     As a context it is removed when the run is whole, or fails without a checkpoint.
 
@@ -42,8 +48,9 @@ class UnfinishedFit(UnfinishedOutput):
     def __init__(self, run: str | Path, plan: Mapping[str, Any], overwrite: bool = False, first: bool = True) -> None:
         super().__init__(run, first)
         self.checkpoint = self.folder / "step.ckpt"
+        self.coefficients, self.inside = self.folder / "coefficients", self.folder / "inside"
         try:
-            goes_on = self.goes_on(plan, overwrite)
+            goes_on = self.goes_on_now = self.goes_on(plan, overwrite)
             if not goes_on and self.checkpoint.exists() and not (self.folder / self.plan_file).exists():
                 raise MergeError(f"{self.folder} is damaged: it has no {self.plan_file}: remove it")
             if first and not goes_on:
@@ -56,13 +63,43 @@ class UnfinishedFit(UnfinishedOutput):
         if first:
             # Of an attempt that got further than its last checkpoint.
             for place in self._attempts():
-                if int(place.name) >= (self.step or 0):
-                    shutil.rmtree(place)
-            if self.step is None:
-                shutil.rmtree(self.folder / "coefficients", ignore_errors=True)
+                if int(place.stem) >= (self.step or 0):
+                    place.unlink()
+            for place in (self.coefficients, self.inside) if self.step is None else ():
+                shutil.rmtree(place, ignore_errors=True)
+
+    @property
+    def log(self) -> Path:
+        """Where this attempt logs, as `whole_log` reads it."""
+        return self.folder / "log" / f"{self.step or 0}.jsonl"
 
     def outlives(self, error: BaseException | None) -> bool:
-        return error is not None and self.checkpoint.exists()
+        return error is not None and (self.checkpoint.exists() or (self.folder / OUTPUTS).exists())
+
+    def fate(self) -> str:
+        """What becomes of the run when the fit ends now, to follow a line that says why it ends."""
+        goes_on = f"; the same command goes on ({self.folder})" if self.checkpoint.exists() else ""
+        return f": {self.output} was not written{goes_on}"
+
+    def owns(self, path: str | Path) -> bool:
+        """Whether an attempt of this fit has put there what stands there."""
+        target = destination(path)
+        noted = (self.read(OUTPUTS) or {}).get(str(target.absolute()))
+        return noted is not None and target.exists() and noted == _identity(target)
+
+    @contextmanager
+    def putting(self, path: str | Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
+        """As `replacing`, of an output of the fit outside of its folder: a kill before the run is whole does not take
+        it for another's.
+
+        Raises:
+            MergeError: as `replacing`.
+        """
+        target = destination(path)
+        with replacing(target, overwrite or self.owns(target), kind) as new:
+            yield new
+            noted = (self.read(OUTPUTS) or {}) | {str(target.absolute()): _identity(new)}
+            self.write(OUTPUTS, noted)
 
     def write_scores(self, scores: Scores) -> None:
         """Remembers what is measured before the fit."""
@@ -71,36 +108,33 @@ class UnfinishedFit(UnfinishedOutput):
             self.write("scores.json", rows)
 
     def whole_log(self) -> str:
-        """The training log of all attempts as CSV, every step once."""
-        attempts = self._attempts()
-        rows: list[dict[str, str]] = []
-        for place, following in zip(attempts, [*attempts[1:], None], strict=True):
-            ends = math.inf if following is None else int(following.name)
-            rows += [row for row in self._log(place) if int(row["step"]) < ends]
-        columns = sorted(set().union(*rows))
+        """The training log of all attempts as CSV, every step as the last one that came to it has logged it."""
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for attempt in self._attempts():
+            mine: dict[int, list[dict[str, Any]]] = {}
+            for row in self._lines(attempt):
+                mine.setdefault(row["step"], []).append(row)
+            rows |= mine
+        whole = [row for step in sorted(rows) for row in rows[step]]
         joined = io.StringIO()
-        writer = csv.DictWriter(joined, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(joined, sorted(set().union(*whole)), restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(whole)
         return joined.getvalue()
 
-    def _log(self, place: Path) -> list[dict[str, str]]:
-        """What an attempt has written; a kill may have cut its last line short."""
+    def _lines(self, attempt: Path) -> Iterator[dict[str, Any]]:
+        """What an attempt has logged; a machine without power may have cut its last line short."""
+        *lines, _ = attempt.read_bytes().split(b"\n")
         try:
-            text = (place / "metrics.csv").read_text(encoding="utf-8") if (place / "metrics.csv").exists() else ""
-            rows = list(csv.DictReader(io.StringIO(text)))
-        except (OSError, ValueError, csv.Error) as error:
-            raise self.damaged(f"log/{place.name}/metrics.csv") from error
-        whole = [None not in row and None not in row.values() and row.get("step", "").isdecimal() for row in rows]
-        if not all(whole[:-1]):
-            raise self.damaged(f"log/{place.name}/metrics.csv")
-        return [row for row, one in zip(rows, whole, strict=True) if one]
+            yield from (parse_sealed(line) for line in lines)
+        except ValueError as error:
+            raise self.damaged(f"log/{attempt.name}") from error
 
     def _attempts(self) -> list[Path]:
         places = list((self.folder / "log").iterdir()) if (self.folder / "log").is_dir() else []
-        if other := [place.name for place in places if not place.name.isdecimal()]:
+        if other := [place.name for place in places if not place.stem.isdecimal()]:
             raise self.damaged(f"log/{other[0]}")
-        return sorted(places, key=lambda place: int(place.name))
+        return sorted(places, key=lambda place: int(place.stem))
 
     def _step(self) -> int | None:
         if not self.checkpoint.exists():
@@ -115,6 +149,12 @@ class UnfinishedFit(UnfinishedOutput):
         if found is None:
             return None
         return {state: {task: TaskScore(**row) for task, row in rows.items()} for state, rows in found.items()}
+
+
+def _identity(path: Path) -> list[int]:
+    """What a file or folder keeps when it is renamed, and what another one has not."""
+    found = path.stat()
+    return [found.st_ino, found.st_mtime_ns]
 
 
 Unfinished = UnfinishedFit

@@ -48,15 +48,13 @@ class UnfinishedOutput:
         MergeError: another command is at work on the output; the folder cannot be made, or is not this user's.
     """
 
-    hidden: ClassVar[bool] = True
-    """Off where the output itself is the folder: it stays whatever happens."""
     plan_file: ClassVar[str] = "plan.json"
     kind: ClassVar[str] = "an unfinished output"
     other: ClassVar[str] = "another place"
 
     def __init__(self, output: str | os.PathLike[str], first: bool = True, shared: bool = False) -> None:
         self.output, self.first, self.shared = destination(output), first, shared
-        self.folder = unfinished_folder(output) if self.hidden else self.output
+        self.folder = unfinished_folder(output)
         self._made: list[Path] = []
         self._lock = self._take() if first else None
 
@@ -69,7 +67,7 @@ class UnfinishedOutput:
         if self.shared and isinstance(error, Exception):
             # Others may be writing still: what supervises them clears up.
             (self.folder / FAILED).touch()
-        elif self.first and self.hidden and not self.outlives(error):
+        elif self.first and not self.outlives(error):
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
@@ -80,7 +78,7 @@ class UnfinishedOutput:
     def release(self) -> None:
         """Gives the lock back, and removes folders that were made for nothing."""
         if self.first:
-            remove_empty([self.folder, *self._made] if self.hidden else self._made)
+            remove_empty([self.folder, *self._made])
         unlock(self._lock)
         self._lock = None
 
@@ -97,19 +95,21 @@ class UnfinishedOutput:
         found = self.read(self.plan_file)
         if found is None:
             return False
-        now = json.loads(json.dumps(plan, default=str))
-        # What is off may be missing: earlier versions did not know it.
-        differs = [name for name in now | found if (now.get(name) or None) != (found.get(name) or None)]
+        differs = differing(plan, found)
         if differs and not overwrite:
-            raise MergeError(
-                f"{self.folder} holds {self.kind} with other {', '.join(differs)}: pass --overwrite to start afresh, "
-                f"or choose {self.other}"
-            )
+            raise self.of_another(self.folder, differs)
         return not differs
 
+    def of_another(self, folder: Path, differs: list[str]) -> MergeError:
+        """What is told of a folder whose plan differs."""
+        return MergeError(
+            f"{folder} holds {self.kind} with other {', '.join(differs)}: pass --overwrite to start afresh, or choose "
+            f"{self.other}"
+        )
+
     def begin(self, plan: Mapping[str, Any]) -> None:
-        """Starts afresh: writes the plan, into an empty folder where it is hidden."""
-        for path in self.folder.iterdir() if self.hidden else ():
+        """Starts afresh: writes the plan into the empty folder."""
+        for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.write(self.plan_file, json.loads(json.dumps(plan, default=str)))
 
@@ -134,8 +134,7 @@ class UnfinishedOutput:
         write_text(self.folder / name, sealed(about, indent=1) + "\n", overwrite=True)
 
     def damaged(self, name: str) -> MergeError:
-        remedy = f"remove {self.folder}" if self.hidden else "pass --overwrite"
-        return MergeError(f"{self.folder / name} is damaged: {remedy} to start afresh")
+        return MergeError(f"{self.folder / name} is damaged: remove {self.folder} to start afresh")
 
     def _take(self) -> int | None:
         while True:
@@ -153,9 +152,15 @@ class UnfinishedOutput:
             except OSError as error:
                 raise MergeError(f"{self.folder} cannot be written: {error.strerror}") from error
             try:
-                if self.hidden:
-                    check_all_own(self.folder)
+                check_all_own(self.folder)
             except BaseException:
                 unlock(taken)
                 raise
             return taken
+
+
+def differing(plan: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """In what a plan differs from one that was read."""
+    now = json.loads(json.dumps(plan, default=str))
+    # What is off may be missing: earlier versions did not know it.
+    return [name for name in now | found if (now.get(name) or None) != (found.get(name) or None)]

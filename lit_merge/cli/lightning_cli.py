@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_merge import data, networks, objectives  # noqa: F401  short class names are found once imported
 from lit_merge.adaptation import callbacks
+from lit_merge.adaptation.fellows import ending_together
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.adaptation.run import run_fit
@@ -138,7 +139,8 @@ class MergeCLI(LightningCLI):
         say_written(self.option("output"))
 
     def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-        verb(**kwargs | {"verbose": False})
+        with ending_together(self.trainer):
+            verb(**kwargs | {"verbose": False})
         assert self.datamodule is not None
         options = self.config[self.subcommand]
         state = "adapted" if options.model.bank or options.ckpt_path else "static"

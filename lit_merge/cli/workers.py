@@ -3,6 +3,7 @@
 import logging
 import os
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -17,17 +18,13 @@ from torch.multiprocessing import ProcessContext, ProcessRaisedException, start_
 from torch.multiprocessing.spawn import ProcessException
 
 from lit_merge.checkpoints.unfinished import discard, unfinished_folder
-from lit_merge.errors import MergeError
+from lit_merge.errors import DiedError, MergeError
 from lit_merge.merge.processes import LOST, WORKER, Accelerator, Processes, check_devices, connect, is_started
 
 # A fork of a process that has imported everything starts at once, and is safe before threads and CUDA start in it.
 START = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 # Seconds for the other processes to end by themselves once one has failed.
 GRACE = 1.0
-
-
-class DiedError(MergeError):
-    """A process ended without saying why."""
 
 
 @contextmanager
@@ -77,7 +74,8 @@ def _start_all(devices: int, output: str, arguments: Sequence[str]) -> None:
     except DiedError as error:
         folder = unfinished_folder(output)
         resumable = f"; the same command goes on from what is finished ({folder})" if folder.exists() else ""
-        raise MergeError(f"{error}: {output} was not written{resumable}") from error
+        tail = f": {output} was not written{resumable}"
+        raise DiedError(error.rank, error.count, error.code, tail) from error
     except MergeError:
         discard(output)
         raise
@@ -112,7 +110,7 @@ def _run(rank: int, arguments: Sequence[str], environment: Mapping[str, str]) ->
     """One of the processes: runs the command line again, in which `working_together` finds out what this process is."""
     # A keyboard's interrupt reaches all processes: the one that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(environment[WORKER],), daemon=True).start()
     os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     if rank:
         with Path(environment[WORKER], f"{rank}.output").open("wb") as output:
@@ -122,10 +120,12 @@ def _run(rank: int, arguments: Sequence[str], environment: Mapping[str, str]) ->
     runpy.run_module("lit_merge", run_name="__main__")
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: str) -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
+    # Where it was killed, nobody else removes this.
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(LOST)
 
 
@@ -142,5 +142,4 @@ def _failure(error: ProcessException, context: ProcessContext, folder: Path) -> 
         sys.stderr.write(error.msg)
     elif code > 0 and output.exists():
         sys.stderr.write(output.read_text(encoding="utf-8", errors="replace"))
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return DiedError(f"process {rank + 1} of {len(codes)} {how}")
+    return DiedError(rank, len(codes), code)

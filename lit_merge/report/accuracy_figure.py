@@ -40,7 +40,8 @@ def accuracy_figure(report: Report) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, overwrite: bool = False) -> None:
-    """Writes a figure, whole or not at all; the suffix chooses PNG, SVG or PDF."""
-    # Labels of axes are made when they are drawn.
-    with replacing(path, overwrite) as draft, rc_context({"text.parse_math": False}):
-        figure.savefig(draft, dpi=150)
+    """Writes a figure, whole or not at all; the suffix chooses PNG, SVG or PDF. Equal figures give equal files."""
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(path).suffix, {})
+    # Labels of axes are made when they are drawn. Names in an SVG are random without a salt.
+    with replacing(path, overwrite) as draft, rc_context({"text.parse_math": False, "svg.hashsalt": "lit_merge"}):
+        figure.savefig(draft, dpi=150, metadata=dates)

@@ -95,8 +95,11 @@ def runs(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
     assert forks.run(*FIT, folder=folders["one"]) == [0], forks.told.read_text()
     by_lightning(folders["two"])
     codes = forks.run(*FIT, folder=folders["killed"], environments=as_torchrun(2))
-    assert codes[0] == -signal.SIGKILL
-    assert codes[1] != 0
+    assert codes == [-signal.SIGKILL, 2]
+    lines = [line for line in forks.told.read_text().splitlines() if not line.startswith("computing with")]
+    last = "process 1 of 2 died: run was not written; the same command goes on (.run.unfinished)"
+    assert lines[-1] == f"lit_merge: error: {last}"
+    assert "Traceback" not in forks.told.read_text()
     assert not (folders["killed"] / "run").exists()
     codes = forks.run(*FIT, folder=folders["killed"], environments=as_torchrun(2))
     assert codes == [0, 0], forks.told.read_text()

@@ -153,6 +153,26 @@ def test_killed_at_random_moments_the_same_command_ends_at_the_same_bits(forks: 
         pytest.fail("no kill met a fit")
 
 
+def test_what_callbacks_write_at_the_end_belongs_to_the_fit(forks: Any, tiny: Any, tmp_path: Path) -> None:
+    """Killed when the last checkpoint is not in its place yet, and when the export and the coefficients' log are."""
+    config = yaml.safe_load(write_config(tiny, tmp_path / "config.yaml").read_text())
+    config["trainer"]["callbacks"] += [
+        {"class_path": "CompressionExport", "init_args": {"path": "small", "rank_ratio": 0.25}},
+        {"class_path": "CoefficientLog", "init_args": {"every_n_steps": 1, "folder": "log", "figures": False}},
+        {"class_path": "CollapseGuard", "init_args": {"every_n_steps": 1, "images": 4}},
+    ]
+    config["trainer"]["logger"] = {"class_path": "CSVLogger", "init_args": {"save_dir": "logs"}}
+    del config["model"]["ranks"]
+    config["model"]["stages"] = [{"steps": 2, "lr": 0.01}]
+    config["trainer"]["callbacks"][0]["init_args"]["ratios"] = {0: 0.25}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    moments = ["rename step.ckpt.waiting to", "rename log to log"]
+    command = ["fit", "--config", str(tmp_path / "config.yaml"), "--run", "run"]
+    assert forks.kill_and_repeat(*command, moments=moments, folder=tmp_path / "work") == []
+    names = {path.name for path in (tmp_path / "work").iterdir()}
+    assert names == {"run", "small", "log", "logs"}
+
+
 def logged(run: Path) -> np.ndarray:
     """The training log as numbers."""
     return np.genfromtxt(run / "log" / "metrics.csv", delimiter=",", skip_header=1)

@@ -12,6 +12,7 @@ from lit_merge import CoefficientLog, MergedModel, MergeError
 from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.run_logs import log_into
 from lit_merge.adaptation.trainer import Trainer
+from lit_merge.adaptation.unfinished_fit import UnfinishedFit
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]
@@ -66,11 +67,12 @@ class Elsewhere(Logger):
 
 
 def test_other_loggers(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    for place, refused in ((tmp_path / "run" / "x", True), (tmp_path / "running", False)):
-        trainer = make_trainer(logger=Elsewhere(str(place)))
-        if refused:
-            with pytest.raises(MergeError, match=r"Elsewhere writes to .* choose another"):
-                log_into(trainer, tmp_path / "run", tmp_path / ".run.1", tmp_path)
-        else:
-            log_into(trainer, tmp_path / "run", tmp_path / ".run.1", tmp_path)
-            assert trainer.loggers[0].save_dir == str(place)
+    with UnfinishedFit(tmp_path / "run", {"some": "plan"}) as unfinished:
+        for place, refused in ((tmp_path / "run" / "x", True), (tmp_path / "running", False)):
+            trainer = make_trainer(logger=Elsewhere(str(place)))
+            if refused:
+                with pytest.raises(MergeError, match=r"Elsewhere writes to .* choose another"):
+                    log_into(trainer, tmp_path / "run", unfinished)
+            else:
+                log_into(trainer, tmp_path / "run", unfinished)
+                assert trainer.loggers[0].save_dir == str(place)

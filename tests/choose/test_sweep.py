@@ -117,7 +117,7 @@ def test_two_commands_do_not_fill_one_folder(recipe: Any, tiny: Any, tmp_path: P
     busy = pytest.raises(MergeError, match=r"another process is at work on .*sweep: wait")
     with SweepFolder(tmp_path / "sweep", {"some": "plan"}), busy:
         run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "sweep", images=8, overwrite=True)
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.json", "results.csv"}
+    assert not list(tmp_path.iterdir())
 
 
 def point(ratio: float, scaling: float, rule: str = "grid", **seen: float) -> Point:
@@ -186,8 +186,20 @@ def test_grids_that_cannot_be_walked() -> None:
             Grid((CART(),), **wrong)
 
 
-def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = {
+def test_killed_at_its_start_or_overwriting(forks: Any, tiny: Any, tmp_path: Path) -> None:
+    content = configuration(tiny)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    command = ["sweep", "--config", str(tmp_path / "c.yaml"), "--output", "sweep", "--inputs", "unlabelled"]
+    command += ["--images", "4", "--select", "entropy", "--rank_ratios", "[0.5]"]
+    one, two = ([*command, "--scalings", scalings] for scalings in ("[0.5]", "[0.5,1.0]"))
+    assert forks.kill_and_repeat(*one, moments=["mkdir .sweep.unfinished"], folder=tmp_path / "before") == []
+    over = {"folder": tmp_path / "over", "before": tmp_path / "before"}
+    assert forks.kill_and_repeat(*two, "--overwrite", moments=["rename results.csv to"], **over) == []
+    assert {path.name for path in (tmp_path / "over").iterdir()} == {"sweep"}
+
+
+def configuration(tiny: Any) -> dict[str, Any]:
+    return {
         "trainer": {"accelerator": "cpu"},
         "model": {
             "experts": str(tiny.root / "experts"),
@@ -200,6 +212,10 @@ def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
         },
         "data": {"class_path": "Suite", "init_args": {"path": tiny.suite}},
     }
+
+
+def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = configuration(tiny)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     output = str(tmp_path / "sweep")
     command = ["sweep", "--config", str(tmp_path / "c.yaml"), "--output", output, "--images", "8"]

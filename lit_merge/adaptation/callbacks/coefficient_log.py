@@ -1,7 +1,8 @@
 """CoefficientLog: every coefficient of a fit as numbers and as pictures."""
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from lit_merge.adaptation.callbacks.collapse_guard import gone_back
 from lit_merge.adaptation.coefficients import by_row
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints import check_output
+from lit_merge.checkpoints import check_output, write_text
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination
 from lit_merge.errors import MergeError
 from lit_merge.report.accuracy_figure import save_figure
 from lit_merge.report.coefficient_figure import coefficient_figure
 
 LOG = "coefficients_log.csv"
+COEFFICIENTS = Kind(
+    "fit", lambda folder: (folder / LOG).is_file(), r"coefficients_(log\.csv|(start|end|step_\d+)\.(png|svg))"
+)
 
 
 class CoefficientLog(Callback):
@@ -44,20 +49,25 @@ class CoefficientLog(Callback):
             raise MergeError(f"CoefficientLog: every_n_steps={every_n_steps}, expected 0 or more")
         self.every_n_steps, self.folder, self.figures, self.overwrite = every_n_steps, folder, figures, overwrite
         self.run_folder: Path | None = None
-        """Set by a run, whose folder has another name until it is whole."""
+        """Set by a run, which puts what is written there in its place when it is whole."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, MergedModel):
             raise MergeError(f"CoefficientLog works on a MergedModel, not on {type(pl_module).__name__}")
-        # In all processes: asking the trainer for a logger's folder is an exchange between them.
-        place = self.run_folder or trainer.log_dir or trainer.default_root_dir
-        self._folder = Path(place) / "coefficients" if self.folder is None else destination(self.folder)
+        if self.run_folder is not None:
+            self._folder = self.run_folder
+        elif self.folder is not None:
+            self._folder = destination(self.folder)
+        else:
+            # In all processes: asking the trainer for a logger's folder is an exchange between them.
+            self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "coefficients"
         self._logged = -1
         if trainer.is_global_zero:
-            if trainer.global_step == 0:
-                check_output(self._folder, self.overwrite)
-            _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
-            self._look(trainer, pl_module, f"step_{trainer.global_step:05d}" if trainer.global_step else "start")
+            if trainer.global_step == 0 and self.run_folder is None:
+                check_output(self._folder, self.overwrite, COEFFICIENTS)
+            self._logged = _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
+            if self._logged < 0:
+                self._look(trainer, pl_module, f"step_{trainer.global_step:05d}" if trainer.global_step else "start")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: object) -> None:
         assert isinstance(pl_module, MergedModel)
@@ -73,8 +83,7 @@ class CoefficientLog(Callback):
         if trainer.is_global_zero and not trainer.interrupted:
             if gone_back(trainer):
                 # The line of this step, if there is one, is of what was thrown away.
-                _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
-                self._logged = -1
+                self._logged = _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step - 1)
             self._look(trainer, pl_module, "end")
 
     def _look(self, trainer: Trainer, model: MergedModel, name: str) -> None:
@@ -98,28 +107,32 @@ class CoefficientLog(Callback):
                 board.add_figure("coefficients", figure, step, close=False)
 
 
-def _start_log(path: Path, layers: Sequence[str], step: int) -> None:
-    """An empty log; in a fit that goes on at a step, what an earlier one wrote before that step."""
-    kept: list[list[str]] = []
-    if step and path.exists():
+def _start_log(path: Path, layers: Sequence[str], step: int) -> int:
+    """An empty log; in a fit that goes on after a step, what was written until then. Answers its last step, or -1."""
+    head, kept = ["step", "task", *layers], list[list[str]]()
+    if step > 0 and path.exists():
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                lines = [line for line in csv.reader(file) if line and line[0].isdecimal()]
+                whole = [line for line in csv.reader(file) if len(line) == len(head) and line[0].isdecimal()]
         except (OSError, ValueError, csv.Error) as error:
             raise MergeError(f"{path} is damaged: remove {path.parents[1]} to start afresh") from error
-        kept = [line for line in lines if int(line[0]) < step]
-    _write(path, "w", [["step", "task", *layers], *kept])
+        kept = [line for line in whole if int(line[0]) <= step]
+    # Whole or not at all: a kill must not cost what is kept.
+    write_text(path, _csv([head, *kept]), overwrite=True)
+    return int(kept[-1][0]) if kept else -1
 
 
 def _append(path: Path, bank: TaskBank, step: int) -> None:
     rows = by_row(bank.tasks, bank.coefficients).items()
-    _write(path, "a", [[str(step), row, *(f"{value:.9g}" for value in values.tolist())] for row, values in rows])
-
-
-def _write(path: Path, mode: str, lines: list[list[str]]) -> None:
+    text = _csv([str(step), row, *(f"{value:.9g}" for value in values.tolist())] for row, values in rows)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+        with path.open("ab", buffering=0) as file:
+            file.write(text.encode())
     except OSError as error:
         raise MergeError(f"{path} could not be written: {error.strerror}") from error
+
+
+def _csv(lines: Iterable[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()

@@ -58,7 +58,8 @@ class OnlineScores(Callback):
         for task, classes in outputs["predictions"].items():
             self._predicted.setdefault(task, []).append(classes)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A fit that goes on after its last step does not train.
         assert isinstance(pl_module, MergedModel)
         data, heads = _data(trainer), pl_module.network.heads
         answers = data.answers()

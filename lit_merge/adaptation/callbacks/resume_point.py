@@ -1,15 +1,21 @@
 """ResumePoint: the checkpoint from which the same `fit` command goes on."""
 
 import math
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_merge.checkpoints import replacing
 from lit_merge.errors import MergeError
+
+# Ends the name of a checkpoint whose step is not in the log yet.
+WAITING = ".waiting"
 
 
 class ResumePoint(Callback):
@@ -36,6 +42,7 @@ class ResumePoint(Callback):
         """The step to go on from, as this process has read it."""
         self._time, self._seen = 0.0, 0
         self._written = False
+        self._waiting: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.path is None:
@@ -67,13 +74,48 @@ class ResumePoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._written:
             self._save(trainer)
+            self.put()
+
+    def put(self) -> None:
+        """Puts the checkpoint in its place: what the fit has logged until then lies in its file now."""
+        if self._waiting is not None:
+            os.replace(self._waiting, self._waiting.with_name(self._waiting.name.removesuffix(WAITING)))
+            self._waiting = None
 
     def _save(self, trainer: Trainer) -> None:
         assert self.path is not None
-        place = replacing(self.path, overwrite=True) if trainer.is_global_zero else nullcontext(self.path)
-        with place as draft:
-            trainer.save_checkpoint(draft, weights_only=False)
+        waiting = self.path.with_name(self.path.name + WAITING)
+        place = replacing(waiting, overwrite=True) if trainer.is_global_zero else nullcontext(waiting)
+        usual = trainer.strategy.checkpoint_io
+        trainer.strategy.checkpoint_io = _InPlace()
+        try:
+            with place as draft:
+                trainer.save_checkpoint(draft, weights_only=False)
+        finally:
+            trainer.strategy.checkpoint_io = usual
         self._time, self._written = time.monotonic(), True
+        self._waiting = waiting if trainer.is_global_zero else None
+
+
+class LogFirst(Callback):
+    """Puts checkpoints in their place once the step's line is in the log, which Lightning writes after all callbacks.
+
+    Args:
+        point: writes them.
+    """
+
+    def __init__(self, point: ResumePoint) -> None:
+        self.point = point
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.point.put()
+
+
+class _InPlace(TorchCheckpointIO):
+    """Lightning's own goes by way of the system's temporary folder, where a kill leaves files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
 
 
 def _over(trainer: Trainer) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from lit_merge.checkpoints import check_output, write_text
+from lit_merge.checkpoints import check_output, replacing, write_text
+from lit_merge.checkpoints.json_text import parse_sealed
+from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.own import own
-from lit_merge.checkpoints.unfinished import UnfinishedOutput
+from lit_merge.checkpoints.unfinished import UnfinishedOutput, differing
 from lit_merge.choose.sweep.figures import curves_figure, scale_figure
 from lit_merge.choose.sweep.points import CRITERION, Key, Point, Select
 from lit_merge.choose.sweep.tables import tables
@@ -23,52 +26,69 @@ from lit_merge.report.accuracy_figure import save_figure
 
 # As far as they round.
 SHARES = (-1e-3, 1 + 1e-3)
+RESULTS = "results.csv"
+PLAN = "sweep.json"
+SWEEP = Kind(
+    "sweep",
+    lambda folder: (folder / PLAN).is_file(),
+    r"sweep\.json|results\.csv|table\.txt|chosen\.yaml|(heatmap|curves)\.(png|svg)",
+)
 COLUMNS = [one.name for one in fields(Point)]
 
 
 class SweepFolder(UnfinishedOutput):
-    """`results.csv` grows with every point; table, figures and the chosen configuration are written at the end. A
-    context, which one command at a time has.
+    """`.NAME.unfinished` of the sweep `NAME`: its plan, and `results.csv`, which grows with every point. The folder
+    itself appears when the sweep is whole. A context, which one command at a time has.
 
     Args:
         path: the folder.
         plan: what makes two sweeps the same; kept as sweep.json.
-        overwrite: start afresh where the folder holds another sweep.
+        overwrite: start afresh where the folder holds a sweep.
         keys: of all points that the sweep may hold.
+
+    Attributes:
+        points: key → what is known already: of a sweep that was cut off, or, without `overwrite`, of the folder.
 
     Raises:
         MergeError: the folder holds something else, a point that is none of this sweep, or another sweep, and
             `overwrite` is off; it cannot be written; another command is at work on it.
     """
 
-    hidden, plan_file, kind = False, "sweep.json", "a sweep"
+    plan_file, kind = PLAN, "a sweep"
 
     def __init__(
         self, path: str | Path, plan: Mapping[str, Any], overwrite: bool = False, keys: Set[Key] | None = None
     ) -> None:
-        folder = check_output(path, overwrite or destination(path).is_dir())
-        new = not folder.is_dir() or (overwrite and not any(folder.iterdir()))
-        if not new and not (folder / self.plan_file).is_file():
+        folder = destination(path)
+        known = not overwrite and (folder / self.plan_file).is_file()
+        if folder.is_dir() and (not overwrite or any(folder.iterdir())) and not (folder / self.plan_file).is_file():
             raise MergeError(f"{folder} exists and is no sweep: choose another place")
+        check_output(path, overwrite or known, SWEEP)
         super().__init__(path)
         try:
-            if overwrite or not self.goes_on(plan):
+            if known and (differs := differing(plan, _plan(folder / self.plan_file))):
+                raise self.of_another(folder, differs)
+            found = _points(folder / RESULTS, keys) if known else []
+            if self.goes_on(plan, overwrite):
+                found += _points(self.folder / RESULTS, keys) if (self.folder / RESULTS).exists() else []
+            else:
                 self.begin(plan)
-                write_text(self.folder / "results.csv", to_csv([]), overwrite=True)
-            self.points = {point.key: point for point in self._points()}
-            if keys is not None and not self.points.keys() <= keys:
-                raise self.damaged("results.csv")
+            self.points = {point.key: point for point in found}
         except BaseException:
             self.release()
             raise
 
+    def outlives(self, error: BaseException | None) -> bool:
+        return error is not None and (self.folder / RESULTS).exists()
+
     def add(self, point: Point) -> None:
         """Remembers a point, on disk too."""
         self.points[point.key] = point
-        write_text(self.folder / "results.csv", to_csv(self.points.values()), overwrite=True)
+        write_text(self.folder / RESULTS, to_csv(self.points.values()), overwrite=True)
 
     def finish(self, chosen: Point, method: MergeMethod, select: Select) -> None:
-        """Writes the table, the figures, and `chosen.yaml`, which goes over the configuration of the sweep."""
+        """Writes the folder: results, table, figures, and `chosen.yaml`, which goes over the configuration of the
+        sweep."""
         points = list(self.points.values())
         init_args = dict(method.describe()["init_args"]) | {"scaling": chosen.scaling}  # type: ignore[call-overload]
         if chosen.scaling is None:
@@ -76,26 +96,42 @@ class SweepFolder(UnfinishedOutput):
         if chosen.rank_ratio is not None:
             init_args["rank_ratio"] = chosen.rank_ratio
         about = {"model": {"method": {"class_path": chosen.method, "init_args": init_args}}}
-        write_text(self.folder / "chosen.yaml", yaml.safe_dump(about, sort_keys=False), overwrite=True)
         console = terminal(markup=True, file=io.StringIO(), width=110)
         console.print(tables(points, chosen, select))
-        write_text(self.folder / "table.txt", console.file.getvalue(), overwrite=True)  # type: ignore[attr-defined]
         figures = {"heatmap": scale_figure(points, chosen, CRITERION[select])}
         if chosen.scaling is not None:
             figures["curves"] = curves_figure(points, chosen)
-        for name, figure in figures.items():
-            for suffix in ("png", "svg"):
-                save_figure(figure, self.folder / f"{name}.{suffix}", overwrite=True)
+        with replacing(self.output, overwrite=True, kind=SWEEP) as folder:
+            folder.mkdir()
+            shutil.copyfile(self.folder / self.plan_file, folder / self.plan_file)
+            write_text(folder / RESULTS, to_csv(points))
+            write_text(folder / "chosen.yaml", yaml.safe_dump(about, sort_keys=False))
+            write_text(folder / "table.txt", console.file.getvalue())  # type: ignore[attr-defined]
+            for name, figure in figures.items():
+                for suffix in ("png", "svg"):
+                    save_figure(figure, folder / f"{name}.{suffix}")
+            self.placing(folder)
 
-    def _points(self) -> Iterable[Point]:
-        try:
-            with open(self.folder / "results.csv", encoding="utf-8", opener=own) as file:
-                text = file.read()
-            return [from_row(row) for row in csv.DictReader(io.StringIO(text))]
-        except MergeError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise self.damaged("results.csv") from error
+
+def _plan(path: Path) -> dict[str, Any]:
+    try:
+        return parse_sealed(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MergeError(f"{path} is damaged: pass --overwrite to start afresh") from error
+
+
+def _points(path: Path, keys: Set[Key] | None) -> list[Point]:
+    try:
+        with open(path, encoding="utf-8", opener=own) as file:
+            text = file.read()
+        found = [from_row(row) for row in csv.DictReader(io.StringIO(text))]
+        if keys is not None and not {point.key for point in found} <= keys:
+            raise ValueError("a point that is none of the sweep's")
+        return found
+    except MergeError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise MergeError(f"{path} is damaged: pass --overwrite to start afresh") from error
 
 
 def to_csv(points: Iterable[Point]) -> str:

@@ -12,6 +12,7 @@ import matplotlib as mpl
 from lit_merge.checkpoints import replacing
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
+from lit_merge.report.accuracy_figure import save_figure
 from lit_merge.report.analysis.build import Analysis
 from lit_merge.report.analysis.figures import cosines_figure, energy_figure, interference_figure, spectra_figure
 
@@ -48,15 +49,14 @@ def write_analysis(analysis: Analysis, path: str | Path, overwrite: bool = False
         _write_csv(folder / "cosines.csv", ("anchor", "task_i", "task_j", "cosine"), cosine_rows(analysis))
         text = json.dumps(summary(analysis), indent=1, ensure_ascii=False)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-        # Without date and random names the same experts give the same files. A name may have dollars in it.
-        with mpl.rc_context({"svg.hashsalt": "lit_merge", "text.parse_math": False}):
-            for name, draw in FIGURES.items():
+        for name, draw in FIGURES.items():
+            # A name may have dollars in it.
+            with mpl.rc_context({"text.parse_math": False}):
                 figure = draw(analysis)
-                for kind in FORMATS:
-                    about = {"Date": None} if kind == "svg" else {}
-                    figure.savefig(folder / f"{name}.{kind}", dpi=150, metadata=about)
-                    # The layout costs more than the drawing: once for both files.
-                    figure.set_layout_engine("none")
+            for kind in FORMATS:
+                save_figure(figure, folder / f"{name}.{kind}")
+                # The layout costs more than the drawing: once for both files.
+                figure.set_layout_engine("none")
 
 
 _CURVES = ("anchor", "weight", "ratio", "k", "interference", "reconstruction_error", "kept_energy")
