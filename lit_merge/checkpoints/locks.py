@@ -97,6 +97,8 @@ def _clear(workplace: Path, target: Path) -> None:
     try:
         # A link, or what another user has put there, is nothing that was left behind.
         check_own(workplace)
+        if not (is_workplace(workplace) or _is_placed(workplace, target)):
+            return  # even a lock of a moment could keep another command from it
         descriptor = lock(workplace)
     except (OSError, MergeError):
         return
@@ -107,9 +109,17 @@ def _clear(workplace: Path, target: Path) -> None:
         new, old = workplace / target.name, workplace / f"{target.name}.old"
         if old.exists() and not os.path.lexists(target):
             (new if new.exists() else old).rename(target)
-    if is_workplace(workplace) or _is_placed(workplace, target):
-        shutil.rmtree(workplace, ignore_errors=True)
+    shutil.rmtree(workplace, ignore_errors=True)
     unlock(descriptor)
+
+
+def clear_workplaces(folder: Path) -> None:
+    """Removes what killed processes left in a folder that this process has locked, whatever they wrote."""
+    for workplace in folder.glob(f".*{SUFFIX}"):
+        with suppress(OSError, MergeError):
+            check_own(workplace)
+            unlock(lock(workplace))  # nobody else is writing there
+            shutil.rmtree(workplace, ignore_errors=True)
 
 
 def note_placed(folder: Path, new: Path) -> None:

@@ -10,7 +10,15 @@ from typing import Any, ClassVar, TypeVar
 
 from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.locations import destination
-from lit_merge.checkpoints.locks import UNFINISHED, lock, make_folders, note_placed, remove_empty, unlock
+from lit_merge.checkpoints.locks import (
+    UNFINISHED,
+    clear_workplaces,
+    lock,
+    make_folders,
+    note_placed,
+    remove_empty,
+    unlock,
+)
 from lit_merge.checkpoints.outputs import write_text
 from lit_merge.checkpoints.own import check_all_own, check_own, own
 from lit_merge.errors import MergeError
@@ -153,6 +161,7 @@ class UnfinishedOutput:
                 raise MergeError(f"{self.folder} cannot be written: {error.strerror}") from error
             try:
                 check_all_own(self.folder)
+                clear_workplaces(self.folder)
             except BaseException:
                 unlock(taken)
                 raise

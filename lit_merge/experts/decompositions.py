@@ -30,6 +30,8 @@ class Decompositions:
     def __init__(self, folder: str | os.PathLike[str] | None = None, of: object = None) -> None:
         digest = hashlib.blake2b(json.dumps(of, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
         self.folder = None if folder is None else destination(folder) / digest
+        if self.folder is not None and os.path.lexists(self.folder):
+            check_own(self.folder)
         self.computed = 0
         """Number of decompositions that had to be computed."""
         self._kept: dict[str, LowRank] = {}
@@ -61,7 +63,6 @@ class Decompositions:
     def _read(self, key: str) -> LowRank | None:
         if self.folder is None or not self._path(key).exists():
             return None
-        check_own(self.folder)
         check_own(self._path(key))
         file = SafetensorsFile(self._path(key))
         if set(file.shapes) != {"U", "S", "V"}:

@@ -86,3 +86,23 @@ def test_another_users_folder_is_refused(tmp_path: Path) -> None:
         pytest.skip("this root may not")
     with pytest.raises(MergeError, match="another user's"):
         UnfinishedOutput(tmp_path / "out")
+
+
+def test_links_inside_and_leftovers_of_killed_writers(tmp_path: Path) -> None:
+    made(tmp_path / "out", Killed())
+    folder = unfinished_folder(tmp_path / "out")
+    (folder / ".plan.json.abc.writing").mkdir()
+    (tmp_path / "thesis").write_text("years of work")
+    (folder / "finished-1-0.jsonl").symlink_to(tmp_path / "thesis")
+    for _ in range(2):
+        with pytest.raises(MergeError, match="finished-1-0.jsonl is a link"):
+            UnfinishedOutput(tmp_path / "out")
+    (folder / "finished-1-0.jsonl").unlink()
+    UnfinishedOutput(tmp_path / "out").release()
+    assert sorted(path.name for path in folder.iterdir()) == ["half", "plan.json"]
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_refused_command_leaves_no_folder(tmp_path: Path) -> None:
+    UnfinishedOutput(tmp_path / "deep" / "out").release()
+    assert list(tmp_path.iterdir()) == []

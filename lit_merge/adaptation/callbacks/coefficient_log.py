@@ -16,6 +16,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.own import own
 from lit_merge.errors import MergeError
 from lit_merge.report.accuracy_figure import save_figure
 from lit_merge.report.coefficient_figure import coefficient_figure
@@ -126,7 +127,7 @@ def _append(path: Path, bank: TaskBank, step: int) -> None:
     rows = by_row(bank.tasks, bank.coefficients).items()
     text = _csv([str(step), row, *(f"{value:.9g}" for value in values.tolist())] for row, values in rows)
     try:
-        with path.open("ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=own) as file:
             file.write(text.encode())
     except OSError as error:
         raise MergeError(f"{path} could not be written: {error.strerror}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints import open_checkpoint, write_safetensors
 from lit_merge.checkpoints.locations import cache_folder, resolve
+from lit_merge.checkpoints.own import check_own
 from lit_merge.console import track
 from lit_merge.data.class_names import ClassNames, distinct_names, read_lines
 from lit_merge.errors import MergeError, MergeWarning
@@ -72,6 +73,7 @@ class ZeroShotHeads:
                 made = CosineHeads(rows, tower.logit_scale)
                 made.name_rows(called, "classes")
                 return made
+        check_own(kept)
         made = CosineHeads.load(kept)
         # Not in the file: the same words may stand for other names.
         made.name_rows(called, "classes")
