@@ -95,7 +95,7 @@ def test_links_inside_and_leftovers_of_killed_writers(tmp_path: Path) -> None:
     (tmp_path / "thesis").write_text("years of work")
     (folder / "finished-1-0.jsonl").symlink_to(tmp_path / "thesis")
     for _ in range(2):
-        with pytest.raises(MergeError, match="finished-1-0.jsonl is a link"):
+        with pytest.raises(MergeError, match=r"finished-1-0\.jsonl is a link"):
             UnfinishedOutput(tmp_path / "out")
     (folder / "finished-1-0.jsonl").unlink()
     UnfinishedOutput(tmp_path / "out").release()
