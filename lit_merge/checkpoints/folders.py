@@ -10,7 +10,7 @@ WEIGHTS = tuple(dict.fromkeys(file for family in FAMILIES for file in family.fil
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-"""Of files of weights."""
+"""Suffixes of files of weights."""
 
 
 def expected_weights(names: Collection[str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64} | {
     }.items()
     for name in names.split()
 }
-"""Of one value, by the dtypes that safetensors files have."""
+"""Bytes of one value, by the dtypes that safetensors files have."""
 
 
 class SafetensorsFile(Checkpoint):

@@ -91,7 +91,7 @@ class TensorFiles:
 
     @property
     def names(self) -> set[str]:
-        """Of all files of a folder."""
+        """Bytes of all files of a folder."""
         return {*self._headers, INDEX}
 
     def create(self, path: Path) -> None:

@@ -95,7 +95,7 @@ class TorchFile(Checkpoint):
 
 
 Places = dict[str, tuple[int, int]]
-"""Of storages, by key: where they begin in the file, and their length in bytes."""
+"""Key of a storage → where it begins in the file, and its length in bytes."""
 
 
 def _open_zip(file: InputFile) -> tuple[Any, Places]:

@@ -26,7 +26,7 @@ class Update:
 
     @classmethod
     def none(cls, shape: tuple[int, ...], dtype: torch.dtype) -> "Update":
-        """Of a weight that stays as it is."""
+        """The update of a weight that stays as it is."""
         m = shape[0] if shape else 1
         n = max(1, torch.Size(shape[1:]).numel())
         return cls(torch.zeros(m, 0), torch.zeros(0, n), shape, dtype)
@@ -40,11 +40,11 @@ class Update:
         return (self.left @ self.right).view(self.shape)
 
     def turned(self) -> "Update":
-        """Of the transposed matrix."""
+        """The update of the transposed matrix."""
         return replace(self, left=self.right.T, right=self.left.T, shape=self.shape[::-1])
 
     def first_rows(self, count: int) -> "Update":
-        """Of the first rows of the weight."""
+        """The update of the first rows of the weight."""
         return replace(self, left=self.left[:count], shape=(count, *self.shape[1:]))
 
     def to(self, device: torch.device) -> "Update":
@@ -52,6 +52,6 @@ class Update:
 
 
 def stacked(parts: Sequence[Update]) -> Update:
-    """Of weights that lie one above the other in one."""
+    """The update of a weight in which several lie one above the other."""
     left, right = torch.block_diag(*(part.left for part in parts)), torch.cat([part.right for part in parts])
     return replace(parts[0], left=left, right=right, shape=(len(left), *parts[0].shape[1:]))

@@ -45,7 +45,7 @@ def settle_number() -> None:
 
 
 def use_threads(count: int) -> None:
-    """So many from now on, in this process.
+    """Sets the number of threads of this process from now on.
 
     Raises:
         MergeError: none.

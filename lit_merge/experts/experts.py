@@ -158,7 +158,7 @@ class Experts:
         return len(self.tasks) * math.prod(self.shape(piece)) * self.dtypes[piece[0]].itemsize
 
     def shape(self, piece: Piece) -> tuple[int, ...]:
-        """Of a weight, or of some of its rows."""
+        """The shape of a weight, or of some of its rows."""
         name, rows = piece
         return self.shapes[name] if rows is None else (rows.stop - rows.start, *self.shapes[name][1:])
 

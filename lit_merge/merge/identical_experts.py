@@ -32,7 +32,7 @@ class IdenticalExperts:
         self.pairs = {(i, j) for i, j in self.pairs if torch.equal(distinct[i], distinct[j])}
 
     def warn(self, others: Collection[str]) -> None:
-        """Of every pair that is left, once it has been compared in these other weights too."""
+        """Warns of every pair that is left, once it has been compared in these other weights too."""
         files = [*self.experts.checkpoints.values(), self.experts.base]
         for i, j in sorted(self.pairs):
             one, other = files[i], files[j]

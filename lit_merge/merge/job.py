@@ -186,7 +186,7 @@ class Job:
         return before if rows.start else all(block.agrees for block in self.weights.stream(blocks))
 
     def _ready(self, weight: Weight, factors: bool) -> Weight:
-        """With what its matrices are decomposed by, where they are decomposed."""
+        """The weight, with what its matrices are decomposed by, where they are decomposed."""
         if weight.name in self.selected and self.decompositions is None:  # those that are kept are on the CPU
             weight = weight.to(self.device)
         return replace(weight, decompositions=self.decompositions, exact=self.svd == "exact", factors=factors)

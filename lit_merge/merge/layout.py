@@ -61,9 +61,9 @@ class Layout:
         task: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Layout":
-        """Of a merge of these experts: a folder gets what lies next to the first of them whose vocabulary is that of
-        the result, or next to their base. Of one task's weights, that task's expert is asked first. Floating-point
-        weights are written in `dtype`; None takes the experts'."""
+        """The layout of a merge of these experts: a folder gets what lies next to the first of them whose
+        vocabulary is that of the result, or next to their base. Of one task's weights, that task's expert is asked
+        first. Floating-point weights are written in `dtype`; None takes the experts'."""
         kept, cropped = experts.left_to_base(), experts.cropped
         naming = experts.naming if naming is None else naming
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
@@ -91,7 +91,7 @@ class Layout:
         return layout.in_dtype(dtype)
 
     def in_dtype(self, dtype: torch.dtype | None) -> "Layout":
-        """With all floating-point weights in this dtype; unchanged for None."""
+        """This layout with all floating-point weights in this dtype; unchanged for None."""
         if dtype is None:
             return self
         message = str(dtype).removeprefix("torch.")
@@ -109,7 +109,7 @@ class Layout:
         task: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Layout":
-        """Of a bank: of these experts, or of this pretrained model, where they are at hand.
+        """The layout of a bank of these experts, or of this pretrained model, where they are at hand.
 
         Args:
             bank: what is written.
@@ -136,7 +136,7 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Of all merged weights."""
+        """Bytes of all merged weights."""
         return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items())
 
     @contextmanager
@@ -188,7 +188,7 @@ class Layout:
             writer.copied = [] if copied is None else copied.copy_to(unfinished.path)
 
     def _fitted(self, copied: CopiedFiles, files: TensorFiles) -> CopiedFiles:
-        """With what is true of these files, so that they load whole."""
+        """What is copied, with what is true of these files, so that they load whole."""
         written = {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}
         merged = {name for weight in self.shapes for name in self.naming.place(weight).names}
         return copied.fitted(written, written.keys() - merged)
@@ -217,7 +217,7 @@ def written_by(form: str, copied: Iterable[str] = ()) -> Kind:
 
 
 def _of_library(naming: Naming, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """Those that are named as what is written: the configuration of one library is none of another's."""
+    """The checkpoints that are named as what is written: the configuration of one library is none of another's."""
     return [one for one in checkpoints if one.naming.family == naming.family]
 
 

@@ -138,7 +138,7 @@ class LoraFolder(Checkpoint):
             self._biases[bias] = parts[BIAS], scale
 
     def _check_parts(self, module: str, parts: Mapping[str, str]) -> None:
-        """That a module has the parts which the configuration says, of numbers with a point, and no others."""
+        """Checks that a module has the parts which the configuration says, in floating point, and no others."""
         pair = {part for part in parts if part not in (BIAS, MAGNITUDE)}
         if pair not in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}):
             raise MergeError(f"{self._adapter.label} lacks one of the parts A and B for {module}", weight=module)

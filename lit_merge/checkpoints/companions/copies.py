@@ -62,7 +62,7 @@ class CopiedFiles:
         rows: int | None = None,
         most_tokens: bool = False,
     ) -> "CopiedFiles | None":
-        """Of the first of these checkpoints that has a configuration; None where none has.
+        """The files of the first of these checkpoints that has a configuration; None where none has.
 
         Args:
             checkpoints: in the order in which they are asked.
@@ -80,11 +80,11 @@ class CopiedFiles:
         return cls(found, rows, {} if rows is None else {"vocab_size": rows}, configurations_of(checkpoints))
 
     def with_changes(self, **entries: Any) -> "CopiedFiles":
-        """With more entries that are true."""
+        """These files, with more entries that are true."""
         return replace(self, changes={**self.changes, **entries})
 
     def fitted(self, files: Files, kept: Collection[str]) -> "CopiedFiles":
-        """With what is true of these files where config.json is not, so that they load whole.
+        """These files, with entries that are true where config.json is not, so that the weights load whole.
 
         Args:
             files: the weights that are written.
@@ -123,7 +123,7 @@ class CopiedFiles:
 
     @property
     def names(self) -> list[str]:
-        """Of the files that are copied."""
+        """Names of the files that are copied."""
         return [name.as_posix() for _, name in self.companions.files()]
 
     def copy_to(self, target: Path) -> list[str]:

@@ -51,8 +51,8 @@ class Companions:
 def companions_of(
     checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Companions | None:
-    """Of the first of these checkpoints that has a configuration next to its weights, or next to its base's if it is
-    a LoRA adapter, whose tokenizer is taken where it has one for no more tokens than there are rows.
+    """The folders of the first of these checkpoints that has a configuration next to its weights, or next to its base's
+    if it is a LoRA adapter. An adapter's own tokenizer is taken where it has no more tokens than there are rows.
 
     Args:
         checkpoints: in the order in which they are asked.
@@ -94,8 +94,8 @@ def _fits(adapter: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
 def with_most_tokens(
     found: Companions, checkpoints: Iterable[Checkpoint], shapes: Mapping[str, tuple[int, ...]]
 ) -> Companions:
-    """With the tokenizer that numbers most rows of the vocabulary, of checkpoints whose numbers mean the same tokens:
-    another one would lose a token whose row is there. The same where the first has as many as any.
+    """The folders, with the tokenizer that numbers most rows of the vocabulary. In all checkpoints numbers mean the
+    same tokens, and a smaller tokenizer would lose a token whose row is there. Unchanged where none has more tokens.
 
     Raises:
         MergeError: a file of a tokenizer that is no JSON.

@@ -58,7 +58,7 @@ class Grid(Finite):
                 yield one, (None,) if one.scale is None else self.scalings or usual
 
     def keys(self) -> Iterator[Key]:
-        """Of every point that `walk` may answer."""
+        """The key of every point that `walk` may answer."""
         for method, wanted in self.rows():
             yield from ((type(method).__name__, rank_ratio(method), f"{one}") for one in (*wanted, SELF_CONSISTENT))
 

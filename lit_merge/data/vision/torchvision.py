@@ -45,23 +45,23 @@ Take = Callable[[Any, Path, int, str], tuple[Pictures, Sequence[int]]]
 
 
 def files(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
-    """Of a data set whose loader was `Path`: items are paths, so nothing is decoded to learn the labels."""
+    """The images of a data set whose loader was `Path`: items are paths, so nothing is decoded to learn the labels."""
     items = [dataset[i] for i in range(len(dataset))]
     return ImageFiles([path for path, _ in items], image_size, root), [int(label) for _, label in items]
 
 
 def signs(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
-    """GTSRB, which takes no loader."""
+    """The images of GTSRB, which takes no loader."""
     return ImageFiles([Path(path) for path, _ in dataset._samples], image_size, root), [y for _, y in dataset._samples]
 
 
 def pets(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
-    """OxfordIIITPet, which takes no loader."""
+    """The images of OxfordIIITPet, which takes no loader."""
     return ImageFiles(dataset._images, image_size, root), dataset._labels
 
 
 def arrays(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
-    """Of a data set that holds all images in memory, channels last or first."""
+    """The images of a data set that holds all images in memory, channels last or first."""
     images = np.asarray(dataset.data)
     if images.ndim == 4 and images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)

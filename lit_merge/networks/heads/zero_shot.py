@@ -121,7 +121,7 @@ def zero_shot_rows(tower: TextTower, task: str, names: Sequence[str], templates:
 
 
 def digest_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """A digest of a file's content, in hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with path.open("rb") as file:

@@ -113,7 +113,7 @@ class Analysis:
         return rank_of(ratio, *self.shapes[name])
 
     def moved(self, anchor: Anchor, names: Iterable[str] | None = None) -> list[str]:
-        """Those of the names (of all matrices) whose task vectors are not all zero."""
+        """The matrices, or those of `names`, whose task vectors are not all zero."""
         return [name for name in (self.shapes if names is None else names) if self.curves[anchor][name].energy]
 
     def interferences(self, anchor: Anchor, ratio: float, names: Iterable[str] | None = None) -> list[float]:
