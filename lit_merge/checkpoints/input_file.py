@@ -180,6 +180,14 @@ class _Raw(io.RawIOBase):
         return len(out)
 
 
+def memory() -> int:
+    """Bytes of memory that the machine has; very many where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 1 << 50
+
+
 def of_one_moment(folder: Path, open: Callable[[], T]) -> T:
     """What `open` opens of a folder's files, all from one and the same folder: it tries again where another folder took
     the name meanwhile, as when a command overwrites its output.

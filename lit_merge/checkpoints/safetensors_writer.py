@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -96,7 +97,17 @@ class TensorFiles:
 
     def create(self, path: Path) -> None:
         """Makes the files, of their full size, with headers and index; values are 0, or what they were in files that
-        are there already."""
+        are there already.
+
+        Raises:
+            MergeError: the disk has not so much space.
+        """
+        places = [path / file if file else path for file in self._headers]
+        there = sum(place.stat().st_size for place in places if place.exists())
+        needed, free = sum(size for _, size in self._headers.values()), shutil.disk_usage(path.parent).free
+        # Holes take no space: what is there may still be one.
+        if needed - there > free:
+            raise MergeError(f"{path} would take {needed:,} bytes; its disk has {free:,} left: choose another place")
         if self.folder:
             path.mkdir(exist_ok=True)
         for file, (header, size) in self._headers.items():

@@ -26,6 +26,9 @@ Labelled = tuple[ImageSource, Tensor | None]
 PairClasses = Callable[[str, Sequence[str] | None, bool], Sequence[int] | None]
 """See `Heads.rows_of`."""
 
+# Of each task in one step: more is in no machine's memory, and drawing it would never end.
+LARGEST_BATCH = 1 << 20
+
 
 class TaskData(ClassNames, DataModule):
     """What data of lit_merge is: a LightningDataModule with images of every task.
@@ -52,6 +55,8 @@ class TaskData(ClassNames, DataModule):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise MergeError(f"batch_size={batch_size}, eval_batch_size={eval_batch_size}: expected at least 1")
+        if batch_size > LARGEST_BATCH:
+            raise MergeError(f"batch_size={batch_size}: expected at most {LARGEST_BATCH:,}, which a memory can hold")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.augment = num_workers, seed, augment
 

@@ -15,6 +15,9 @@ from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
 
+# In a file's metadata: which matrix it is of.
+MATRIX = "lit_merge_matrix"
+
 
 class Decompositions:
     """Remembers the leading singular triplets of every matrix that was asked for, in memory or in files.
@@ -45,13 +48,13 @@ class Decompositions:
             rank: number of directions; all are computed and kept, so that one decomposition serves every rank.
             exact: see `truncated_svd`.
         """
-        known = self._kept.get(key) or self._read(key)
+        known = self._kept.get(key) or self._read(key, tuple(matrices.shape))
         if known is None:
             known = LowRank.from_dense(matrices, min(matrices.shape[1:]), exact)
             self.computed += 1
             if self.folder is not None:
                 tensors = {"U": known.U, "S": known.S, "V": known.V}
-                write_safetensors(self._path(key), tensors, overwrite=True)
+                write_safetensors(self._path(key), tensors, {"format": "pt", MATRIX: key}, overwrite=True)
         if self.folder is None:
             self._kept[key] = known
         return known.truncate(rank)
@@ -60,11 +63,14 @@ class Decompositions:
         assert self.folder is not None
         return self.folder / f"{quote(key, safe=' ')}.safetensors"
 
-    def _read(self, key: str) -> LowRank | None:
+    def _read(self, key: str, shape: tuple[int, ...]) -> LowRank | None:
         if self.folder is None or not self._path(key).exists():
             return None
         check_own(self._path(key))
         file = SafetensorsFile(self._path(key))
-        if set(file.shapes) != {"U", "S", "V"}:
-            raise MergeError(f"{file.path} is no decomposition of lit_merge: remove it, or choose another folder")
+        rank = min(shape[1:])
+        wanted = {"U": (*shape[:2], rank), "S": (shape[0], rank), "V": (shape[0], shape[2], rank)}
+        # Files of earlier versions do not say which matrix they are of.
+        if file.shapes != wanted or file.metadata.get(MATRIX, key) != key:
+            raise MergeError(f"{file.path} is no decomposition of {key}: remove it, or choose another folder")
         return LowRank(*(file.read(name) for name in ("U", "S", "V")))

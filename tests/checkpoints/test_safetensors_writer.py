@@ -106,3 +106,10 @@ def test_nothing_is_left_of_a_failure(limit: int | None, tmp_path: Path) -> None
     with pytest.raises(MergeError, match="exists"):
         write_stream(output, WEIGHTS.items(), SHAPES, DTYPES, limit)
     write_stream(output, WEIGHTS.items(), SHAPES, DTYPES, limit, overwrite=True)
+
+
+def test_more_than_the_disk_has_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    shapes, dtypes = {"w": (1 << 40, 1 << 20)}, {"w": torch.float32}
+    with pytest.raises(MergeError, match=r"w.safetensors would take 4,611,686,018,427,388,\d+ bytes; its disk has"):
+        write_stream(tmp_path / "w.safetensors", iter(()), shapes, dtypes)
+    assert not list(tmp_path.iterdir())

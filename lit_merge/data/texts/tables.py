@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_merge.checkpoints.input_file import InputFile, memory
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.datasets_tables import NAME_ONE, is_hub, place_and_split, read_dataset
@@ -15,6 +16,8 @@ from lit_merge.errors import MergeError
 Columns = dict[str, list[Any]]
 # Texts may be longer than what the csv module takes for a mistake.
 LONGEST_FIELD = 1 << 30
+# Bytes that a value of a table takes in memory, at least.
+VALUE = 64
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,11 @@ def read_text(path: Path, encoding: str) -> str:
     """The text of a file.
 
     Raises:
-        MergeError: it cannot be read, or is in another encoding.
+        MergeError: it cannot be read, is larger than memory, or is in another encoding.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig" if encoding.lower().replace("_", "-") == "utf-8" else encoding)
-    except OSError as error:
-        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+        content = InputFile(path, "a text").text("a text that fits into this machine's memory", memory() // 4)
+        return content.decode("utf-8-sig" if encoding.lower().replace("_", "-") == "utf-8" else encoding)
     except LookupError as error:
         raise MergeError(f"encoding={encoding!r}: there is no such encoding") from error
     except UnicodeDecodeError as error:
@@ -148,9 +150,14 @@ def _read_parquet(path: Path, columns: Sequence[str], encoding: str) -> Columns:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
         raise MergeError(f"{path}: Parquet needs pyarrow: pip install 'lit_merge[parquet]'") from error
+    source = InputFile(path, "a table")
     try:
-        check_columns(path, columns, parquet.read_schema(path).names)
-        table = parquet.read_table(path, columns=list(columns))
+        found = parquet.read_metadata(source.stream())
+        # A few bytes can stand for any number of equal values.
+        if (size := found.num_rows * len(columns) * VALUE) > memory():
+            raise MergeError(f"{path} has {found.num_rows:,} rows, which take {size:,} bytes: more than the memory")
+        check_columns(path, columns, parquet.read_schema(source.stream()).names)
+        table = parquet.read_table(source.stream(), columns=list(columns))
     except (OSError, ArrowException) as error:
         raise MergeError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
     return {name: table.column(name).to_pylist() for name in columns}

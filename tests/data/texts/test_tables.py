@@ -1,11 +1,13 @@
 """Tables: the columns that are asked for, and one line for what cannot be read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lit_merge import MergeError
+from lit_merge.data.texts import tables
 from lit_merge.data.texts.tables import read_table
 
 ROWS = {"text": ["a, b", 'say "c"', "é\u2028f"], "label": [0, 2, 1]}
@@ -101,3 +103,27 @@ def test_broken_data_sets(tmp_path: Path) -> None:
         read_table(str(tmp_path / "empty"), ["text"])
     with pytest.raises(MergeError, match="hf://nobody/nothing cannot be loaded: "):
         read_table("hf://nobody/nothing", ["text"])
+
+
+def test_tables_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are looked at before anything is read: a few bytes of Parquet hold any number of equal values."""
+    monkeypatch.setattr(tables, "memory", lambda: 2000)
+    for name, content in (("a.csv", "x\n" + "1\n" * 300), ("a.jsonl", '{"x": 1}\n' * 60)):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(MergeError, match=f"{name} has .* expected a text that fits into this machine's memory"):
+            read_table(str(tmp_path / name), ["x"])
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"x": [1] * 100, "y": [2] * 100}), tmp_path / "a.parquet")
+    with pytest.raises(MergeError, match=r"a\.parquet has 100 rows, which take 6,400 bytes: more than the memory"):
+        read_table(str(tmp_path / "a.parquet"), ["x"])
+    monkeypatch.setattr(tables, "memory", lambda: 8000)
+    assert read_table(str(tmp_path / "a.parquet"), ["y"]).columns == {"y": [2] * 100}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    for suffix in ("csv", "tsv", "jsonl", "parquet"):
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        with pytest.raises(MergeError, match=rf"pipe\.{suffix}"):
+            read_table(str(tmp_path / f"pipe.{suffix}"), ["x"])
