@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.errors import MergeError
 
 # Half of a pair of UTF-16: text that holds one alone cannot be written or printed.
@@ -67,10 +68,9 @@ def read_object(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         MergeError: a file that cannot be read, is no JSON, or holds no object.
     """
+    text = InputFile(path, f"a {kind}").text(f"a {kind}")
     try:
-        found = parse_json(path.read_bytes())
-    except OSError as error:
-        raise MergeError(f"{path} cannot be read: {error.strerror}") from error
+        found = parse_json(text)
     except ValueError as error:
         raise MergeError(f"{path} is no JSON, expected a {kind}: {error}") from error
     if not isinstance(found, dict):

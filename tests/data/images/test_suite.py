@@ -81,6 +81,12 @@ def test_batch_sizes_below_one_are_refused(tiny: Any, options: dict[str, int]) -
         tiny.data(**options)
 
 
+def test_a_batch_that_no_memory_holds_is_refused(tiny: Any) -> None:
+    with pytest.raises(MergeError, match="batch_size=1000000000000: expected at most 1,048,576"):
+        tiny.data(batch_size=10**12)
+    assert len(tiny.data(eval_batch_size=10**12).test_dataloader()) == 1 * len(tiny.tasks)
+
+
 def test_missing_suite_is_named(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=r"images\.safetensors: no such file"):
         Suite(str(tmp_path))
