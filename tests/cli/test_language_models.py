@@ -231,8 +231,10 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole(
     """Killed when the first weights are written; the next merge clears up."""
     output = tmp_path / "out" / "merged"
     arguments = ["merge", *options(made / "llama"), "--output", str(output), "--max_shard_size", "6KB"]
-    process = forks.start(merge_half, arguments, tmp_path / "half")
-    wait_until((tmp_path / "half").exists)
+    half = tmp_path / "half"
+    process = forks.start(merge_half, arguments, half)
+    wait_until(lambda: half.exists() or not process.is_alive())
+    assert half.exists(), forks.told.read_text()
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
