@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_merge import CART, TIES, TSVM, MergeMethod, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.checkpoints import open_checkpoint
 from lit_merge.cli.main import main
-from lit_merge.experts.experts import Experts
+from lit_merge.experts.stream import WeightStream
 from tests.forked_commands import wait_until
 
 KINDS = ("llama", "qwen2", "mistral", "gpt2")
@@ -212,7 +212,7 @@ def test_export_without_a_network(made: Path, tmp_path: Path) -> None:
 
 def merge_half(arguments: list[str], half: Path) -> None:
     """What the process does that is killed: it stops after three weights, and leaves the file `half`."""
-    inner = Experts.stream
+    inner = WeightStream.stream
 
     def stream(*options: Any, **more: Any) -> Any:
         for i, one in enumerate(inner(*options, **more)):
@@ -221,7 +221,7 @@ def merge_half(arguments: list[str], half: Path) -> None:
                 time.sleep(60)
             yield one
 
-    Experts.stream = stream  # type: ignore[method-assign]
+    WeightStream.stream = stream  # type: ignore[method-assign]
     main(arguments)
 
 
