@@ -8,6 +8,7 @@ Calls and files are read off the stack while the verbs run on the shipped suite.
 import argparse
 import ast
 import inspect
+import json
 import sys
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lit_merge"
+TASKS = ("mnist", "latin", "greek")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
@@ -115,13 +117,14 @@ def main() -> None:
     from lit_merge.methods.cart import cart
 
     with tempfile.TemporaryDirectory() as folder:
-        config = ["--config", str(ROOT / "configs" / "cart.yaml")]
+        experts = {task: f"zoo:8/experts/{task}.safetensors" for task in TASKS}
+        config = ["--config", str(ROOT / "configs" / "cart.yaml"), "--model.experts", json.dumps(experts)]
         merge = ["merge", *config, "--output", f"{folder}/merged.safetensors"]
         for _, stack in stacks({cart.__code__}, lambda: command(merge)):
             files = {code.co_filename for code in stack}
             print(f"From the verb merge to cart(): {len(stack) - 1} calls through {len(files)} files")
             print("".join(f"  {name_of(code)}\n" for code in stack), end="")
-        fit = ["fit", *config, "--run", f"{folder}/run", "--trainer.max_steps", "1", "--data.eval_batch_size", "500"]
+        fit = ["fit", *config, "--run", f"{folder}/run", "--trainer.max_steps", "1", "--data.tasks", json.dumps(TASKS)]
         way = way_of_an_expert(lambda: command(fit))
         print(f"From an expert's path to the gradient of its coefficients: {len(way)} files\n  " + "\n  ".join(way))
 

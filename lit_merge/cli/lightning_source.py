@@ -64,11 +64,10 @@ def _meaning(name: str, module: str) -> Any:
 
 
 def exported(package: str) -> list[str]:
-    """The public names of a package: its `__all__`."""
-    for node in tree_of(package).body:
-        if isinstance(node, ast.Assign) and _names(node, "__all__"):
-            return list(ast.literal_eval(node.value))
-    raise LookupError(package)
+    """The classes that the `__init__` of a package imports, by their names."""
+    found = [node for node in tree_of(package).body if isinstance(node, ast.ImportFrom)]
+    names = [alias.asname or alias.name for node in found for alias in node.names]
+    return [name for name in names if name[:1].isupper()]
 
 
 def has_class(name: str) -> bool:
