@@ -115,7 +115,10 @@ class SweepFolder(UnfinishedOutput):
 
 def _plan(path: Path) -> dict[str, Any]:
     try:
-        return parse_sealed(path.read_bytes())
+        with open(path, "rb", opener=own) as file:
+            return parse_sealed(file.read())
+    except MergeError:
+        raise
     except (OSError, ValueError) as error:
         raise MergeError(f"{path} is damaged: pass --overwrite to start afresh") from error
 
