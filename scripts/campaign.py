@@ -118,6 +118,9 @@ def run(campaigns: list[Campaign], ends: float, seed: int) -> int:
     counts: dict[str, dict[str, int]] = {}
     warm: bool | None = None
     for i, campaign in enumerate(campaigns):
+        if campaign.holds and not forks.can_hold():
+            print(f"{campaign.name}: left out, as this system does not hold the calls of a process", flush=True)
+            continue
         if campaign.light is not warm:
             warm_up(place := campaign.place, warm := campaign.light)
             place.emptied()

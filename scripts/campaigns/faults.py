@@ -35,8 +35,6 @@ class Faults(Disturbed):
 
     def left(self, known: Undisturbed) -> str:
         """What a refused command has changed. A fit keeps what it has done, hidden, for the same command."""
-        if known.command.grows:
-            return ""
         now = {path: what for path, what in tree(self.place.work).items() if not path.startswith(".out.unfinished")}
         now = {path: what for path, what in now.items() if path.partition("/")[0] != "kept"}
         return difference(now, known.start)

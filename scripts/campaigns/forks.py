@@ -71,6 +71,7 @@ class Process:
         if not self.pid:
             self._run(work, folder, user, held, theirs)
         theirs.close()
+        self._died = os.pidfd_open(self.pid)
         self.listener: int | None = None
         if held is not None:
             _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
@@ -78,7 +79,6 @@ class Process:
                 raise OSError(f"the kernel holds no system calls: {self.end()}")
             self.listener = descriptors[0]
         ours.close()
-        self._died = os.pidfd_open(self.pid)
 
     def _run(
         self, work: Callable[[], object], folder: str | Path, user: int | None, held: str | None, ours: socket.socket
@@ -157,6 +157,15 @@ def command(arguments: Sequence[str]) -> Callable[[], object]:
         return main(arguments)
 
     return work
+
+
+def can_hold() -> bool:
+    """Whether system calls of forks can be held here."""
+    try:
+        Process(int, held="changes").end()
+    except OSError:
+        return False
+    return True
 
 
 def imported(work: Callable[[], object], folder: str | Path) -> list[str]:

@@ -34,6 +34,7 @@ class Undisturbed:
 class Disturbed(Campaign):
     """Base of campaigns that disturb commands at their events."""
 
+    holds: ClassVar[bool] = True
     reads: ClassVar[bool] = False
     """Whether events that read count, those on the inputs too."""
 
@@ -92,8 +93,6 @@ class Disturbed(Campaign):
 
     def half(self, known: Undisturbed) -> str:
         """What is wrong with the outputs of a command that was stopped: each is the old one or the new one, whole."""
-        if known.command.grows:
-            return ""
         for name in known.command.outputs:
             now, old, new = (
                 {path: what for path, what in one.items() if path == name or path.startswith(f"{name}/")}

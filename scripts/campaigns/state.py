@@ -45,7 +45,7 @@ class State(Disturbed):
 
     def _unfinished(self, path: Path) -> bool:
         top = path.relative_to(self.place.work).parts[0]
-        return top.startswith(".") or top == "kept" or (path.name in ("results.csv", "sweep.json"))
+        return top.startswith(".") or top == "kept"
 
 
 def change(draw: random.Random, path: Path) -> str:

@@ -68,11 +68,13 @@ class Campaign(ABC):
         name: for `--only`.
         share: of the time that all campaigns have.
         light: whether it does without Lightning and networks: forks of a small process are faster.
+        holds: whether it has the kernel hold system calls, which not every machine offers.
     """
 
     name: ClassVar[str]
     share: ClassVar[float] = 1.0
     light: ClassVar[bool] = False
+    holds: ClassVar[bool] = False
 
     def __init__(self, place: Place, seed: int) -> None:
         self.place, self.seed = place, seed

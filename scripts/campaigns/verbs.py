@@ -13,14 +13,12 @@ class Command:
         arguments: of `python -m lit_merge`.
         outputs: what it writes, relative to the folder where it runs.
         before: arguments of a command that has written the same outputs before; none for a place that is empty.
-        grows: whether its output grows in its place, as a sweep's does.
     """
 
     name: str
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     before: tuple[str, ...] = ()
-    grows: bool = False
 
     @property
     def slow(self) -> bool:
@@ -67,8 +65,8 @@ def commands(root: Path) -> list[Command]:
     for name, arguments, other in made:
         outputs = [arguments[arguments.index("--run" if name == "fit" else "--output") + 1]]
         outputs += ["small"] if name == "fit" else ["kept"] if name == "export-kept" else []
-        found.append(Command(name, arguments, tuple(outputs), grows=name == "sweep"))
+        found.append(Command(name, arguments, tuple(outputs)))
         if other:
             over = (*arguments, "--overwrite")
-            found.append(Command(f"{name}-over", over, tuple(outputs), (*arguments, *other), name == "sweep"))
+            found.append(Command(f"{name}-over", over, tuple(outputs), (*arguments, *other)))
     return found
