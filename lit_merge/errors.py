@@ -76,6 +76,12 @@ def check_finite(options: dict[str, Any], owner: str = "") -> None:
             raise MergeError(f"{owner}{': ' if owner else ''}{name}={value}: expected a finite number")
 
 
+def check_between(name: str, value: Any, least: int, most: int) -> None:
+    """Raises MergeError for a number of an option that is below `least` or above `most`; other values pass."""
+    if isinstance(value, Real) and not isinstance(value, bool) and not least <= value <= most:
+        raise MergeError(f"{name}={value}: expected a number from {least} to {most}")
+
+
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, Real]]:
     """The numbers of nested options and their names, as `method.scaling` and `bounds[1]`."""
     # Plain ones only: others may read their values from files.

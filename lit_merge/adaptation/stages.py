@@ -35,10 +35,17 @@ class Stage(Finite):
 TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 200, 1e-3))
 
 
+# Beyond these a coefficient is no number after a step, and a trainer counts no further.
+LARGEST_RATE, MOST_STEPS = 1e6, 2**53
+
+
 def check_stages(stages: Sequence[Stage]) -> None:
     """Raises MergeError where there is none, or one that is of no length or rate."""
-    if not stages or any(stage.steps < 1 or stage.lr <= 0 for stage in stages):
-        raise MergeError("stages: expected at least one, each with steps ≥ 1 and lr > 0")
+    if not stages or any(not 1 <= stage.steps <= MOST_STEPS or not 0 < stage.lr <= LARGEST_RATE for stage in stages):
+        raise MergeError(
+            f"stages: expected at least one, each with steps from 1 to {MOST_STEPS} and lr above 0, at most "
+            f"{LARGEST_RATE:g}"
+        )
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> int:

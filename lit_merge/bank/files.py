@@ -206,8 +206,8 @@ def _read_naming(about: Mapping[str, Any], path: Path) -> Naming:
 
 def _parse_about(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        about = parse_json(text)
-    except (ValueError, RecursionError) as error:
+        about = parse_json(text, unicode=False)
+    except ValueError as error:
         raise MergeError(f"{path} is damaged: {error}") from error
     version = about.get("format_version") if isinstance(about, dict) else None
     if not isinstance(version, int):

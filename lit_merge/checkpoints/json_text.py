@@ -16,8 +16,12 @@ _HALF = re.compile("[\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, unicode: bool = True) -> Any:
     """What a file or a line of JSON holds; bytes are UTF-8, UTF-16 or UTF-32, with or without a mark in front.
+
+    Args:
+        text: the JSON.
+        unicode: off where names of files may stand in it, which need not be text.
 
     >>> parse_json('{"a": 1}'.encode("utf-16"))
     {'a': 1}
@@ -32,7 +36,7 @@ def parse_json(text: str | bytes) -> Any:
         found = json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
-    if _ESCAPED.search(text):
+    if unicode and _ESCAPED.search(text):
         _check_unicode(found)
     return found
 
@@ -51,7 +55,7 @@ def parse_sealed(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it was cut or changed since, or is something else.
     """
-    found = parse_json(text)
+    found = parse_json(text, unicode=False)
     digest = found.pop("digest", None) if isinstance(found, dict) else None
     if digest != _digest(json.dumps(found)):
         raise ValueError("it was changed after it was written")

@@ -20,7 +20,7 @@ from lit_merge.cli.threads import settled_threads, use_threads
 from lit_merge.cli.trainer_options import trainer_options, without_opaque
 from lit_merge.console import say
 from lit_merge.data import TaskData, only_read
-from lit_merge.errors import MergeError, check_finite
+from lit_merge.errors import MergeError, check_between, check_finite
 from lit_merge.experts.files import expert_files
 
 # The sampler splits batches among processes itself; a run's log is a CSV file in its folder unless a logger is named.
@@ -31,6 +31,24 @@ TRAINER_DEFAULTS = {
     "logger": False,
     "enable_checkpointing": False,
     "enable_model_summary": False,
+}
+# Of numbers that Python, PyTorch or the system cannot take; Lightning itself refuses others.
+RANGES = {
+    "threads": (1, 1024),
+    "seed_everything": (0, 2**32 - 1),
+    "trainer.devices": (-1, 1024),
+    "trainer.num_nodes": (1, 2**20),
+    "trainer.max_steps": (-1, 2**53),
+    "trainer.min_steps": (0, 2**53),
+    "trainer.max_epochs": (-1, 2**53),
+    "trainer.min_epochs": (0, 2**53),
+    "trainer.accumulate_grad_batches": (1, 2**31),
+    "trainer.gradient_clip_val": (0, 2**31),
+    "trainer.log_every_n_steps": (0, 2**53),
+    "trainer.num_sanity_val_steps": (-1, 2**53),
+    "trainer.check_val_every_n_epoch": (1, 2**53),
+    "trainer.reload_dataloaders_every_n_epochs": (0, 2**53),
+    **{f"trainer.limit_{split}_batches": (0, 2**53) for split in ("train", "val", "test", "predict")},
 }
 # What of a model says what is merged how.
 MERGED = ("experts", "base", "exclude", "crop", "method", "transform", "bank", "decompositions", "svd")
@@ -77,6 +95,11 @@ class Configuration:
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
             self.options = self._parser.parse_args(without_opaque(arguments, trainer_options()))
         check_finite(self.options.as_dict())
+        for name, (least, most) in RANGES.items():
+            value = self.options.get(name)
+            # Some may be words, too: as numbers they are text.
+            number = isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 99
+            check_between(name, int(value) if number else value, least, most)
         if self.options.threads is not None:  # of a configuration file
             use_threads(self.options.threads)
         if threads := settled_threads():

@@ -58,6 +58,10 @@ One YAML file describes a merge and serves every verb; options on the command li
 """
 
 
+# Of what the system refuses: closed folders, names that are too long, disks that have gone.
+REMEDY = "check that the path exists and that this user may read and write it"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit code."""
     verb, *rest = arguments or ["--help"]
@@ -83,6 +87,11 @@ def main(arguments: Sequence[str]) -> int:
                 run(rest if verb in HOMES else [verb, *rest])
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file of the user's
+        print(f"lit_merge: error: {MergeError(f'{error.filename}: {error.strerror}: {REMEDY}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lit_merge: interrupted", file=sys.stderr)

@@ -64,7 +64,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _VALUE.search(message):
         key = match["key"] if match["owner"] is None else f"{place}.{match['key']}"
         return f"{key}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
-    if match := _CLASS.search(message):
+    if (match := _CLASS.search(message)) and "." in match[1]:
         wanted, name = match.groups()
         known = sorted(_subclasses(_load(wanted)))
         there = f"; there are {', '.join(known)}" if known else ""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lit_merge.errors import MergeError
 
+# Of threads that anybody asks for.
+MOST = 1024
 CGROUPS = Path("/sys/fs/cgroup")
 _settled: dict[str, int] = {}
 
@@ -110,8 +112,8 @@ def _take_option(arguments: Sequence[str]) -> tuple[list[str], int | None]:
         name, separator, value = argument.partition("=")
         if waiting or (name == "--threads" and separator):
             value, waiting = (argument if waiting else value), False
-            if not value.isdecimal() or int(value) < 1:
-                raise MergeError(f"--threads {value}: expected the number of threads, at least 1")
+            if not (value.isdecimal() and len(value) < 9 and 1 <= int(value) <= MOST):
+                raise MergeError(f"--threads {value}: expected the number of threads, from 1 to {MOST}")
             asked = int(value)
         elif name == "--threads":
             waiting = True

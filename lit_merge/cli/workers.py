@@ -58,7 +58,7 @@ def working_together(
         if WORKER not in os.environ:
             raise
         # A supervised process leaves its error in a file and ends.
-        Path(os.environ[WORKER], f"{processes.rank}.error").write_text(str(error), encoding="utf-8")
+        Path(os.environ[WORKER], f"{processes.rank}.error").write_bytes(os.fsencode(str(error)))
         raise SystemExit(2) from error
 
 
@@ -132,7 +132,7 @@ def _end_with_parent(folder: str) -> None:
 def _failure(error: ProcessException, context: ProcessContext, folder: Path) -> MergeError:
     """Why processes failed that have all ended: an error that one has left, or how one died."""
     for left in sorted(folder.glob("*.error")):
-        return MergeError(left.read_text(encoding="utf-8"))
+        return MergeError(os.fsdecode(left.read_bytes()))
     codes = [process.exitcode for process in context.processes]
     # A process that has lost another, or was ended because of it, is not the cause.
     ranks = [rank for rank, code in enumerate(codes) if code]

@@ -20,7 +20,7 @@ from lit_merge.data.data_module import DataModule
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.samplers import OnePassSampler, TaskBatchSampler
 from lit_merge.data.streams import Answers, ImageSource, LabelledImages, UnlabelledImages
-from lit_merge.errors import MergeError, MergeWarning
+from lit_merge.errors import MergeError, MergeWarning, check_between
 
 Labelled = tuple[ImageSource, Tensor | None]
 PairClasses = Callable[[str, Sequence[str] | None, bool], Sequence[int] | None]
@@ -57,6 +57,8 @@ class TaskData(ClassNames, DataModule):
             raise MergeError(f"batch_size={batch_size}, eval_batch_size={eval_batch_size}: expected at least 1")
         if batch_size > LARGEST_BATCH:
             raise MergeError(f"batch_size={batch_size}: expected at most {LARGEST_BATCH:,}, which a memory can hold")
+        check_between("num_workers", num_workers, 0, 1024)
+        check_between("seed", seed, 0, 2**63 - 1)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.augment = num_workers, seed, augment
 

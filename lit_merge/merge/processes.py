@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import distributed
 
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_between
 
 Accelerator = Literal["cpu", "gpu"]
 # Set for processes that `supervise` starts: the folder where each leaves its error.
@@ -64,6 +64,8 @@ def check_devices(devices: int, accelerator: Accelerator) -> None:
     """Raises MergeError unless there can be so many processes."""
     if devices < 1:
         raise MergeError(f"devices={devices}: expected the number of processes, at least 1")
+    # Each takes memory; more than a few for every core only cost.
+    check_between("devices", devices, 1, max(64, 4 * (os.cpu_count() or 1)))
     if accelerator not in ("cpu", "gpu"):
         raise MergeError(f"accelerator={accelerator!r}: expected cpu or gpu")
     if accelerator == "gpu" and (there := torch.cuda.device_count()) < devices:

@@ -31,7 +31,14 @@ def test_pairs_of_halves_are_characters() -> None:
 
 
 def test_a_seal_sees_every_change() -> None:
-    about = {"step": 3, "names": ["ä", "b"], "loss": float("inf"), "none": None, "more": {"1": [0.1, True]}}
+    about = {
+        "step": 3,
+        "names": ["ä", "b"],
+        "loss": float("inf"),
+        "none": None,
+        "more": {"1": [0.1, True]},
+        "file": "caf\udce9",
+    }
     for indent in (None, 1):
         text = sealed(about, indent)
         assert text.isascii()

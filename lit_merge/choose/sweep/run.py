@@ -17,7 +17,7 @@ from lit_merge.choose.sweep.tables import tables
 from lit_merge.choose.unlabelled import built
 from lit_merge.console import terminal
 from lit_merge.data import TaskData
-from lit_merge.errors import MergeError, MergeWarning
+from lit_merge.errors import MergeError, MergeWarning, check_between
 
 
 def run_sweep(
@@ -56,6 +56,7 @@ def run_sweep(
         raise MergeError("sweep builds banks from experts: give --model.experts")
     if network is None:
         raise MergeError("sweep runs a network: give --model.network, for example OpenClipImageEncoder")
+    check_between("images", images, 1, 2**31)
     if data.mixed:
         raise MergeError("sweep asks every expert about inputs of its own task: give data that does not mix the tasks")
     inputs = inputs or ("validation" if data.has("validation") else "unlabelled")
