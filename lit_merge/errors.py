@@ -15,7 +15,8 @@ class MergeError(ValueError):
     """
 
     def __init__(self, message: str, *, task: str | None = None, weight: str | None = None) -> None:
-        super().__init__(" ".join(message.split()))
+        # Names of files need not be text; what is printed and written must.
+        super().__init__(" ".join(message.split()).encode("utf-8", "backslashreplace").decode())
         self.task = task
         self.weight = weight
 
