@@ -101,7 +101,10 @@ def check_names(trainer: Namespace, arguments: Sequence[str]) -> None:
     if any("." in path and path.partition(".")[0] not in OWN for found in paths.values() for path in found):
         return
     for name, (kind, packages) in CLASSES.items():
-        known = [one for package in packages for one in exported(package)]
+        known: list[str] = []
+        for package in packages:
+            with suppress(LookupError):
+                known += exported(package)
         for path in paths[name]:
             if path.isidentifier() and path not in known and not has_class(path):
                 raise MergeError(f"trainer.{name}: there is no {kind} {path!r}{nearest(path, known)}")
