@@ -17,7 +17,11 @@ from lit_merge.errors import MergeError
 
 
 def subclasses(of: type) -> set[type]:
-    return {of}.union(*(subclasses(one) for one in of.__subclasses__() if one.__module__.startswith("lightning.")))
+    found = {of}
+    for one in of.__subclasses__():
+        if one.__module__.startswith("lightning."):
+            found |= subclasses(one)
+    return found
 
 
 def test_types_are_lightnings() -> None:
