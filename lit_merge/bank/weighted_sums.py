@@ -45,7 +45,7 @@ def _moved(value: Tensor, like: Tensor) -> Tensor:
 def _aligned(device: torch.device) -> bool:
     """Whether tensors begin at whole cache lines there, so that products have the same bits wherever a bank came from.
 
-    In the memory of the CPU one that is mapped from a file begins anywhere, and the last bits of a product depend on
+    In the memory of the CPU one that was mapped from a file begins anywhere, and the last bits of a product depend on
     it; element by element they do not.
     """
     return device.type != "cpu"
@@ -124,6 +124,6 @@ def _side_by_side(factor: Float[Tensor, "T m r"], like: Tensor) -> Float[Tensor,
     """The directions of all tasks as columns of one matrix, where `like` lies and in its dtype.
 
     Always a fresh copy: a product's last bits depend on strides and on alignment, which differ between a tensor that
-    was computed and the same tensor mapped from a file.
+    was computed and the same tensor from a file.
     """
     return torch.cat(_moved(factor, like).unbind(), dim=1)

@@ -47,7 +47,7 @@ class ImageSource(ABC):
 
 
 class ImageTensor(ImageSource):
-    """Images that are in memory, or mapped from a file."""
+    """Images that are in memory."""
 
     def __init__(self, images: UInt8[Tensor, "N ..."]) -> None:
         self.images = images

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint, SafetensorsFile, replacing, write_safetensors
+from lit_merge.checkpoints.input_file import of_one_moment
 from lit_merge.checkpoints.inputs import lists
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
@@ -106,7 +107,7 @@ def load_moments(path: str | os.PathLike[str], experts: Experts) -> Moments:
     if not folder.is_dir():
         raise MergeError(f"{folder}: no such folder of moments: collect them, or mend the path")
     check_own(folder)
-    return {task: FileMoments(_open(folder, task, experts)) for task in experts.tasks}
+    return of_one_moment(folder, lambda: {task: FileMoments(_open(folder, task, experts)) for task in experts.tasks})
 
 
 def check_moments(moments: Mapping[str, Mapping[str, Any]], experts: Experts) -> None:
