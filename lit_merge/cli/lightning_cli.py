@@ -105,7 +105,8 @@ class MergeCLI(LightningCLI):
             kwargs["callbacks"] = [*listed, callbacks.MergeProgress()]
         try:
             return cast(Trainer, super().instantiate_trainer(**kwargs))
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, MisconfigurationException) as error:
+            # As Lightning refuses numbers of devices and batches.
             raise cause_of(error) or MergeError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:

@@ -53,7 +53,7 @@ def use_threads(count: int) -> None:
         MergeError: none.
     """
     if count < 1:
-        raise MergeError(f"threads={count}: expected the number of threads, at least 1")
+        raise MergeError(f"threads={count}: expected the number of threads, from 1 to {MOST}")
     import torch
 
     torch.set_num_threads(count)
@@ -120,5 +120,5 @@ def _take_option(arguments: Sequence[str]) -> tuple[list[str], int | None]:
         else:
             rest.append(argument)
     if waiting:
-        raise MergeError("--threads: expected the number of threads, at least 1")
+        raise MergeError(f"--threads: expected the number of threads, from 1 to {MOST}")
     return rest, asked

@@ -61,7 +61,7 @@ def test_in_a_process_that_has_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_number_of_threads(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", "--threads", value]) == 2
     told = capsys.readouterr().err
-    assert told == f"lit_merge: error: --threads {value}: expected the number of threads, at least 1\n".replace(
+    assert told == f"lit_merge: error: --threads {value}: expected the number of threads, from 1 to 1024\n".replace(
         "  ", " "
     )
     with pytest.raises(MergeError, match="--threads: expected"):
