@@ -61,7 +61,7 @@ class MergedModel(ScoredModule):
         super().__init__(network, bank.tasks)
         self.options = asked = Adaptation(*options, **named)
         # Where they were left out they have been filled in.
-        self.objective, self.stages = cast(Objective, asked.objective), cast(tuple[Stage, ...], asked.stages)
+        self.stages = cast(tuple[Stage, ...], asked.stages)
         if asked.gradient_checkpointing:
             network.checkpoint_gradients()
         if asked.compile:
@@ -89,6 +89,17 @@ class MergedModel(ScoredModule):
     @property
     def tasks(self) -> tuple[str, ...]:
         return self._frame.tasks
+
+    @property
+    def objective(self) -> Objective:
+        """What the present stage minimises."""
+        return self.stages[max(0, self.stage_index)].objective or cast(Objective, self.options.objective)
+
+    @property
+    def asks_experts(self) -> str:
+        """The name of an objective that asks every expert about inputs of its own task; empty where there is none."""
+        every = (stage.objective or cast(Objective, self.options.objective) for stage in self.stages)
+        return next((type(one).__name__ for one in every if one.asks_experts), "")
 
     @property
     def total_steps(self) -> int:
@@ -122,9 +133,9 @@ class MergedModel(ScoredModule):
     def on_fit_start(self) -> None:
         self.check_learnable()
         self.check_classes("adaptation")
-        if self.objective.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
+        if self.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
             raise MergeError(
-                f"{type(self.objective).__name__} asks every expert about inputs of its own task, and the data mixes "
+                f"{self.asks_experts} asks every expert about inputs of its own task, and the data mixes "
                 "the tasks: take another objective"
             )
 
@@ -305,7 +316,7 @@ class MergedModel(ScoredModule):
             set_random_state(self._random, self.device)
             self._random = None
         data = getattr(self.trainer, "datamodule", None)
-        if self.objective.asks_experts and isinstance(data, TaskData) and comes_again(data, self.trainer):
+        if self.asks_experts and isinstance(data, TaskData) and comes_again(data, self.trainer):
             # Drawing nothing: a fit that finds them in a file goes on with the same numbers.
             files = () if self.experts is None else self.experts.checkpoints.values()
             asked = [fingerprint(one) for one in files] or [self._frame.fingerprint]

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from lit_merge.adaptation.correction import Correction
@@ -82,8 +82,9 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if value is None or isinstance(value, str | int | float | bool | dict):
         return value
-    options = asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(vars(value))
-    plain = {k: v for k, v in options.items() if isinstance(v, str | int | float | bool | list | tuple | dict)}
+    options = vars(value).items()
+    kinds = str | int | float | bool | list | tuple | dict
+    plain = {name: _plain(one) for name, one in options if isinstance(one, kinds) or is_dataclass(one)}
     return {"class": type(value).__name__} | plain
 
 

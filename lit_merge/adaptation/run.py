@@ -202,15 +202,21 @@ def write_run(
 
 
 def coefficients_csv(start: TaskBank, adapted: TaskBank) -> str:
-    """A line per task and weight: the coefficient before and after."""
+    """A line per task and weight: the coefficient before and after. Where directions have coefficients of their own,
+    these are means, and the lowest, the highest and the standard deviation stand next to them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "weight", "start", "adapted"])
+    directions = adapted.directions
+    writer.writerow(["task", "weight", "start", "adapted", *(["lowest", "highest", "deviation"] if directions else [])])
     rows = ("all",) if adapted.shared else adapted.tasks
     for t, task in enumerate(rows):
         for i, name in enumerate(adapted.layers):
             before, after = start.coefficients[t, i].item(), adapted.coefficients[t, i].item()
-            writer.writerow([task, name, f"{before:.9g}", f"{after:.9g}"])
+            spread = [""] * 3 if directions else []
+            if name in directions:
+                one = directions[name][t]
+                spread = [f"{value.item():.9g}" for value in (one.min(), one.max(), one.std(correction=0))]
+            writer.writerow([task, name, f"{before:.9g}", f"{after:.9g}", *spread])
     return text.getvalue()
 
 

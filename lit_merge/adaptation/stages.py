@@ -8,6 +8,7 @@ from typing import Literal
 
 from lit_merge.adaptation.coefficients import Granularity
 from lit_merge.errors import Finite, MergeError
+from lit_merge.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Stage(Finite):
         relative: count the steps of the coefficients in units of their mean at the beginning of the stage, so that one
             rate suits merges of small and of large coefficients.
         decay: `cosine` lets all rates of the stage fall to 0 by its end; `constant` keeps them.
+        objective: what this stage minimises, where it is another one than the fit's.
     """
 
     granularity: Granularity = "layer"
@@ -29,6 +31,7 @@ class Stage(Finite):
     lr: float = 1e-3
     relative: bool = False
     decay: Literal["constant", "cosine"] = "constant"
+    objective: Objective | None = None
 
 
 # The scale first: coefficients of different tasks compete and cannot travel far. docs/adaptation.md compares.

@@ -39,6 +39,16 @@ def corrected(origin: Float[Tensor, "..."], part: Mapping[str, Tensor]) -> Float
     return origin
 
 
+def relative_size(learnt: Mapping[str, Tensor], origin: Mapping[str, Tensor]) -> float:
+    """‖correction‖ / ‖origin‖ in the Frobenius norm, over all weights that have a correction; 0 where none has."""
+    moved = whole = 0.0
+    for name in dict.fromkeys(key.partition("/")[2] for key in learnt if key.partition("/")[0] in CORRECTION):
+        value = origin[name].double()
+        moved += corrected(torch.zeros_like(value), of_weight(learnt, name)).square().sum().item()
+        whole += value.square().sum().item()
+    return (moved / whole) ** 0.5 if whole else 0.0
+
+
 def shape_of(key: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...] | None:
     """The shape that a learnt tensor must have next to the other tensors of its bank; None where it has no place."""
     kind, _, name = key.partition("/")

@@ -70,8 +70,8 @@ def export_bank(
         compress(replace(bank, naming=names), rank_ratio, energy, dtype).save(output, overwrite)
         return []
     kind = None if dtype is None else getattr(torch, dtype)
-    cut = bank.truncate(rank_ratio, energy)
-    chosen = cut if task is None or format == "merged" else cut.only(task)
+    # One task's directions are cut by what they are to that task, and not to the merge.
+    chosen = (bank if task is None or format == "merged" else bank.only(task)).truncate(rank_ratio, energy)
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
     if experts is None and base is None and not is_file(destination(output)):
         say("no configuration next to the weights: --model.experts or --model.base names the models that have it")

@@ -30,7 +30,8 @@ BAD = "black"
 # A name may have dollars in it.
 @rc_context({"text.parse_math": False})
 def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = None, note: str = "") -> Figure:
-    """λ[task, weight] of a bank: tasks down, weights across, grouped by block.
+    """λ[task, weight] of a bank: tasks down, weights across, grouped by block. Where directions have coefficients of
+    their own, their means, and below them their standard deviations.
 
     Args:
         bank: whose coefficients are drawn.
@@ -39,6 +40,12 @@ def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = N
         note: put before the mean and the range below the title, for example the step.
     """
     values = bank.coefficients.detach().float().cpu().numpy()
+    norm, colours = _scale(values, start)
+    maps = [(values, norm, colours, "coefficient λ\n(factor on the delta)")]
+    if bank.directions:
+        deviation = _deviation(bank)
+        norm = Normalize(0, max(float(deviation.max()), 1e-6))
+        maps.append((deviation, norm, colormaps["magma"].with_extremes(bad=BAD), "standard deviation\nover directions"))
     order = display_order(bank.layers)
     lines = _lines([bank.layers[i] for i in order])
     widest = max(map(len, lines))
@@ -46,21 +53,21 @@ def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = N
     width = max(7.0, COLUMN * widest + LETTER * 1.3 * max(map(len, bank.tasks)) + 1.6)
     message = (describe(bank), _summary(values, start, note))
     title = "\n".join(textwrap.fill(part, int(13 * width)) for part in message)
-    heights = len(lines) * (ROW * len(values) + labels + 0.45)
+    heights = len(maps) * len(lines) * (ROW * len(values) + labels + 0.45)
     figure = Figure(figsize=(width, heights + 0.5 + 0.2 * (len(title.splitlines()) - 1)), layout="constrained")
-    panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
-    norm, colours = _scale(values, start)
-    done = 0
-    for axes, line in zip(panels, lines, strict=True):
-        part = values[:, order[done : done + len(line)]]
-        image = axes.imshow(part, cmap=colours, norm=norm, aspect="auto")
-        axes.set_xlim(-0.5, widest - 0.5)
-        _label_axes(axes, line, ["all tasks"] if bank.shared else bank.tasks)
-        done += len(line)
-    bar = figure.colorbar(image, ax=list(panels), pad=0.01, aspect=30)
-    bar.set_label("coefficient λ\n(factor on the delta)", fontsize=8)
-    bar.ax.ticklabel_format(useOffset=False)
-    bar.ax.tick_params(labelsize=8)
+    panels = figure.subplots(len(maps) * len(lines), 1, squeeze=False)[:, 0].reshape(len(maps), len(lines))
+    for own, (shown, norm, colours, label) in zip(panels, maps, strict=True):
+        done = 0
+        for axes, line in zip(own, lines, strict=True):
+            part = shown[:, order[done : done + len(line)]]
+            image = axes.imshow(part, cmap=colours, norm=norm, aspect="auto")
+            axes.set_xlim(-0.5, widest - 0.5)
+            _label_axes(axes, line, ["all tasks"] if bank.shared else bank.tasks)
+            done += len(line)
+        bar = figure.colorbar(image, ax=list(own), pad=0.01, aspect=30)
+        bar.set_label(label, fontsize=8)
+        bar.ax.ticklabel_format(useOffset=False)
+        bar.ax.tick_params(labelsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     # The layout costs more than the drawing: once for all files.
     engine = figure.get_layout_engine()
@@ -68,6 +75,16 @@ def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = N
     engine.execute(figure)
     figure.set_layout_engine("none")
     return figure
+
+
+def _deviation(bank: TaskBank) -> np.ndarray:
+    """Standard deviation of λ over the directions of every task and weight; 0 where they share one."""
+    found = np.zeros(tuple(bank.coefficients.shape), dtype=np.float32)
+    directions = bank.directions
+    for i, name in enumerate(bank.layers):
+        if name in directions:
+            found[:, i] = directions[name].detach().float().std(1, correction=0).cpu().numpy()
+    return found
 
 
 def display_order(layers: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from lit_merge.bank.learnt import relative_size
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
@@ -176,6 +177,10 @@ def describe(bank: TaskBank) -> str:
         words = f"{describe_method(transform)} and {words}" + "".join(
             f", {k.replace('_', ' ')} {v:.4g}" for k, v in message.items()
         )
+    if bank.directions:
+        words += ", a coefficient for every direction"
+    if bank.correction:
+        words += f", a shared correction of {100 * relative_size(bank.learnt, bank.origin):.2g} % of the origin's norm"
     return words
 
 

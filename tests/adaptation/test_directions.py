@@ -1,5 +1,7 @@
 """Fits of coefficients of directions and of a shared correction."""
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +25,13 @@ from lit_merge import (
     TaskBank,
     build_bank,
 )
+from lit_merge.adaptation.run import coefficients_csv
 from lit_merge.adaptation.stages import rates_at
 from lit_merge.adaptation.trainer import Trainer
+from lit_merge.bank.learnt import relative_size
 from lit_merge.objectives import ExpertAgreement, divergence
+from lit_merge.report.coefficient_figure import coefficient_figure, display_order
+from lit_merge.report.report import describe
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]
@@ -192,3 +198,52 @@ def test_bad_input(make_model: Make, tiny: Any) -> None:
     with pytest.raises(MergeError, match="is of another rank"):
         MergedModel(bank, tiny.encoder(), correction=Correction(3))
     assert replace(bank, learnt={}).fingerprint == bank.fingerprint
+
+
+def test_a_stage_has_an_objective_of_its_own(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    own = Stage("layer", 2, 0.01, objective=ExpertAgreement(2.0))
+    model = make_model(stages=[Stage("layer", 2, 0.01), own])
+    assert model.options.plan()["stages"][1]["objective"] == {"class": "ExpertAgreement", "temperature": 2.0}
+    seen: list[str] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+            seen.append(type(pl_module.objective).__name__)
+
+    fit(model, make_trainer, tiny.data(), callbacks=[Watch()])
+    assert seen == ["Entropy"] * 2 + ["ExpertAgreement"] * 2
+    entropy = fit(make_model(stages=[Stage("layer", 4, 0.01)]), make_trainer, tiny.data())
+    assert not torch.equal(entropy.coefficients(), model.coefficients())
+    with pytest.raises(MergeError, match="ExpertAgreement asks every expert"):
+        fit(make_model(stages=[own]), make_trainer, tiny.data(mixed=True))
+
+
+def test_tables_and_figures_of_directions(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
+    model = make_model(**WHOLE)
+    start = model.to_bank()
+    bank = fit(model, make_trainer, tiny.data()).to_bank()
+    lines = list(csv.DictReader(io.StringIO(coefficients_csv(start, bank))))
+    assert len(lines) == len(bank.tasks) * len(bank.layers)
+    for line in lines:
+        values = bank.directions.get(line["weight"])
+        if values is None:
+            assert line["lowest"] == ""
+            continue
+        own = values[bank.tasks.index(line["task"])].double()
+        for column, value in {"adapted": own.mean(), "lowest": own.min(), "highest": own.max()}.items():
+            assert float(line[column]) == pytest.approx(value.item(), rel=1e-5)
+        assert float(line["deviation"]) == pytest.approx(own.std(correction=0).item(), rel=1e-4)
+    figure = coefficient_figure(bank)
+    means, deviations = (axes.images[0].get_array() for axes in figure.axes if axes.images and axes.get_yticklabels())
+    order = display_order(bank.layers)
+    for column, i in enumerate(order):
+        values = bank.directions.get(bank.layers[i])
+        wanted = torch.zeros(3) if values is None else values.std(1, correction=0)
+        torch.testing.assert_close(torch.from_numpy(deviations[:, column]), wanted)
+        torch.testing.assert_close(torch.from_numpy(means[:, column]), bank.coefficients[:, i])
+    moved = {name: value.double() for name, value in bank.merge(0.0, torch.float64, naming="canonical").items()}
+    origin = {name: value.double() for name, value in bank.origin.items()}
+    size = sum((moved[n] - origin[n]).square().sum() for n in origin) / sum(v.square().sum() for v in origin.values())
+    assert relative_size(bank.learnt, bank.origin) == pytest.approx(size.sqrt().item(), rel=1e-4)
+    assert "a coefficient for every direction" in describe(bank)
+    assert f"{100 * size.sqrt().item():.2g} % of the origin's norm" in describe(bank)

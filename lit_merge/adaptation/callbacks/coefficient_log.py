@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_merge.adaptation.callbacks.collapse_guard import gone_back
 from lit_merge.adaptation.coefficients import by_row
 from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.kinds import Kind
@@ -90,7 +91,10 @@ class CoefficientLog(Callback):
     def _look(self, trainer: Trainer, model: MergedModel, name: str) -> None:
         """Writes and draws the coefficients as they are."""
         step, start = trainer.global_step, model.bank.coefficients.cpu()
-        bank = replace(model.bank, coefficients=model.coefficients().detach().cpu())
+        values = model.coefficients.values().detach().cpu()
+        directions = model.coefficients.by_direction(values)
+        learnt = {f"{DIRECTIONS}/{weight}": value for weight, value in directions.items()}
+        bank = replace(model.bank, coefficients=model.coefficients.by_weight(values), learnt=learnt)
         if step != self._logged:
             _append(self._folder / LOG, bank, step)
         self._logged = step
