@@ -33,6 +33,8 @@ from lit_merge import (
     ESM,
     TSVM,
     CollapseGuard,
+    Correction,
+    ImageAugmentation,
     IsoC,
     MergedModel,
     MergeError,
@@ -65,6 +67,8 @@ class Run:
     objective: Objective | None = None
     sharpness: float = 0.0
     one_class: bool = False
+    correction: Correction | None = None
+    augment: ImageAugmentation | None = None
 
 
 def runs(moments: Any) -> dict[str, Run]:
@@ -80,9 +84,26 @@ def runs(moments: Any) -> dict[str, Run]:
     named["CART / gentle layers"] = Run(cart, (TIED, Stage("layer", 200, 2e-4)))
     named["CART / high rate"] = Run(cart, (Stage("layer", 200, 0.1),))
     named["CART / one class"] = Run(cart, (TIED, Stage("layer", 100, 1e-2)), one_class=True)
-    return named
+    return named | {
+        f"{name} / {label}": run for name, method in methods.items() for label, run in taught(method).items()
+    }
 
 
+def taught(method: MergeMethod) -> dict[str, Run]:
+    """Coefficients of directions: by entropy, by the experts, and with what else can be learnt or changed."""
+    experts, both, images = ExpertAgreement(), Correction(), ImageAugmentation()
+    stages = {rate: (TIED, Stage("direction", 200, rate, relative=True, decay="cosine")) for rate in RATES}
+    found = {f"directions at {rate}, experts": Run(method, stages[rate], experts) for rate in RATES}
+    return found | {
+        "directions, entropy": Run(method, stages[0.01]),
+        "directions, experts, correction": Run(method, stages[0.02], experts, correction=both),
+        "directions, experts, images": Run(method, stages[0.02], experts, augment=images),
+        "directions, experts, correction, images": Run(method, stages[0.02], experts, correction=both, augment=images),
+    }
+
+
+# Of the coefficients' mean, a step.
+RATES = (0.01, 0.02, 0.04)
 OBJECTIVES: dict[str, Objective] = {
     "entropy": Entropy(),
     "entropy per log classes": Entropy(per_log_classes=True),
@@ -166,7 +187,9 @@ def measure(name: str, output: Path, only: str) -> None:
         run = runs(moments)[one]
         pl.seed_everything(0, verbose=False)
         bank = build_bank(suite.experts, method=run.method)
-        model = MergedModel(bank, network, run.objective, run.stages, sharpness=run.sharpness)
+        model = MergedModel(
+            bank, network, run.objective, run.stages, sharpness=run.sharpness, correction=run.correction
+        )
         model.expert_weights = lambda task: {n: w.to(network.device) for n, w in expert(suite, task).items()}  # type: ignore[method-assign]
         watch = Watch(probe, test)
         trainer = pl.Trainer(
@@ -179,7 +202,9 @@ def measure(name: str, output: Path, only: str) -> None:
             use_distributed_sampler=False,
             callbacks=[watch],
         )
+        data.augment = run.augment
         trainer.fit(model, datamodule=OneClass(data) if run.one_class else data)
+        data.augment = None
         known = (json.loads(path.read_text("utf-8")) if path.exists() else {}) | {one: watch.seen}
         write_text(path, json.dumps(known) + "\n", overwrite=True)
         curve = [f"{100 * mean(seen['sample'].values()):.1f}" for seen in watch.seen]

@@ -215,6 +215,9 @@ class MergedModel(ScoredModule):
 
         how = self.objective, expert, self.options.microbatch
         step = adaptation_step(self.network, weights, batch, *how)
+        if self.correction is not None and self.trainer.world_size > 1:
+            # Processes wait for a gradient of everything, also of weights that the network does not run.
+            step.loss = step.loss + 0 * sum(part.sum() for part in self.correction.parameters())
         self.log("loss", step.loss.detach(), prog_bar=True)
         self.log("coefficient", self.coefficients().mean(), prog_bar=True)
         if self.masks is not None:

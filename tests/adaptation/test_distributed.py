@@ -49,8 +49,14 @@ def config(tiny: Any, processes: int, callbacks: list[dict[str, Any]]) -> dict[s
             "ranks": {"rank_ratio": 0.3, "lr": 0.02},
             "stages": [
                 {"granularity": "tied", "steps": 3, "lr": 0.05},
-                {"granularity": "layer", "steps": STEPS - 3, "lr": 0.01},
+                {
+                    "granularity": "direction",
+                    "steps": STEPS - 3,
+                    "lr": 0.01,
+                    "objective": {"class_path": "ExpertAgreement"},
+                },
             ],
+            "correction": {"rank": 2, "lr": 0.01},
         },
         "data": {
             "class_path": "tests.watched.WatchedSuite",
@@ -111,6 +117,9 @@ def test_two_processes_give_the_coefficients_of_one(runs: dict[str, Path], tiny:
     one, two = (TaskBank.load(runs[name] / "run" / "bank") for name in ("one", "two"))
     assert one.coefficients.unique().numel() > 10
     torch.testing.assert_close(two.coefficients, one.coefficients, rtol=1e-5, atol=1e-6)
+    assert any(value.any() for key, value in one.correction.items() if key.startswith("A/"))
+    for key, value in one.learnt.items():
+        torch.testing.assert_close(two.learnt[key], value, rtol=1e-3, atol=1e-5)
     # Learnt ranks are those that are used.
     assert two.ranks == one.ranks
     # Batches as large as a task: each process sees tasks that the other does not.
