@@ -69,7 +69,7 @@ def check_apart(output: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def _note(path: Path, listed: bool) -> Path:
-    if _now is not None and not _now.read.get(path, False) and path.exists():
+    if _now is not None and not _now.read.get(path, False) and os.path.exists(path):
         _now.read[path] = _now.read.get(path, False) or listed
         for output in _now.written:
             _check(output, path, listed)

@@ -12,6 +12,7 @@ from jsonargparse._optionals import get_omegaconf_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lit_merge.checkpoints.inputs import reads
 from lit_merge.cli.class_paths import only_wanted
 from lit_merge.cli.parse_errors import explain
 from lit_merge.cli.written import DoubleKeyError, read_written
@@ -48,7 +49,7 @@ def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> I
     """
     files = list(_config_files(arguments))
     for file in files:
-        _check_text(Path(file))
+        _check_text(reads(Path(file)))
     refused: list[MergeError] = []
     set_parsing_settings(config_read_mode_urls_enabled=False, omegaconf_absolute_to_relative_paths=True)
     set_loader(MODE, partial(_read, refused), (YAMLError,))

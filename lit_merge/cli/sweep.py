@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_merge.checkpoints.inputs import writes
 from lit_merge.choose.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import Configuration
@@ -46,6 +47,7 @@ def sweep(arguments: Sequence[str]) -> None:
     output, devices = config["output"], config["trainer"].devices
     if output is None:
         raise MergeError("sweep needs --output, the place to write to")
+    writes(Path(output))
     if devices not in ("auto", 1, "1", [0]):
         raise MergeError("sweep runs in one process: pass --trainer.devices 1")
     # All banks of a sweep share one decomposition.

@@ -155,3 +155,12 @@ def test_class_names_in_another_encoding(texts: Any, tmp_path: Path, refused: Re
     )
     assert "names.txt (class names of task ham) is no text in UTF-8" in line
     assert "save it in UTF-8" in line
+
+
+def test_an_output_that_holds_the_configuration(refused: Refused) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("model:\n  experts: {a: a.safetensors}\n  method: CART\n")
+    for arguments in (["fit", "--run"], ["merge", "--output"], ["sweep", "--output"]):
+        line = refused(arguments[0], "--config", "run/config.yaml", arguments[1], "run", "--overwrite")
+        assert "run" in line
+        assert "config.yaml" in line or "is no sweep" in line
