@@ -5,6 +5,7 @@ Heavy packages are imported by the fixtures: pytest's own process, which gives t
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -20,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+# What is imported stays: to look through it for garbage would take a fifth of the time of collecting.
+gc.disable()
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +62,11 @@ GUARD_SAYS = ("the fit went on for too long", "the fit collapses", "back to the 
 def pytest_configure(config: pytest.Config) -> None:
     for text in (*LIGHTNING_SAYS, *GUARD_SAYS):
         config.addinivalue_line("filterwarnings", f"ignore:.*{text}.*")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @dataclass(frozen=True)
