@@ -10,13 +10,14 @@ exit code is 1.
 
 import argparse
 import gc
+import io
 import os
 import pkgutil
 import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -107,6 +108,11 @@ def warm_up(place: Place, light: bool) -> None:
         # Parts of packages with a loader of their own are not found by their name.
         with suppress(ImportError):
             import_module(name)
+    # The parser of the command line remembers what it has read of classes. This reads headers, and starts no thread.
+    from lit_merge.cli.main import main as command
+
+    with redirect_stdout(io.StringIO()):
+        command(["merge", "--config", str(place.inputs / "config.yaml"), "--dry-run"])
     # Nothing of this is touched by forks, whose pages stay shared.
     gc.collect()
     gc.freeze()
