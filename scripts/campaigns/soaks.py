@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from campaigns.forks import Process
 from campaigns.trial import RIGHT, Campaign, Result, failed
@@ -31,7 +32,8 @@ class Soaks(Campaign):
     def steps(self, count: int) -> int:
         from lightning.pytorch import Callback
 
-        from lit_merge import OpenClipImageEncoder, Stage, Suite, TaskBank, adapt
+        from lit_merge import MergedModel, OpenClipImageEncoder, Stage, Suite, TaskBank
+        from lit_merge.adaptation.trainer import Trainer
 
         root, look = self.place.inputs, Looks(count)
         network = OpenClipImageEncoder(str(root / "network.json"), str(root / "heads.safetensors"))
@@ -40,9 +42,11 @@ class Soaks(Campaign):
             def on_train_batch_end(self, *arguments: object) -> None:
                 look()
 
-        bank, data = TaskBank.load(root / "bank"), Suite(str(root), batch_size=4)
-        stages = [Stage("layer", steps=count, lr=1e-4)]
-        adapt(bank, network, data, stages=stages, guard=False, progress=False, callbacks=[Look()])
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        own: dict[str, Any] = {"accelerator": "cpu", "use_distributed_sampler": False, "limit_val_batches": 0}
+        trainer = Trainer(max_steps=count, callbacks=[Look()], **own, **quiet)
+        model = MergedModel(TaskBank.load(root / "bank"), network, stages=[Stage("layer", steps=count, lr=1e-4)])
+        trainer.fit(model, datamodule=Suite(str(root), batch_size=4))
         return look.result()
 
     def loads(self, count: int) -> int:
