@@ -65,8 +65,16 @@ def log_into(trainer: Trainer, output: str | Path, unfinished: UnfinishedFit) ->
         unfinished: where all grows.
 
     Raises:
-        MergeError: another kind of logger with a place in `output`; a folder for coefficients that exists.
+        MergeError: another kind of logger, or checkpoints, with a place in `output`; a folder for coefficients that
+            exists.
     """
+    for callback in trainer.callbacks:
+        # Lightning's ModelCheckpoint, which writes while the fit runs.
+        place = getattr(callback, "dirpath", None)
+        if place is not None and Path(place).absolute().is_relative_to(destination(output).absolute()):
+            raise MergeError(
+                f"{type(callback).__name__} writes to {place}, in the folder that the run replaces: choose another"
+            )
     loggers = list(trainer.loggers)
     for logger in loggers:
         _move(logger, destination(output).absolute(), unfinished.inside)

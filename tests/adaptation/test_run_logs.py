@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_merge import CoefficientLog, MergedModel, MergeError
@@ -76,3 +77,6 @@ def test_other_loggers(make_trainer: MakeTrainer, tmp_path: Path) -> None:
             else:
                 log_into(trainer, tmp_path / "run", unfinished)
                 assert trainer.loggers[0].save_dir == str(place)
+        saves = make_trainer(callbacks=[ModelCheckpoint(tmp_path / "run" / "steps")], enable_checkpointing=True)
+        with pytest.raises(MergeError, match=r"ModelCheckpoint writes to .*steps, in the folder that the run replaces"):
+            log_into(saves, tmp_path / "run", unfinished)

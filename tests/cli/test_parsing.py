@@ -121,10 +121,10 @@ def test_names_of_tasks_and_of_files(here: Path) -> None:
         assert bank.method["init_args"] == {"rank_ratio": 0.5, "scaling": 2.0, "matrices": "all"}
     for name in ("1", "no", "0x10", "2024-01-01"):
         Path("c.yaml").write_text(
-            f"model:\n  experts: {name}\n  method: WeightAveraging\noutput: {name}/1_000\noverwrite: no\n"
+            f"model:\n  experts: {name}\n  method: WeightAveraging\noutput: 1_000/{name}\noverwrite: no\n"
         )
         assert main(["merge", "--config", "c.yaml"]) == 0
-        assert (Path(name) / "1_000").is_dir()
+        assert (Path("1_000") / name).is_dir()
 
 
 def test_numbers_are_what_they_were(here: Path) -> None:
