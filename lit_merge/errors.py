@@ -79,7 +79,7 @@ def check_finite(options: dict[str, Any], owner: str = "") -> None:
 
 def check_between(name: str, value: Any, least: int, most: int) -> None:
     """Raises MergeError for a number of an option that is below `least` or above `most`; other values pass."""
-    if isinstance(value, Real) and not isinstance(value, bool) and not least <= value <= most:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
         raise MergeError(f"{name}={value}: expected a number from {least} to {most}")
 
 

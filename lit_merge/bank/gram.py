@@ -5,6 +5,7 @@ Everything is read off the Gram matrix AᵀA, of the shorter side. Squaring cost
 matrices that are ill-conditioned, or lack rank, need no other decomposition. Imports nothing of the package.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -58,6 +59,14 @@ def of_middling_size(matrices: Float[Tensor, "*T m n"]) -> tuple[Float[Tensor, "
     exponent = torch.frexp(matrices.abs().amax((-2, -1), keepdim=True)).exponent
     exponent = torch.where(middling, 0, exponent)
     return shifted(matrices, -exponent), exponent
+
+
+def of_one_size(
+    matrices: Float[Tensor, "T m n"], rounding: float = 0.0
+) -> tuple[Float[Tensor, "T m n"], float, Int[Tensor, "1 1"]]:
+    """`of_middling_size` by one power of two for all, so that they can be added up; `rounding` likewise."""
+    flat, exponent = of_middling_size(matrices.flatten(0, 1))
+    return flat.view_as(matrices), math.ldexp(rounding, -int(exponent)), exponent
 
 
 def norms_of(matrices: Float[Tensor, "*T m n"], dim: int) -> Float[Tensor, "*T _"]:

@@ -72,9 +72,9 @@ def _derives(module: str, name: str, wanted: Wanted, depth: int) -> bool | None:
     if tree is None or depth > DEEPEST:
         return None
     bound: dict[str, ast.stmt] = {}
-    for node in _statements(tree.body):
-        for one in _names(node):
-            bound[one] = node
+    for statement in _statements(tree.body):
+        for one in _names(statement):
+            bound[one] = statement
     node = bound.get(name)
     if node is None:
         return None if {"*", "__getattr__"} & bound.keys() else False

@@ -1,6 +1,5 @@
 """ESM: essential subspaces of what the task vectors change in the outputs (arXiv 2602.20208, 2606.19164)."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.bank.essential_subspaces import essential_subspaces, independent_directions
-from lit_merge.bank.gram import of_middling_size, shifted
+from lit_merge.bank.gram import of_one_size, shifted
 from lit_merge.bank.layer_level import emphasis, layer_level, relative
 from lit_merge.bank.linalg import partial_isometry, product_svd
 from lit_merge.bank.low_rank import Delta, LowRank
@@ -49,9 +48,7 @@ def esm(
         rank: k of every task, T·k ≤ m; a task with fewer essential directions keeps those, one without any is left out.
     """
     T, m, n = task_vectors.shape
-    # As one matrix: tasks are compared with each other.
-    flat, exponent = of_middling_size(task_vectors.double().flatten(0, 1))
-    delta, rounding = flat.view(T, m, n), math.ldexp(rounding, -int(exponent))
+    delta, rounding, exponent = of_one_size(task_vectors.double(), rounding)
     P, l = essential_subspaces(delta, second_moments, rank, rounding)
     A = P.mT @ delta
     outputs, inputs = independent_directions(P, A, l, rounding, task_vectors.dtype)
@@ -75,10 +72,9 @@ class ESM(MomentsMethod):
     """W = θ₀ + scaling · Σ_t β_l · P̃_t·Ã_t for matrices; the rest is θ₀ + scaling · mean_t τ_t.
 
     Args:
-        preset: `paper`, the equations as published; `official`, what the authors' code does to open_clip's image
-            towers: essential subspaces, and `scaling`, for in_proj, c_fc and c_proj only, directions weighted, the
-            whole scaled by 2·m_P·m_A (means of the singular values of P and A); TSV-M for all other matrices. The
-            paper's P̃·Ã have norm 1 whatever the task vectors' is: it is `scaling` that brings them to size.
+        preset: `paper`, the equations as published (P̃·Ã has norm 1: `scaling` brings it to size); `official`, what the
+            authors' code does to open_clip's image towers: essential subspaces, and `scaling`, for in_proj, c_fc and
+            c_proj only, directions weighted, scaled by 2·m_P·m_A (mean singular values of P and A); TSV-M elsewhere.
         rank_ratio: k = max(1, ⌊rank_ratio·m⌋) of m outputs, at most 1/T; ⌊m/T⌋, the authors' choice, by default.
         scaling: α; or a rule that finds it without labels. The authors search it on validation images.
         matrices: see `select_matrices`; the authors decompose every 2-D weight but the text projection. One with fewer
@@ -106,8 +102,7 @@ class ESM(MomentsMethod):
 
     def check(self, experts: Experts) -> None:
         if not any(self.wants_moments(name) for name in self.selected(experts.shapes, len(experts.tasks))):
-            needed = "weights named in_proj, c_fc and c_proj, of which there are none"
-            raise MergeError(f"preset=official is for {needed}: take preset=paper")
+            raise MergeError("preset=official is for in_proj, c_fc and c_proj, and there are none: take preset=paper")
 
     def has_room(self, shape: tuple[int, ...], tasks: int) -> bool:
         # In the official preset either side of a matrix may count, as of TSV-M.

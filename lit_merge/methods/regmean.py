@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_merge.bank.gram import of_middling_size, shifted
+from lit_merge.bank.gram import of_one_size, shifted
 from lit_merge.bank.linalg import ridge_solve
 from lit_merge.bank.low_rank import Delta
 from lit_merge.errors import MergeError
@@ -20,10 +20,7 @@ def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tenso
     """W − θ₀ of Wᵀ = (Σ_t C_t)⁻¹ Σ_t C_t W_tᵀ with W_t = θ₀ + τ_t, in float64; θ₀ cancels from it. C_t (n, n) are
     second moments of the inputs, to one common factor, one in memory at a time; their off-diagonal entries are
     multiplied by `shrinkage`. Directions that no task's inputs have are averaged, see `ridge_solve`."""
-    (_, m, n), (tau, exponent) = task_vectors.shape, of_middling_size(task_vectors.double())
-    # Tasks are added up: one power of two for all.
-    top = exponent.amax()
-    tau = shifted(tau, exponent - top)
+    (_, m, n), (tau, _, exponent) = task_vectors.shape, of_one_size(task_vectors.double())
     left, right = tau.new_zeros(n, n), tau.new_zeros(n, m)
     for C, own in zip(second_moments, tau, strict=True):
         shrunk = shrinkage * C.double()
@@ -32,7 +29,7 @@ def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tenso
         right += shrunk @ own.T
     if not (unit := left.diagonal().mean()):
         return task_vectors.mean(0)
-    return shifted(ridge_solve(left / unit, right / unit, tau.mean(0).T).T, top).to(task_vectors.dtype)
+    return shifted(ridge_solve(left / unit, right / unit, tau.mean(0).T).T, exponent).to(task_vectors.dtype)
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,7 @@ class RegMean(MomentsMethod):
     Args:
         scaling: of the merged task vector; 1 is RegMean. Or a rule that finds it without labels.
         shrinkage: factor on the off-diagonal entries of the moments, in [0, 1].
-        matrices: see `select_matrices`.
-        samples, moments: see `MomentsMethod`.
+        matrices, samples, moments: see `select_matrices` and `MomentsMethod`.
     """
 
     scaling: Scaling = 1.0
