@@ -160,7 +160,7 @@ def _silence_lightning() -> None:
     """Lightning's own observer kills this process without a word."""
     for thread in threading.enumerate():
         if thread.name == "child-process-observer" and hasattr(thread, "_run"):
-            thread._run = lambda: True  # type: ignore[attr-defined]
+            thread._run = lambda: True
 
 
 def _lives(pid: int) -> bool:
