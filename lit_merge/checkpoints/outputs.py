@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from lit_merge.checkpoints.inputs import check_apart, writes
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.lasting import settle, sync_folders
@@ -107,7 +105,7 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind 
     except MergeError as error:
         # Of a file inside a folder that is being written: its place is where the folder will stand.
         raise MergeError(str(error).replace(str(new), str(target)), task=error.task, weight=error.weight) from error
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MergeError(f"{target} could not be written: {reason}; nothing was changed") from error
     finally:

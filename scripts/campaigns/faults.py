@@ -34,10 +34,14 @@ class Faults(Disturbed):
         return failed(about, wrong) if wrong else Result(CLEAN, about)
 
     def left(self, known: Undisturbed) -> str:
-        """What a refused command has changed. A fit keeps what it has done, hidden, for the same command."""
-        now = {path: what for path, what in tree(self.place.work).items() if not path.startswith(".out.unfinished")}
-        now = {path: what for path, what in now.items() if path.partition("/")[0] != "kept"}
-        return difference(now, known.start)
+        """What a refused command has changed. A fit keeps what it has done, hidden, for the same command; a folder that
+        the disk does not list any more stays for the same command too, which then removes it."""
+        free = (".",) if self.error == errno.EIO else (".out.unfinished",)
+        now, start = (
+            {path: what for path, what in one.items() if not path.startswith((*free, "kept"))}
+            for one in (tree(self.place.work), known.start)
+        )
+        return difference(now, start)
 
 
 class FullDisk(Faults):

@@ -279,7 +279,7 @@ def kinds() -> list[Kind]:
     found = [
         Kind("safetensors", _copy("experts"), experts, _average, _average_of_loaded, 1e-2),
         Kind("bank", _copy("bank"), bank, _bank, _bank_by_hand, 1e-4),
-        Kind("moments", _write_moments, moments, _regmean, _regmean_by_hand, 1e-3),
+        Kind("moments", _write_moments, moments, _regmean, _regmean_by_hand, 2e-2),
         Kind("adapter", _write_adapter, adapter, _adapted, _adapted_by_hand, 1e-5),
         Kind("shards", _write_shards, index, _convertible("shards"), _by_index),
         Kind("picture", _write_picture, {"pictures/0.png": mutators.mutate_image}, _picture, _picture_by_pil),
