@@ -54,6 +54,8 @@ class SafetensorsFile(Checkpoint):
 
     def read(self, name: str) -> Tensor:
         """In memory of its own: pages of a mapped file would count as the process's, in the end those of all files."""
+        if name not in self.shapes:
+            raise MergeError(f"{self.path} has no tensor {name}", weight=name)
         value = torch.empty(self.shapes[name], dtype=self.dtypes[name])
         self.read_into(name, value)
         return value
