@@ -131,7 +131,9 @@ class UnfinishedFit(UnfinishedOutput):
             raise self.damaged(f"log/{attempt.name}") from error
 
     def _attempts(self) -> list[Path]:
-        places = list((self.folder / "log").iterdir()) if (self.folder / "log").is_dir() else []
+        # Lightning keeps checkpoints next to a log that is not named a place.
+        found = (self.folder / "log").iterdir() if (self.folder / "log").is_dir() else ()
+        places = [place for place in found if not place.is_dir()]
         if other := [place.name for place in places if not place.stem.isdecimal()]:
             raise self.damaged(f"log/{other[0]}")
         return sorted(places, key=lambda place: int(place.stem))
