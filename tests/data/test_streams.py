@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_merge.data.samplers import OnePassSampler, TaskBatchSampler
+from lit_merge.data.samplers import Draws, OnePassSampler, TaskBatchSampler
 from lit_merge.data.streams import (
     Answers,
     ArrangedImages,
@@ -96,7 +96,8 @@ def test_sampler_leaves_the_global_generator_alone() -> None:
 
 def test_unlabelled_images_are_those_that_were_chosen() -> None:
     images = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2)
-    batch = UnlabelledImages({"a": ImageTensor(images), "b": ImageTensor(images + 10)})[{"a": [4, 0], "b": [1, 1]}]
+    sources = {"a": ImageTensor(images), "b": ImageTensor(images + 10)}
+    batch = UnlabelledImages(sources)[{"a": Draws([4, 0], 0), "b": Draws([1, 1], 0)}]
     assert {task: x[:, 0, 0].tolist() for task, x in batch.items()} == {"a": [4, 0], "b": [11, 11]}
 
 
