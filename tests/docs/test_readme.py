@@ -26,7 +26,17 @@ SHORT = {
 }
 # A configuration of each kind of fit: bounds, a coefficient a task, learnt ranks, a transform, a rule for the scale,
 # one delta for all tasks, second moments. To a fit, banks of the other methods are like one of these.
-FITTED = {"adamerging", "adamerging_task", "adarank_cart", "awd_ties", "cart_entropy", "iso_c", "esm", "quickstart"}
+FITTED = {
+    "adamerging",
+    "adamerging_task",
+    "adarank_cart",
+    "awd_ties",
+    "cart_entropy",
+    "iso_c",
+    "esm",
+    "quickstart",
+    "cart_teachers",
+}
 QUIET = ["--trainer.enable_progress_bar", "false"]
 
 
@@ -72,8 +82,16 @@ def on_tiny(tiny: Any) -> list[str]:
 def test_every_configuration_runs(path: Path, workplace: Path, on_tiny: list[str]) -> None:
     start = ["--config", str(path), *on_tiny]
     merged = ["--output", "merged.safetensors"]
-    if path.stem in ("esm", "regmean", "awd_esm", "esm_official"):  # fewer images than those configurations look at
+    if path.stem in (
+        "esm",
+        "regmean",
+        "awd_esm",
+        "esm_official",
+        "esm_teachers",
+    ):  # fewer images than those configurations look at
         start += ["--model.method.samples", "8"]
+    if path.stem.endswith("_teachers"):  # and matrices are smaller
+        start += ["--model.correction.rank", "2"]
     assert main(["merge", *start, *merged]) == 0
     if path.stem == "weight_averaging":
         assert main(["test", *start, *QUIET]) == 0
@@ -110,12 +128,13 @@ def test_a_method_of_your_own(tmp_path: Path, tiny: Any, forks: Any, monkeypatch
 def test_adaptation_examples(workplace: Path, on_tiny: list[str]) -> None:
     text = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
     found = blocks(text, "yaml")
-    assert len(found) == 4
+    assert len(found) == 5
     start = ["--config", "configs/cart.yaml"]
     plain = ["--trainer.callbacks+=CoefficientLog", "--trainer.callbacks.figures=false"]
     for i, block in enumerate(found):
         # A compiler takes minutes (test_compiling.py), and there need not be a GPU.
         block = block.replace("compile: true", "compile: false").replace("accelerator: gpu", "accelerator: cpu")
+        block = block.replace("rank: 32", "rank: 2")
         Path(f"block{i}.yaml").write_text(block)
         options = [*start, "--config", f"block{i}.yaml", *on_tiny, "--data.batch_size", "4", "--run", f"run{i}"]
         assert main(["fit", *options, *SHORT["fit"], *QUIET, *plain]) == 0
