@@ -202,7 +202,7 @@ def test_configurations_that_are_not_there(files: dict[str, str], tmp_path: Path
     for config, told in (
         ("openai/clip-vit-none", "nor a model in Hugging Face's cache: give a folder with config.json"),
         ("no such/model name", "nor a model in Hugging Face's cache"),
-        (str(tmp_path), "config.json: No such file"),
+        (str(tmp_path), "config.json: no such file"),
     ):
         with pytest.raises(MergeError, match=told):
             HuggingFaceImageEncoder(config, files["heads"])

@@ -76,7 +76,7 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
     assert "transformer.resblocks.0.attn.in_proj_weight" in network.encoder.state_dict()
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "no JSON"), ("[1]", "embed_dim"), ("{}", "embed_dim")])
+@pytest.mark.parametrize(("text", "told"), [("{", "no JSON"), ("[1]", "expected a JSON object"), ("{}", "embed_dim")])
 def test_bad_configurations(text: str, told: str, tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "network.json"
     path.write_text(text)

@@ -209,8 +209,8 @@ def test_zip_files_that_are_not_torchs(marker: Path, tmp_path: Path) -> None:
     refused(files.write_zip(path, good, values, zipfile.ZIP_DEFLATED), "compressed")
     for names, told in (
         (["archive/data.pkl", "archive/data.pkl"], "two entries"),
-        (["archive/data.pkl", "../../data.pkl"], "not one data.pkl"),
-        (["other/file"], "not one data.pkl"),
+        (["archive/data.pkl", "../../data.pkl"], "does not hold exactly one data.pkl"),
+        (["other/file"], "does not hold exactly one data.pkl"),
     ):
         with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as archive:
             for name in names:
