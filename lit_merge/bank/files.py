@@ -153,7 +153,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], BankFile]:
         kind = file.dtypes[f"origin/{name}"]
         if dtype.is_floating_point != kind.is_floating_point:
             raise MergeError(f"{file.path}: origin/{name} is {kind}, but {dtype} in bank.json", weight=name)
-    _check_pair(parse_json(text), file)
+    _check_pair(parse_json(text, unicode=False), file)
     return about, file
 
 

@@ -173,7 +173,10 @@ def test_a_broken_tokenizer_of_an_adapter(
     language_models.save_adapter(made / "base", tmp_path / "experts" / "chat", 0)
     file = tmp_path / "experts" / "chat" / "tokenizer.json"
     options = ["--model.experts", f"{tmp_path}/experts", "--model.base", f"{made}/base", "--model.method", "CART"]
-    for text, why in (("{", "is no JSON, expected a tokenizer's file"), ("[]", "is not of a tokenizer")):
+    for text, why in (
+        ("{", "is no JSON, expected a tokenizer's file"),
+        ("[]", "is no tokenizer's file: expected a JSON object"),
+    ):
         file.write_text(text)
         line = refused(capsys, main(["merge", *options, "--output", f"{tmp_path}/merged"]))
         assert f"{file} {why}" in line
