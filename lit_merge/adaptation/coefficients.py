@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lit_merge.bank.low_rank import LowRank
+from lit_merge.bank.on_demand import without_values
+from lit_merge.bank.task_bank import TaskBank
 from lit_merge.errors import MergeError
 from lit_merge.experts.matrices import block_of
 
@@ -127,6 +130,29 @@ class Coefficients(nn.Module):
         else:
             raise MergeError(f"granularity={granularity!r}: expected tied, task, block, layer or direction")
         return torch.arange(rows)[:, None] * per_row + columns
+
+
+def learnable_coefficients(
+    bank: TaskBank, granularities: Sequence[Granularity], bounds: tuple[float, float] | None
+) -> Coefficients:
+    """The coefficients that a fit learns whose stages have these granularities, from those of the bank.
+
+    Raises:
+        MergeError: directions are asked for, and the bank has none.
+    """
+    directed = "direction" in granularities
+    directions = dict(bank.directions)
+    if directed or directions:
+        for i, (name, delta) in enumerate(without_values(bank.deltas).items()):
+            if isinstance(delta, LowRank):
+                directions.setdefault(name, bank.coefficients[:, i, None].expand(-1, delta.rank))
+    if directed and not directions:
+        method = bank.method.get("class_path", "this bank")
+        raise MergeError(
+            f"granularity=direction: {method} has no low-rank deltas, and so no directions: set its rank_ratio where "
+            "it has one, or take a method whose deltas are decomposed, as CART or TSVM"
+        )
+    return Coefficients(bank.coefficients, bank.layers, granularities[0], bounds, directions)
 
 
 def by_row(tasks: Sequence[str], coefficients: Float[Tensor, "rows L"]) -> dict[str, Float[Tensor, " L"]]:

@@ -1,6 +1,6 @@
 """MergedModel: a task bank with learnable coefficients, adapted on unlabelled data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lit_merge.adaptation.coefficients import Coefficients
+from lit_merge.adaptation.coefficients import learnable_coefficients
 from lit_merge.adaptation.correction import SharedCorrection
 from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.adaptation.random_state import fit_state, own_random_state, set_random_state
@@ -23,8 +23,8 @@ from lit_merge.adaptation.trainer import check_precision
 from lit_merge.adaptation.training_checkpoint import digest, seal
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.learnt import cut as cut_learnt
-from lit_merge.bank.low_rank import LowRank, ranks_at
-from lit_merge.bank.on_demand import mapping_like, without_values
+from lit_merge.bank.low_rank import ranks_at
+from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
@@ -70,7 +70,7 @@ class MergedModel(ScoredModule):
         network.heads.mix(bank.tasks)
         self._frame = bank
         self.stored = StoredBank(bank, asked.bank_device)
-        self.coefficients = learnable_coefficients(bank, self.stages, asked.bounds)
+        self.coefficients = learnable_coefficients(bank, [stage.granularity for stage in self.stages], asked.bounds)
         self.masks = None if asked.ranks is None else RankMasks(bank, asked.ranks.rank_ratio)
         self.correction = None if asked.correction is None else SharedCorrection(bank, network, asked.correction.rank)
         self.experts = experts
@@ -325,27 +325,6 @@ class MergedModel(ScoredModule):
             asked = [fingerprint(one) for one in files] or [self._frame.fingerprint]
             about = " ".join([*asked, digest(list(self.network.heads.values()))])
             self.teachers = Teachers(data, self.expert_logits, self.device, about, self.teachers_file)
-
-
-def learnable_coefficients(bank: TaskBank, stages: Sequence[Stage], bounds: tuple[float, float] | None) -> Coefficients:
-    """The coefficients that a fit of these stages learns, from those of the bank.
-
-    Raises:
-        MergeError: directions are asked for, and the bank has none.
-    """
-    directed = any(stage.granularity == "direction" for stage in stages)
-    directions = dict(bank.directions)
-    if directed or directions:
-        for i, (name, delta) in enumerate(without_values(bank.deltas).items()):
-            if isinstance(delta, LowRank):
-                directions.setdefault(name, bank.coefficients[:, i, None].expand(-1, delta.rank))
-    if directed and not directions:
-        method = bank.method.get("class_path", "this bank")
-        raise MergeError(
-            f"granularity=direction: {method} has no low-rank deltas, and so no directions: set its rank_ratio where "
-            "it has one, or take a method whose deltas are decomposed, as CART or TSVM"
-        )
-    return Coefficients(bank.coefficients, bank.layers, stages[0].granularity, bounds, directions)
 
 
 def _on_cpu(value: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Teachers:
 @torch.no_grad()
 def _ask_all(ask: Ask, task: str, source: ImageSource, device: torch.device) -> Float[Tensor, "N C"]:
     parts: Sequence[range] = [range(i, min(i + BATCH, len(source))) for i in range(0, len(source), BATCH)]
-    return torch.cat([ask(task, source.read(part).to(device)).float().cpu() for part in parts])
+    return torch.cat([ask(task, source.read(part).to(device)).cpu() for part in parts])
 
 
 def _read(file: Path, digest: str, sources: Mapping[str, ImageSource]) -> dict[str, Tensor]:

@@ -23,8 +23,9 @@ OUTPUTS = "outputs.json"
 
 class UnfinishedFit(UnfinishedOutput):
     """`runs/.x.unfinished` of the run `runs/x`: plan.json, scores.json (of what the merge is measured against),
-    step.ckpt, outputs.json (what the fit has put elsewhere), and what grows in every attempt: log/, by the step at
-    which it began, coefficients/ and inside/, the loggers whose place is in the run's folder.
+    step.ckpt, outputs.json (what the fit has put elsewhere), teachers.safetensors (what experts predict), and what
+    grows in every attempt: log/, by the step at which it began, coefficients/ and inside/, the loggers whose place is
+    in the run's folder.
 
     As a context it is removed when the run is whole, or fails without a checkpoint.
 
@@ -89,11 +90,11 @@ class UnfinishedFit(UnfinishedOutput):
 
     @contextmanager
     def putting(self, path: str | Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
-        """As `replacing`, of an output of the fit outside of its folder: a kill before the run is whole does not take
-        it for another's.
+        """Writes an output of the fit outside of its folder, whole or not at all, and notes whose it is: when the fit
+        goes on after a kill, it replaces what it has put there itself.
 
         Raises:
-            MergeError: as `replacing`.
+            MergeError: what `replacing` raises.
         """
         target = destination(path)
         with replacing(target, overwrite or self.owns(target), kind) as new:

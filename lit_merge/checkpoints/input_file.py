@@ -226,10 +226,7 @@ def _open(path: Path, expected: str) -> _Descriptor:
         if len(_opened) >= _most():
             _let_go()
         try:
-            # A pipe would be waited for until somebody writes into it.
-            descriptor = _Descriptor(
-                os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-            )
+            descriptor = _Descriptor(os.open(path, READ))
         except FileNotFoundError as error:
             raise MergeError(f"{path}: no such file") from error
         except IsADirectoryError as error:
