@@ -174,14 +174,15 @@ class TaskBank:
         Raises:
             MergeError: a share outside (0, 1].
         """
+        if rank_ratio == energy == 1:
+            return self  # whose values may all be in a file
         bank, weighed = self, self.deltas
-        if directions := self.directions:
+        if self.directions:
             bank = self._by_contribution()
             weighed = dict(bank.deltas)
             for name, values in bank.directions.items():
                 weighed[name] = replace(bank.low_rank(name), S=bank.low_rank(name).S * values.abs())
-        ranks = ranks_at(weighed, rank_ratio, energy)
-        return (bank if directions and ranks != self.ranks else self).cut(ranks)
+        return bank.cut(ranks_at(weighed, rank_ratio, energy))
 
     def low_rank(self, name: str) -> LowRank:
         """The delta of a weight that has directions."""
