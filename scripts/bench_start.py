@@ -37,6 +37,7 @@ VERBS = (
     "sweep",
     "analyze",
     "inspect",
+    "bank",
     "convert",
     "leaks",
     "zoo",

@@ -59,6 +59,13 @@ class TaskBank:
         return self.coefficients.shape[0] != len(self.tasks)
 
     @property
+    def method_line(self) -> str:
+        """The method's class and options, for people."""
+        options = self.method.get("init_args")
+        inside = ", ".join(f"{key}={value}" for key, value in options.items()) if isinstance(options, dict) else ""
+        return f"{self.method.get('class_path')}({inside})"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of origin, deltas, coefficients, and of what else was learnt."""
         origin, deltas, learnt = (without_values(part) for part in (self.origin, self.deltas, self.learnt))

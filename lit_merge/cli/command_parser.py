@@ -10,7 +10,8 @@ class CommandParser(argparse.ArgumentParser):
     """Of one verb; `about` is said in its help. Raises MergeError for what it does not take."""
 
     def __init__(self, verb: str, about: str | None) -> None:
+        self.verb = verb
         super().__init__(prog=f"python -m lit_merge {verb}", description=about, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise MergeError(f"{self.prog.split()[-1]}: {message}; `{self.prog} --help` lists the options")
+        raise MergeError(f"{self.verb}: {message}; `{self.prog} --help` lists the options")

@@ -47,6 +47,8 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
         ["export", *files, "--output", f"{tmp_path}/bank"],
         ["export", *files, "--model.bank", f"{tmp_path}/bank", "--output", f"{tmp_path}/small", "--rank_ratio", "0.1"],
         ["inspect", f"{tmp_path}/bank"],
+        ["bank", "--help"],
+        ["bank", "diff", f"{tmp_path}/bank", f"{tmp_path}/small"],
         ["convert", tiny.base, "--output", f"{tmp_path}/converted.safetensors"],
         ["convert", f"{tmp_path}/model.pt", "--output", f"{tmp_path}/model.safetensors"],
         ["leaks", *files],

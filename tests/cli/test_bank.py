@@ -1,0 +1,48 @@
+"""The verb bank and its commands."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_merge import CART, build_bank
+from lit_merge.cli.main import main
+
+
+def test_diff(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank = build_bank(tiny.experts, method=CART(rank_ratio=0.5, scaling=1.5))
+    bank.save(tmp_path / "one")
+    cut = bank.truncate(0.25)
+    replace(cut, coefficients=cut.coefficients + 0.5).save(tmp_path / "other")
+    assert main(["bank", "diff", f"{tmp_path}/one", f"{tmp_path}/one"]) == 0
+    assert "equal in tasks, weights, values and coefficients" in capsys.readouterr().out
+    assert main(["bank", "diff", f"{tmp_path}/one", f"{tmp_path}/other"]) == 0
+    said = capsys.readouterr().out
+    assert "CART(rank_ratio=0.5, scaling=1.5, matrices=block)" in said
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    assert {task: rows[task][1] for task in bank.tasks} == dict.fromkeys(bank.tasks, "0.5")
+    assert "transformer.resblocks.0.attn.in_proj_weight 16 → 8" in said
+    assert "more weights differ (--all lists them)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dif"], "bank: no command 'dif'; the nearest is diff"),
+        (["diff", "one"], "bank diff: the following arguments are required: B"),
+        (["diff", "one", "two"], "one is no task bank"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bank", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
