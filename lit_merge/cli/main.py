@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_merge import __version__
+from lit_merge.cli.shipped import with_shipped
 from lit_merge.cli.threads import settle_number, settle_waiting
 from lit_merge.console import plain_warnings
 from lit_merge.errors import MergeError
 
 VERBS = {
+    "init": "write a first configuration from a folder of experts",
     "fit": "merge, adapt the coefficients on unlabelled data, report, and save the task bank",
     "validate": "accuracy and entropy per task on the validation data",
     "test": "accuracy and entropy per task on the test data",
@@ -28,6 +30,7 @@ VERBS = {
 
 # Verb → the module of its function, and the function.
 HOMES = {
+    "init": ("init", "init_command"),
     "merge": ("merge", "merge"),
     "export": ("export", "export"),
     "sweep": ("sweep", "sweep"),
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
         plain_warnings()
-        rest = settle_waiting(rest)
+        rest = with_shipped(settle_waiting(rest))
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
         from lit_merge.checkpoints.inputs import one_command
 

@@ -15,7 +15,8 @@ from lit_merge.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(?:python -m lit_merge|scripts/|pip ).*$", README, re.MULTILINE)
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^lit-merge .*$", README + COMMANDS_PAGE, re.MULTILINE)
 # What cuts a command to a few seconds: it goes over the configuration as any option does.
 SHORT = {
     "fit": ["--trainer.max_steps", "2", "--trainer.limit_test_batches", "2"],
@@ -44,6 +45,12 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+def test_the_readme_is_short_and_names_what_there_is() -> None:
+    assert len(README.splitlines()) <= 110
+    for name in re.findall(r"\]\(([^):]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -52,9 +59,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
-def test_commands_in_the_order_of_the_readme(workplace: Path, on_tiny: list[str]) -> None:
+def test_commands_of_the_readme_and_the_page_of_commands(workplace: Path, on_tiny: list[str]) -> None:
     """On the tiny zoo: the quickstart's own script runs on the built-in suite."""
-    ours = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python -m lit_merge ")]
+    ours = [shlex.split(line)[1:] for line in COMMANDS]
     assert {"fit", "test", "predict", "merge", "export", "sweep", "analyze", "zoo", "inspect"} == {
         arguments[0] for arguments in ours
     }
@@ -104,7 +111,7 @@ def test_every_configuration_runs(path: Path, workplace: Path, on_tiny: list[str
 @pytest.mark.filterwarnings("ignore")
 def test_python_example(workplace: Path) -> None:
     (example,) = blocks(README, "python")
-    assert len(example.strip().splitlines()) <= 20
+    assert len(example.strip().splitlines()) <= 12
     assert example.count("steps=20") == 2
     scope: dict[str, object] = {}
     exec(compile(example.replace("steps=20", "steps=2"), "README.md", "exec"), scope)
@@ -176,8 +183,9 @@ def shim(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
 def test_the_two_scripts_install_once_and_run(shim: dict[str, str], tmp_path: Path) -> None:
-    """Their fit is one of those in test_commands_in_the_order_of_the_readme."""
-    assert {"scripts/quickstart", "scripts/test"} <= set(COMMANDS)
+    """Their fit is one of those in test_commands_of_the_readme_and_the_page_of_commands."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert {"scripts/quickstart", "scripts/test"} <= set(re.findall(r"^scripts/\w+$", contributing, re.MULTILINE))
     for command in (
         ["scripts/quickstart"],
         ["scripts/quickstart", "--run", "a run"],
