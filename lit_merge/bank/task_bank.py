@@ -16,6 +16,7 @@ from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks
 from lit_merge.bank.named_tensors import cut_deltas, digest, kinds_of, named_tensors, origin_and_deltas, part_of
 from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like, without_values
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
+from lit_merge.checkpoints.safetensors_writer import check_held
 from lit_merge.errors import MergeError, check_finite
 
 Coefficient = float | Float[Tensor, "..."]
@@ -114,7 +115,8 @@ class TaskBank:
             learnt: in place of the bank's own, by the names in `bank/learnt.py`.
 
         Raises:
-            MergeError: coefficients of another shape; no such naming, or one that does not have these weights.
+            MergeError: coefficients of another shape; no such naming, or one that does not have these weights; a merged
+                weight that its dtype cannot hold (where no gradient is asked for).
         """
         if learnt is None:
             learnt = self.learnt if coefficients is None else self.correction
@@ -126,6 +128,9 @@ class TaskBank:
             name: self._weight(name, columns.get(name), dtype, logits.get(name), of_weight(learnt, name))
             for name in self.origin
         }
+        if not any(value.requires_grad for value in merged.values()):
+            for name, value in merged.items():
+                check_held(name, value)
         # Those without deltas too lie where the coefficients lie.
         return rename({name: value.to(values.device, non_blocking=True) for name, value in merged.items()}, names)
 

@@ -136,6 +136,17 @@ def _is_placed(folder: Path, target: Path) -> bool:
         return False
 
 
+def remove_whole(folder: Path, target: Path) -> None:
+    """Removes an unfinished folder of `target`. A kill meanwhile leaves it under the name of a leftover, which the next
+    command removes, and never half of it under its own."""
+    gone = target.parent / f".{target.name}.{os.getpid()}{SUFFIX}"
+    try:
+        folder.rename(gone)
+    except OSError:
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def is_workplace(folder: Path) -> bool:
     """Whether this is a folder in which an output is written until it is whole."""
     return folder.name.startswith(".") and folder.name.endswith(SUFFIX)

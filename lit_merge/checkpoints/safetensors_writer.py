@@ -161,16 +161,16 @@ def is_finite(value: Tensor) -> bool:
     return not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax())
 
 
-def check_written(name: str, value: Tensor) -> None:
-    """Raises MergeError where a value that is about to be written is not finite."""
-    if is_finite(value):
+def check_held(name: str, value: Tensor) -> None:
+    """Raises MergeError where a value that was computed is not finite."""
+    if value.is_meta or is_finite(value):
         return
     bad, most = value.numel() - int(value.isfinite().sum()), torch.finfo(value.dtype).max
     way_out = "a smaller scaling, or smaller steps of adaptation"
     if value.dtype == torch.float16:
         way_out = "a wider --dtype, as bfloat16 or float32, or a smaller scaling"
     raise MergeError(
-        f"{name} would be written with NaN or infinity in {bad:,} of {value.numel():,} places; {value.dtype} holds "
+        f"{name} would hold NaN or infinity in {bad:,} of {value.numel():,} places; {value.dtype} holds "
         f"numbers up to {most:.4g}: take {way_out}",
         weight=name,
     )
@@ -280,7 +280,7 @@ def write_stream(
         extents: list[Extent] = []
         missing = set(shapes)
         for name, value in tensors:
-            check_written(name, value)
+            check_held(name, value)
             file, position = files.place(name, value)
             if file not in opened:
                 opened[file] = stack.enter_context((draft / file if file else draft).open("r+b"))

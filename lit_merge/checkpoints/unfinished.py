@@ -17,6 +17,7 @@ from lit_merge.checkpoints.locks import (
     make_folders,
     note_placed,
     remove_empty,
+    remove_whole,
     unlock,
 )
 from lit_merge.checkpoints.outputs import write_text
@@ -37,7 +38,7 @@ def discard(output: str | os.PathLike[str]) -> None:
     """Removes what is unfinished of an output that failed in one of several processes, once all have ended."""
     folder = unfinished_folder(output)
     if (folder / FAILED).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_whole(folder, destination(output))
 
 
 class UnfinishedOutput:
@@ -76,7 +77,7 @@ class UnfinishedOutput:
             # Others may be writing still: what supervises them clears up.
             (self.folder / FAILED).touch()
         elif self.first and not self.outlives(error):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_whole(self.folder, self.output)
         self.release()
 
     def outlives(self, error: BaseException | None) -> bool:

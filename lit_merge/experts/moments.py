@@ -26,6 +26,8 @@ FORMAT = "lit_merge moments"
 FORMAT_VERSION = 1
 # Elements of each weight that tell one expert from another.
 SAMPLED = 64
+# Of second moments in any dtype, as a share.
+ROUNDING = 1e-2
 
 
 def _are_moments(folder: Path) -> bool:
@@ -123,12 +125,13 @@ def second_moment(moments: Moments, task: str, name: str) -> Tensor | None:
     """C (n, n) in float64 of one task and weight; None where none is known.
 
     Raises:
-        MergeError: NaN or infinity in it.
+        MergeError: NaN or infinity in it, or no second moment.
     """
     if name not in moments.get(task, {}):
         return None
     moment = moments[task][name].double()
     check_finite(moment, task, name)
+    _check_possible(moment, task, name)
     return moment
 
 
@@ -137,6 +140,21 @@ def check_finite(moment: Tensor, task: str, name: str) -> None:
     if not moment.isfinite().all():
         raise MergeError(
             f"moments of {task}: {name} holds NaN or infinity: look at this expert's activations, or leave it out",
+            task=task,
+            weight=name,
+        )
+
+
+def _check_possible(moment: Tensor, task: str, name: str) -> None:
+    """Raises MergeError where no inputs have this second moment: C = Cᵀ, and |C_ij|² ≤ C_ii·C_jj."""
+    roots = moment.diagonal().clamp(min=0).sqrt()
+    most = roots[:, None] * roots
+    # Sums of products in float32 or bfloat16 are off by their rounding.
+    spare = ROUNDING * (most + most.mean())
+    if (moment.diagonal() < 0).any() or ((moment - moment.T).abs() > spare).any() or (moment.abs() > most + spare).any():
+        raise MergeError(
+            f"moments of {task}: {name} is no second moment of any inputs (symmetric, |C_ij|² at most C_ii·C_jj): it is "
+            "damaged, collect it again",
             task=task,
             weight=name,
         )

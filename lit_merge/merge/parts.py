@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_merge.bank.low_rank import Delta, LowRank
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints.safetensors_writer import check_written, read_values
+from lit_merge.checkpoints.safetensors_writer import check_held, read_values
 from lit_merge.merge.job import Job, Part
 from lit_merge.merge.journal import Journal
 from lit_merge.merge.resuming import UnfinishedMerge
@@ -107,12 +107,12 @@ class _PartWriter:
             self.tensors = {}
 
     def _put(self, key: str, value: Tensor) -> None:
-        check_written(key, value)
+        check_held(key, value)
         self.journal.write(self.file, self._place(key, value, tuple(value.shape)), value)
 
     def _put_rows(self, key: str, value: Tensor, shape: tuple[int, ...], row: int) -> None:
         """Rows of one or several tensors of the same shape, which lie one after the other."""
-        check_written(key, value)
+        check_held(key, value)
         start = self._place(key, value, shape)
         inner = value[0, 0].nbytes
         height = math.prod(shape) * value.itemsize // (len(value) * inner)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from lit_merge.checkpoints import Naming, rename
-from lit_merge.checkpoints.safetensors_writer import TensorFiles, check_written
+from lit_merge.checkpoints.safetensors_writer import TensorFiles, check_held
 from lit_merge.merge.resuming import UnfinishedMerge
 
 
@@ -45,6 +45,6 @@ class WeightWriter:
         """Writes values by the names that they have in the files."""
         folder = self.unfinished.path.name
         for name, value in parts:
-            check_written(name, value)
+            check_held(name, value)
             file, position = self.files.place(name, value, row)
             self.unfinished.journal.write(os.path.join(folder, file) if file else folder, position, value)

@@ -115,6 +115,7 @@ def unlike(found: Arrays, wanted: Arrays, close: float) -> str:
             continue
         with np.errstate(all="ignore"):
             off = np.abs(found[name].astype(float) - value).max(initial=0.0)
-            if not off <= close * np.abs(value).max(initial=0.0):
+            # The smallest number of float32 is its rounding near 0.
+            if not off <= close * np.abs(value).max(initial=0.0) + 2.0**-149:
                 return f"{name} is off by {off}"
     return ""

@@ -102,3 +102,15 @@ def test_bank_does_not_follow_the_state_dict_it_was_built_from(tiny: Any) -> Non
         state["blocks.0.mlp.w"].zero_()
     for name, value in bank.merge().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_merge_that_its_dtype_cannot_hold_is_refused(bank: TaskBank) -> None:
+    only = torch.eye(len(bank.tasks))[0, :, None]
+    parts = bank.merge(only, torch.float64), bank.merge(0 * only, torch.float64)
+    step, name = max(((parts[0][name] - parts[1][name]).abs().max().item(), name) for name in bank.layers)
+    assert all(value.isfinite().all() for value in bank.merge(6e4 / step * only, torch.float16).values())
+    with pytest.raises(MergeError, match=r"would hold NaN or infinity in .*float16 holds numbers up to 6.55e\+04"):
+        bank.merge(7e4 / step * only, torch.float16)
+    with pytest.raises(MergeError, match="would hold NaN or infinity") as error:
+        bank.merge(torch.where(torch.tensor([key == name for key in bank.layers]), 3.4e38, 1) * 2 * only / step)
+    assert error.value.weight == name

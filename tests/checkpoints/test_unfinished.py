@@ -1,12 +1,14 @@
 """The hidden folder of an output that is not finished: whose it is, what stays of it, and what goes on."""
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lit_merge import MergeError
+from lit_merge.checkpoints.outputs import check_output
 from lit_merge.checkpoints.unfinished import UnfinishedOutput, discard, unfinished_folder
 from lit_merge.merge.resuming import resuming
 
@@ -25,6 +27,23 @@ def made(output: Path, error: BaseException | None, **options: bool) -> list[str
         if error is not None:
             raise error
     return sorted(path.name for path in unfinished_folder(output).glob("*"))
+
+
+def test_a_kill_while_it_is_removed_leaves_what_the_next_command_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, **_: bool) -> None:
+        (folder / "plan.json").unlink()
+        raise Killed
+
+    with suppress(Killed), monkeypatch.context() as patch, UnfinishedOutput(tmp_path / "out") as unfinished:
+        unfinished.begin(PLAN)
+        (unfinished.folder / "half").touch()
+        patch.setattr(shutil, "rmtree", killed)
+    unfinished.release()  # as the end of a process does
+    assert [path.name for path in tmp_path.glob("*/*")] == ["half"]
+    check_output(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_stays(tmp_path: Path) -> None:

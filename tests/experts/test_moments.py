@@ -402,3 +402,14 @@ def test_experts_in_half_precision_run_in_float32(tiny: Any) -> None:
     images = sources(tiny)["gamma"].read(range(13))
     for name, x in literal_inputs({name: value.float() for name, value in half.items()}, images).items():
         close(found["gamma"][name], moment(x))
+
+
+def test_what_no_inputs_have_as_second_moment_is_refused() -> None:
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    whole = x.T @ x
+    assert second_moment({"a": {"w": whole.bfloat16()}}, "a", "w") is not None
+    for place, value in (((0, 1), whole[0, 1] + whole.max()), ((2, 2), -whole[2, 2]), ((3, 3), whole[3, 3] * 2**-40)):
+        damaged = whole.clone()
+        damaged[place] = value
+        with pytest.raises(MergeError, match="moments of a: w is no second moment"):
+            second_moment({"a": {"w": damaged}}, "a", "w")
