@@ -20,6 +20,7 @@ from .checkpoints.conversion import convert as convert
 from .choose.activations import collect_moments as collect_moments
 from .choose.sample import Probe as Probe
 from .choose.scale import choose_scaling as choose_scaling
+from .choose.sweep.folder import sweep_figures as sweep_figures
 from .choose.write import merge_files as merge_files
 from .data import HubImages as HubImages
 from .data import ImageFolders as ImageFolders
@@ -55,8 +56,14 @@ from .networks import LinearHeads as LinearHeads
 from .networks import OpenClipImageEncoder as OpenClipImageEncoder
 from .networks import ReleasedHeads as ReleasedHeads
 from .networks import ZeroShotHeads as ZeroShotHeads
+from .report.accuracy_figure import accuracy_figure as accuracy_figure
 from .report.analysis import Analysis as Analysis
 from .report.analysis import analyze as analyze
+from .report.analysis.figures import cosines_figure as cosines_figure
+from .report.analysis.figures import energy_figure as energy_figure
+from .report.analysis.figures import interference_figure as interference_figure
+from .report.analysis.figures import spectra_figure as spectra_figure
 from .report.coefficient_figure import coefficient_figure as coefficient_figure
+from .report.training_figure import training_figure as training_figure
 
 __version__: str

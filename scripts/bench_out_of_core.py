@@ -192,7 +192,8 @@ def draw(curves: dict[str, tuple[list[float], list[Run]]], path: Path) -> None:
     """CPU time against tasks and against parameters, with the straight line that is nearest."""
     from matplotlib.figure import Figure
 
-    from lit_merge.report.accuracy_figure import COLOURS, save_figure
+    from lit_merge.report.accuracy_figure import COLOURS
+    from lit_merge.report.figure_files import save_figure
 
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     for axes, (label, (places, runs)) in zip(figure.subplots(1, 2), curves.items(), strict=True):

@@ -1,16 +1,10 @@
 """A whole run: evaluate, fit, evaluate again, and leave a folder that tells everything about it."""
 
-import csv
-import io
-import json
-import platform
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -25,39 +19,20 @@ from lit_merge.adaptation.callbacks.resume_point import LogFirst
 from lit_merge.adaptation.fellows import ending_together
 from lit_merge.adaptation.fit_plan import fit_plan
 from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.adaptation.run_files import RUN, draw_training, write_guard, write_run
 from lit_merge.adaptation.run_logs import log_into, put_logs
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
 from lit_merge.adaptation.unfinished_fit import UnfinishedFit
-from lit_merge.bank.files import BANK
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints import check_output, replacing, write_text
+from lit_merge.checkpoints import check_output, replacing
 from lit_merge.checkpoints.inputs import check_apart
-from lit_merge.checkpoints.json_text import parse_json
-from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.console import terminal
 from lit_merge.data import TaskData
 from lit_merge.experts.experts import Experts
-from lit_merge.report.accuracy_figure import accuracy_figure, save_figure
 from lit_merge.report.report import Report, describe
 from lit_merge.report.scores import TaskScore
-
-PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
-
-
-def _is_run(folder: Path) -> bool:
-    return "lit_merge" in parse_json((folder / "versions.json").read_bytes()) and BANK.is_one(folder / "bank")
-
-
-RUN = Kind(
-    "fit",
-    _is_run,
-    r"bank/bank\.(json|safetensors)|metrics\.(json|csv)|table\.txt|coefficients\.csv|versions\.json|config\.yaml|"
-    r"accuracy\.png|coefficients/coefficients_\w+\.(csv|png|svg)|"
-    # Of loggers, wherever in the run they write.
-    r"(.+/)?(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+|checkpoints/[^/]+\.ckpt)",
-)
 
 
 def run_fit(
@@ -132,7 +107,9 @@ def run_fit(
         report = Report(describe(bank), data.protocol, scores, sizes, kept=gone_back(trainer))
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
+            write_guard(folder, trainer)
             put_logs(trainer, folder, unfinished)
+            draw_training(folder)
             unfinished.placing(folder)
     return report
 
@@ -184,45 +161,6 @@ def score(
     evaluator = Evaluator(model.network, model.tasks, weights, label)
     trainer.test(evaluator, datamodule=data, verbose=False)
     return evaluator.scores
-
-
-def write_run(
-    folder: Path, report: Report, start: TaskBank, adapted: TaskBank, config: Mapping[str, Any] | None
-) -> None:
-    """All files of a run but the bank and the training log."""
-    write_text(folder / "metrics.json", report.to_json())
-    write_text(folder / "metrics.csv", report.to_csv())
-    write_text(folder / "table.txt", report.to_text())
-    write_text(folder / "coefficients.csv", coefficients_csv(start, adapted))
-    write_text(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
-    if config is not None:
-        write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    if report.states:
-        save_figure(accuracy_figure(report), folder / "accuracy.png")
-
-
-def coefficients_csv(start: TaskBank, adapted: TaskBank) -> str:
-    """A line per task and weight: the coefficient before and after. Where directions have coefficients of their own,
-    these are means, and the lowest, the highest and the standard deviation stand next to them."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    directions = adapted.directions
-    writer.writerow(["task", "weight", "start", "adapted", *(["lowest", "highest", "deviation"] if directions else [])])
-    rows = ("all",) if adapted.shared else adapted.tasks
-    for t, task in enumerate(rows):
-        for i, name in enumerate(adapted.layers):
-            before, after = start.coefficients[t, i].item(), adapted.coefficients[t, i].item()
-            spread = [""] * 3 if directions else []
-            if name in directions:
-                one = directions[name][t]
-                spread = [f"{value.item():.9g}" for value in (one.min(), one.max(), one.std(correction=0))]
-            writer.writerow([task, name, f"{before:.9g}", f"{after:.9g}", *spread])
-    return text.getvalue()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def _as(model: MergedModel, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of results. Each function draws one figure and returns it."""
+"""The accuracy of every task as a dumbbell chart."""
 
 import textwrap
 from pathlib import Path
@@ -6,42 +6,55 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lit_merge.checkpoints import replacing
 from lit_merge.report.report import Report
 
-COLOURS = {"pretrained": "#b8bcc4", "static": "#7fa8d9", "online": "#4f9d8f", "adapted": "#1f5fa8", "expert": "#e0a03c"}
+COLOURS = {"pretrained": "#9aa0ab", "static": "#7fa8d9", "online": "#4f9d8f", "adapted": "#1f5fa8", "expert": "#e0a03c"}
+# They tell the states apart in print, too.
+MARKERS = {"pretrained": "o", "static": "s", "online": "v", "adapted": "D", "expert": "^"}
+# Letters of a task's name.
+LONGEST = 36
 
 
 # A name may have dollars in it.
 @rc_context({"text.parse_math": False})
-def accuracy_figure(report: Report) -> Figure:
-    """Accuracy per task and their mean, one bar for every state that was measured."""
+def accuracy_figure(run: Report | str | Path) -> Figure:
+    """Accuracy per task and their mean: a row for each, a mark for every state that was measured.
+
+    Args:
+        run: a report, or the folder of a run, whose `metrics.json` is read.
+
+    Raises:
+        MergeError: a folder without results.
+    """
+    report = run if isinstance(run, Report) else Report.load(run)
     names = [*report.tasks, "mean"]
     rows = [*(report.row(task) for task in report.tasks), report.mean_row()]
-    width = 0.8 / len(report.states)
-    inches = max(6.0, 1.05 * len(names) + 1.5)
+    width = 8.0
     # About 13 letters of this size to the inch.
-    title = textwrap.fill(report.method, int(13 * inches))
-    figure = Figure(figsize=(inches, 3.8 + 0.2 * len(title.splitlines())), layout="constrained")
+    title = textwrap.fill(report.method, int(13 * width))
+    figure = Figure(figsize=(width, 0.26 * len(names) + 1.5 + 0.2 * len(title.splitlines())), layout="constrained")
     axes = figure.subplots()
-    for i, state in enumerate(report.states):
-        heights = [100 * (row[f"{state}_accuracy"] or 0) for row in rows]
-        places = [x + (i - (len(report.states) - 1) / 2) * width for x in range(len(names))]
-        axes.bar(places, heights, width * 0.92, label=state, color=COLOURS[state])
-    axes.axvline(len(names) - 1.5, color="#888888", linewidth=0.8, linestyle=":")
-    rotation, side = (30, "right") if len(names) > 6 else (0, "center")
-    axes.set_xticks(range(len(names)), names, rotation=rotation, ha=side)
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_ylim(0, 100)
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    for place, row in enumerate(rows):
+        known = [100 * value for state in report.states if (value := row[f"{state}_accuracy"]) is not None]
+        axes.hlines(place, min(known), max(known), color="#c9ced6", linewidth=2.5, zorder=1)
+    for state in report.states:
+        shown = [(100 * value, i) for i, row in enumerate(rows) if (value := row[f"{state}_accuracy"]) is not None]
+        style = {"color": COLOURS[state], "marker": MARKERS[state], "edgecolors": "white", "linewidths": 0.5}
+        axes.scatter(*zip(*shown, strict=True), s=52, label=state, zorder=2, **style)
+    axes.axhline(len(names) - 1.5, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(names)), [shorten(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(f"accuracy on {report.split} data (%)")
+    axes.set_xlim(0, 101)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=len(report.states), frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path, overwrite: bool = False) -> None:
-    """Writes a figure, whole or not at all; the suffix chooses PNG, SVG or PDF. Equal figures give equal files."""
-    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(path).suffix, {})
-    # Labels of axes are made when they are drawn. Names in an SVG are random without a salt.
-    with replacing(path, overwrite) as draft, rc_context({"text.parse_math": False, "svg.hashsalt": "lit_merge"}):
-        figure.savefig(draft, dpi=150, metadata=dates)
+def shorten(name: str) -> str:
+    """A task's name, cut where it is long."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"

@@ -4,6 +4,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints.locations import resolve
 from lit_merge.experts.matrices import block_of
 from lit_merge.report.report import describe
 
@@ -29,16 +31,24 @@ BAD = "black"
 
 # A name may have dollars in it.
 @rc_context({"text.parse_math": False})
-def coefficient_figure(bank: TaskBank, start: Float[Tensor, "rows L"] | None = None, note: str = "") -> Figure:
+def coefficient_figure(
+    bank: TaskBank | str | Path, start: Float[Tensor, "rows L"] | None = None, note: str = ""
+) -> Figure:
     """λ[task, weight] of a bank: tasks down, weights across, grouped by block. Where directions have coefficients of
     their own, their means, and below them their standard deviations.
 
     Args:
-        bank: whose coefficients are drawn.
+        bank: whose coefficients are drawn; or its folder, or that of a run.
         start: those that a fit started from. Where they are one number and the coefficients lie on both sides of it,
             it is white and colours diverge from it; otherwise they go from the lowest coefficient to the highest.
         note: put before the mean and the range below the title, for example the step.
+
+    Raises:
+        MergeError: a folder without a bank.
     """
+    if not isinstance(bank, TaskBank):
+        folder = resolve(str(bank))
+        bank = TaskBank.load(folder / "bank" if (folder / "bank" / "bank.json").is_file() else folder)
     values = bank.coefficients.detach().float().cpu().numpy()
     norm, colours = _scale(values, start)
     maps = [(values, norm, colours, "coefficient λ\n(factor on the delta)")]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,11 @@ from rich.text import Text
 
 from lit_merge.bank.learnt import relative_size
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.json_text import parse_json, read_object
 from lit_merge.checkpoints.kinds import Kind
+from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import table, terminal
+from lit_merge.errors import MergeError
 from lit_merge.report.scores import TaskScore, mean_accuracy
 
 # What a row of the table may be about, in the order of columns and bars.
@@ -32,6 +35,10 @@ HEADINGS = {
 }
 # Next to the column of an online stream, so that 80 letters still hold the names of tasks.
 NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "normal.\naccuracy"}
+
+
+METRICS = "metrics.json"
+"""Of a run's folder, the file with its scores."""
 
 
 def _is_report(path: Path) -> bool:
@@ -61,6 +68,29 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)
     split: str = "test"
     kept: Mapping[str, Any] | None = None
+
+    @classmethod
+    def load(cls, run: str | Path) -> "Report":
+        """What `to_json` has written: the folder of a run, or a file such as `test --output` leaves.
+
+        Raises:
+            MergeError: no such file, or another one.
+        """
+        path = resolve(str(run))
+        path = path / METRICS if path.is_dir() else path
+        found = read_object(path, "report of a run")
+        try:
+            rows = found["tasks"]
+            scores = {state: scores for state in STATES if (scores := _scores(rows, state))}
+            return cls(
+                *(found[key] for key in ("method", "protocol")),
+                scores,
+                found.get("bytes", {}),
+                found["split"],
+                found.get("kept"),
+            )
+        except (LookupError, TypeError, AttributeError) as error:
+            raise MergeError(f"{path} holds no results of a run: give a folder that `fit` has written") from error
 
     @property
     def states(self) -> list[str]:
@@ -157,6 +187,15 @@ class Report:
         if not experts:
             return f"A {size}."
         return f"Experts together {experts / 1e6:.1f} MB, {size}: {bank / experts:.0%} of that."
+
+
+def _scores(rows: Mapping[str, Mapping[str, Any]], state: str) -> dict[str, TaskScore]:
+    """Task → score of one state; where the entropy was not written, it is NaN."""
+    return {
+        task: TaskScore(value, row.get(f"{state}_entropy", math.nan), row["images"])
+        for task, row in rows.items()
+        if (value := row.get(f"{state}_accuracy")) is not None
+    }
 
 
 def _cell(key: str, value: float | int | None) -> str:

@@ -25,7 +25,7 @@ from lit_merge import (
     TaskBank,
     build_bank,
 )
-from lit_merge.adaptation.run import coefficients_csv
+from lit_merge.adaptation.run_files import coefficients_csv
 from lit_merge.adaptation.stages import rates_at
 from lit_merge.adaptation.trainer import Trainer
 from lit_merge.bank.learnt import relative_size

@@ -70,18 +70,25 @@ def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path:
 
     assert {path.name for path in run.iterdir()} == {
         "accuracy.png",
+        "accuracy.svg",
         "bank",
         "coefficients",
         "coefficients.csv",
         "config.yaml",
+        "guard.csv",
         "log",
         "metrics.csv",
         "metrics.json",
         "table.txt",
+        "training.png",
+        "training.svg",
         "versions.json",
     }
     assert yaml.safe_load((run / "config.yaml").read_text()) == {"some": "config"}
     assert (run / "metrics.csv").read_text() == report.to_csv()
+    looks = list(csv.DictReader((run / "guard.csv").read_text().splitlines()))
+    assert [(row["step"], row["task"]) for row in looks] == [(step, task) for step in "04" for task in tiny.tasks]
+    assert all(0 <= float(row["agreement"]) <= 1 and float(row["entropy"]) > 0 for row in looks)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

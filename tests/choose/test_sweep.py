@@ -13,7 +13,7 @@ from PIL import Image
 
 from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
-from lit_merge.choose.sweep.folder import SweepFolder
+from lit_merge.choose.sweep.folder import SweepFolder, sweep_figures, to_csv
 from lit_merge.choose.sweep.points import at_edge
 from lit_merge.cli.lightning_cli import MergeRecipe
 from lit_merge.cli.main import main
@@ -143,6 +143,26 @@ def test_choices() -> None:
         choose(unlabelled, "accuracy")
     with pytest.raises(MergeError, match="pretrained checkpoint"):
         choose(unlabelled, "self_consistent")
+
+
+def test_curves_of_every_method_and_a_legend(tmp_path: Path) -> None:
+    other = [replace(one, method="TIES", rank_ratio=None) for one in POINTS[:2]]
+    plain = replace(POINTS[0], method="WeightAveraging", rank_ratio=None, scaling=None)
+    points = [*other, plain, *POINTS]
+    (tmp_path / "results.csv").write_text(to_csv(points))
+    figures = sweep_figures(tmp_path)
+    axes = figures["curves"].axes
+    # The chosen method comes first; what has no scale has no curve.
+    scaled = [f"scaling of {POINTS[0].method}"] * 3 + ["scaling of TIES"] * 3
+    assert [one.get_xlabel() for one in axes] == scaled
+    assert list(axes[3].get_lines()[0].get_ydata()) == [100 * one.accuracy for one in other]
+    (legend,) = figures["curves"].legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told[-3:] == ["best of its line", "chosen", "self-consistent scale"]
+    stars = [line for one in axes for line in one.get_lines() if line.get_marker() == "*"]
+    assert [line.get_xdata()[0] for line in stars] == [choose(POINTS, "accuracy").scaling] * 3
+    titles = [one.get_title(loc="left") for one in figures["heatmap"].axes]
+    assert {"TIES", "WeightAveraging", POINTS[0].method} <= set(titles)
 
 
 def test_doubts_are_warnings(recipe: Any, tiny: Any, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_fit_leaves_a_whole_run_and_says_what_it_did(
     assert main(["fit", "--config", config(), "--run", str(run)]) == 0
     table = capsys.readouterr().out
     names = {"config.yaml", "versions.json", "coefficients.csv", "bank", "metrics.json", "metrics.csv", "table.txt"}
-    assert names | {"accuracy.png", "coefficients", "log"} == {path.name for path in run.iterdir()}
+    pictures = {f"{name}.{suffix}" for name in ("accuracy", "training") for suffix in ("png", "svg")}
+    assert names | pictures | {"coefficients", "guard.csv", "log"} == {path.name for path in run.iterdir()}
     assert all(task in table for task in tiny.tasks)
     for heading in ("pretrained", "expert", "adapted", "entropy", "normalised", "Experts together"):
         assert heading in table

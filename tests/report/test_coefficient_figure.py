@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lit_merge import TaskBank, coefficient_figure
-from lit_merge.report.accuracy_figure import save_figure
+from lit_merge.report.figure_files import save_figure
 
 pytestmark = pytest.mark.pictures
 KINDS = ("attn.in_proj_weight", "attn.out_proj.weight", "ln_1.bias", "mlp.c_fc.weight", "mlp.c_proj.weight")

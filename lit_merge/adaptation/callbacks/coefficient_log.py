@@ -19,8 +19,8 @@ from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.own import own
 from lit_merge.errors import MergeError
-from lit_merge.report.accuracy_figure import save_figure
 from lit_merge.report.coefficient_figure import coefficient_figure
+from lit_merge.report.figure_files import save_both
 
 LOG = "coefficients_log.csv"
 COEFFICIENTS = Kind(
@@ -106,8 +106,7 @@ class CoefficientLog(Callback):
             back = gone_back(trainer)
             message = f"step {step}" if back is None else f"those of step {back['step']} were kept, {back['why']}"
             figure = coefficient_figure(bank, start, message)
-            for suffix in ("png", "svg"):
-                save_figure(figure, self._folder / f"coefficients_{name}.{suffix}", overwrite=True)
+            save_both(figure, self._folder, f"coefficients_{name}", overwrite=True)
             for board in boards:
                 board.add_figure("coefficients", figure, step, close=False)
 

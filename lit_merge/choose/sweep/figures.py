@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from lit_merge.choose.sweep.points import SELF_CONSISTENT, Point
 
+CHOSEN = "#e0301e"
 LABELS = {
     "accuracy": "validation accuracy (%)",
     "agreement": "agreement with the experts (%)",
@@ -49,7 +52,7 @@ def scale_figure(points: Sequence[Point], chosen: Point, criterion: str) -> Figu
         if chosen.method == name and chosen.scaling in scales:
             place = (scales.index(chosen.scaling) - 0.5, ratios.index(chosen.rank_ratio) - 0.5)
             axes.add_patch(_frame(place))
-        axes.set_xticks(range(len(scales)), ["–" if s is None else f"{s:g}" for s in scales])
+        axes.set_xticks(range(len(scales)), ["–" if s is None else f"{s:.3g}" for s in scales])
         axes.set_yticks(range(len(ratios)), ["own" if r is None else f"{r:g}" for r in ratios])
         axes.set_ylabel("rank ratio")
         axes.set_title(name, loc="left", fontsize=10)
@@ -60,42 +63,54 @@ def scale_figure(points: Sequence[Point], chosen: Point, criterion: str) -> Figu
 
 
 def curves_figure(points: Sequence[Point], chosen: Point) -> Figure:
-    """What labels say (where there are some), what entropy says and what agreement says, along the scale of the chosen
-    method, one line per rank. Rings mark each line's best, crosses the self-consistent scale."""
-    mine = [point for point in points if point.method == chosen.method and point.scaling is not None]
-    criteria = [name for name in LABELS if any(getattr(point, name) is not None for point in mine)]
-    figure = Figure(figsize=(4.1 * len(criteria), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(criteria), squeeze=False)[0]
-    ratios = list(dict.fromkeys(point.rank_ratio for point in mine))
-    for axes, criterion in zip(panels, criteria, strict=True):
-        for i, ratio in enumerate(ratios):
-            colour = f"C{i % 10}"
-            line = sorted((p for p in mine if p.rank_ratio == ratio), key=lambda p: p.scaling or 0.0)
-            grid = [point for point in line if point.rule != SELF_CONSISTENT]
-            label = None if ratio is None else f"{ratio:g}"
-            axes.plot([p.scaling for p in line], [shown(p, criterion) for p in line], color=colour, label=label, lw=1.3)
-            if grid:
-                best = (min if criterion == "entropy" else max)(grid, key=lambda p: shown(p, criterion))
-                axes.plot(best.scaling, shown(best, criterion), "o", color=colour, mfc="none", ms=8)
-            for point in line:
-                if point.rule == SELF_CONSISTENT:
-                    axes.plot(point.scaling, shown(point, criterion), "x", color=colour)
-        axes.set_xscale("log")
-        axes.set_xlabel(f"scaling of {chosen.method}")
-        axes.set_ylabel(LABELS[criterion])
-        ticks = sorted({p.scaling for p in mine if p.rule != SELF_CONSISTENT and p.scaling})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45)
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-    if any(ratio is not None for ratio in ratios):
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=8,
-            frameon=False,
-            title="rank ratio",
-        )
+    """What labels say (where there are some), what agreement and what entropy say, along the scale: a row for every
+    method that has one, a line per rank, the chosen method first. The legend says what the marks are."""
+    scaled = [point for point in points if point.scaling is not None]
+    methods = sorted(dict.fromkeys(point.method for point in scaled), key=lambda name: name != chosen.method)
+    criteria = [name for name in LABELS if any(getattr(point, name) is not None for point in scaled)]
+    ratios = sorted({point.rank_ratio for point in scaled if point.rank_ratio is not None})
+    colours = {None: "#444444"} | {ratio: f"C{i % 10}" for i, ratio in enumerate(ratios)}
+    size = (4.1 * len(criteria), 2.9 * len(methods) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(methods), len(criteria), squeeze=False, sharey="col")
+    for row, method in zip(grid, methods, strict=True):
+        mine = [point for point in scaled if point.method == method]
+        for axes, criterion in zip(row, criteria, strict=True):
+            for ratio in dict.fromkeys(point.rank_ratio for point in mine):
+                _draw_line(axes, [p for p in mine if p.rank_ratio == ratio], criterion, colours[ratio])
+            if chosen in mine:
+                axes.plot(chosen.scaling, shown(chosen, criterion), "*", color=CHOSEN, ms=11, mec="white", mew=0.6)
+            axes.set_xscale("log")
+            axes.set_xlabel(f"scaling of {method}")
+            axes.set_ylabel(LABELS[criterion] if criterion != "agreement" else "agreement (%)")
+            ticks = sorted({p.scaling for p in mine if p.rule != SELF_CONSISTENT and p.scaling})
+            axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], rotation=45)
+            axes.minorticks_off()
+            axes.spines[["top", "right"]].set_visible(False)
+    lines = [Line2D([], [], color=colours[ratio], label=f"rank ratio {ratio:g}") for ratio in ratios]
+    marks = [_mark("o", "best of its line"), _mark("*", "chosen", CHOSEN)]
+    if any(point.rule == SELF_CONSISTENT for point in scaled):
+        marks.append(_mark("x", "self-consistent scale"))
+    figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=2 * len(criteria) + 1, frameon=False)
     return figure
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], criterion: str, colour: str) -> None:
+    """One rank of one method along the scale."""
+    line = sorted(points, key=lambda point: point.scaling or 0.0)
+    grid = [point for point in line if point.rule != SELF_CONSISTENT]
+    axes.plot([p.scaling for p in line], [shown(p, criterion) for p in line], color=colour, lw=1.3)
+    if grid:
+        best = (min if criterion == "entropy" else max)(grid, key=lambda p: shown(p, criterion))
+        axes.plot(best.scaling, shown(best, criterion), "o", color=colour, mfc="none", ms=8)
+    for point in line:
+        if point.rule == SELF_CONSISTENT:
+            axes.plot(point.scaling, shown(point, criterion), "x", color=colour)
+
+
+def _mark(shape: str, label: str, colour: str = "#444444") -> Line2D:
+    face = "none" if shape == "o" else colour
+    return Line2D([], [], color=colour, marker=shape, mfc=face, ms=8, linestyle="none", label=label)
 
 
 def axes_of(points: Sequence[Point]) -> tuple[list[float | None], list[float | None]]:
@@ -106,4 +121,4 @@ def axes_of(points: Sequence[Point]) -> tuple[list[float | None], list[float | N
 
 
 def _frame(place: tuple[float, float]) -> Rectangle:
-    return Rectangle(place, 1, 1, fill=False, edgecolor="#e0301e", linewidth=2)
+    return Rectangle(place, 1, 1, fill=False, edgecolor=CHOSEN, linewidth=2)

@@ -3,26 +3,27 @@
 import csv
 import io
 import shutil
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 
 from lit_merge.checkpoints import check_output, replacing, write_text
 from lit_merge.checkpoints.json_text import parse_sealed
 from lit_merge.checkpoints.kinds import Kind
-from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.checkpoints.own import own
 from lit_merge.checkpoints.unfinished import UnfinishedOutput, differing
 from lit_merge.choose.sweep.figures import curves_figure, scale_figure
-from lit_merge.choose.sweep.points import CRITERION, Key, Point, Select
+from lit_merge.choose.sweep.points import CRITERION, Key, Point, Select, choose
 from lit_merge.choose.sweep.tables import tables
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError
 from lit_merge.methods import MergeMethod
-from lit_merge.report.accuracy_figure import save_figure
+from lit_merge.report.figure_files import save_both
 
 # As far as they round.
 SHARES = (-1e-3, 1 + 1e-3)
@@ -98,9 +99,7 @@ class SweepFolder(UnfinishedOutput):
         about = {"model": {"method": {"class_path": chosen.method, "init_args": init_args}}}
         console = terminal(markup=True, file=io.StringIO(), width=110)
         console.print(tables(points, chosen, select))
-        figures = {"heatmap": scale_figure(points, chosen, CRITERION[select])}
-        if chosen.scaling is not None:
-            figures["curves"] = curves_figure(points, chosen)
+        figures = draw(points, chosen, select)
         with replacing(self.output, overwrite=True, kind=SWEEP) as folder:
             folder.mkdir()
             shutil.copyfile(self.folder / self.plan_file, folder / self.plan_file)
@@ -108,9 +107,32 @@ class SweepFolder(UnfinishedOutput):
             write_text(folder / "chosen.yaml", yaml.safe_dump(about, sort_keys=False))
             write_text(folder / "table.txt", console.file.getvalue())  # type: ignore[attr-defined]
             for name, figure in figures.items():
-                for suffix in ("png", "svg"):
-                    save_figure(figure, folder / f"{name}.{suffix}")
+                save_both(figure, folder, name)
             self.placing(folder)
+
+
+def sweep_figures(folder: str | Path, select: Select | None = None) -> dict[str, Figure]:
+    """The figures of a sweep that is whole: `heatmap`, of rank and scale, and `curves`, along the scale.
+
+    Args:
+        folder: of the sweep; its `results.csv` is read.
+        select: what a point is marked by, see `choose`; by default labels, where there are some, or else agreement.
+
+    Raises:
+        MergeError: no sweep, or a damaged one; nothing to choose from.
+    """
+    points = _points(resolve(str(folder)) / RESULTS, None)
+    labelled = any(point.accuracy is not None for point in points)
+    select = select or ("accuracy" if labelled else "agreement")
+    return draw(points, choose(points, select), select)
+
+
+def draw(points: Sequence[Point], chosen: Point, select: Select) -> dict[str, Figure]:
+    """Name → figure."""
+    figures = {"heatmap": scale_figure(points, chosen, CRITERION[select])}
+    if any(point.scaling is not None for point in points):
+        figures["curves"] = curves_figure(points, chosen)
+    return figures
 
 
 def _plan(path: Path) -> dict[str, Any]:

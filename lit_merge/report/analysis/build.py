@@ -48,8 +48,8 @@ def kinds_of(names: Iterable[str]) -> dict[str, list[str]]:
     return {(short[mask] if alike.count(short[mask]) == 1 else mask): found for mask, found in masked.items()}
 
 
-Anchor = Literal["centred", "pretrained"]
-"""What task vectors are differences to: the mean of the experts, or the pretrained checkpoint."""
+Anchor = Literal["centred", "pretrained", "bank"]
+"""What task vectors are differences to: the mean of the experts, the pretrained checkpoint, or the origin of a bank."""
 
 RATIOS = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.24, 0.28, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -84,7 +84,7 @@ class Analysis:
         ratios: k / min(m, n) at which files and figures show the curves; k = max(1, ⌊ratio·min(m, n)⌋).
         normalise: what singular values are divided by in the interference.
         shapes: (m, n) of every matrix that was analysed.
-        curves: anchor → name → curves. `centred` is always there, `pretrained` where the base is known.
+        curves: anchor → name → curves: `centred`, and `pretrained` where the base is known; or `bank` alone.
         grams: anchor → inner products of the task vectors over all these matrices, float64.
     """
 
@@ -163,6 +163,8 @@ class Analysis:
     def notes(self) -> list[str]:
         """What a reader must know of these experts."""
         notes = []
+        if "bank" in self.curves:
+            return ["of the directions that the bank holds; `analyze` looks at whole experts"]
         if "pretrained" not in self.curves:
             notes.append("no pretrained checkpoint given: centred only")
         if len(self.tasks) == 1:

@@ -12,16 +12,21 @@ from lit_merge.report.analysis.build import Analysis, Anchor
 from lit_merge.report.analysis.curves import normalised
 
 # Blue and amber as in other figures; markers tell the two apart in print.
-COLOURS: dict[Anchor, str] = {"centred": "#1f5fa8", "pretrained": "#d08a1e"}
-MARKERS: dict[Anchor, str] = {"centred": "o", "pretrained": "s"}
+COLOURS: dict[Anchor, str] = {"centred": "#1f5fa8", "pretrained": "#d08a1e", "bank": "#1f5fa8"}
+MARKERS: dict[Anchor, str] = {"centred": "o", "pretrained": "s", "bank": "o"}
+# Where the two lie on each other, both are seen.
+WIDTHS: dict[Anchor, float] = {"centred": 2.6, "pretrained": 1.3, "bank": 1.6}
 LABELS: dict[Anchor, str] = {
     "centred": "centred: expert − mean of the experts",
     "pretrained": "pretrained-anchored: expert − pretrained",
+    "bank": "in the bank: what is added to the origin",
 }
 DIVISORS = {"whole": "the whole spectrum", "top": "the top k"}
 RANK = "rank k / min(m, n)  (%)"
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 BAND = (10, 90)
+# Inches of a panel, and the letters of a title that it has room for.
+PANEL, LETTERS = 2.9, 36
 # Beyond this many tasks numbers would not fit into the cells of a heat map.
 NUMBERED = 10
 
@@ -69,7 +74,8 @@ def energy_figure(analysis: Analysis) -> Figure:
         _rank_axis(axes, _ranks(analysis, analysis.shapes))
 
     figure = _panels(analysis, draw, RANK, "kept energy  (%)")
-    _finish(figure, analysis, "Dotted: 90 %. Band: from the lowest to the highest matrix.")
+    note = "Dotted: 90 %. Band: from the lowest to the highest matrix."
+    _finish(figure, analysis, note + _left_out(analysis))
     return figure
 
 
@@ -87,7 +93,7 @@ def spectra_figure(analysis: Analysis) -> Figure:
             if not spectra:
                 continue
             stack = 100 * np.stack(spectra)
-            axes.plot(100 * grid, stack.mean(0), color=COLOURS[anchor], label=LABELS[anchor], linewidth=1.6)
+            axes.plot(100 * grid, stack.mean(0), color=COLOURS[anchor], label=LABELS[anchor], linewidth=WIDTHS[anchor])
             low, high = np.percentile(stack, BAND, axis=0)
             axes.fill_between(100 * grid, low, high, color=COLOURS[anchor], alpha=0.15, linewidth=0)
         axes.set_yscale("log")
@@ -100,7 +106,8 @@ def spectra_figure(analysis: Analysis) -> Figure:
         first = figure.axes[0]
         first.set_ylim(max(first.get_ylim()[0], 1e-4 * max(tops)), 1.6 * max(tops))
         first.yaxis.set_major_formatter(PLAIN)
-    _finish(figure, analysis, f"Mean over tasks and matrices; band: {BAND[0]}th to {BAND[1]}th percentile.")
+    note = f"Mean over tasks and matrices; band: {BAND[0]}th to {BAND[1]}th percentile."
+    _finish(figure, analysis, note + _left_out(analysis))
     return figure
 
 
@@ -133,7 +140,8 @@ def cosines_figure(analysis: Analysis) -> Figure:
 
 
 def _line(axes: Axes, x: list[float], y: list[float], anchor: Anchor) -> None:
-    axes.plot(x, y, color=COLOURS[anchor], marker=MARKERS[anchor], markersize=3, linewidth=1.6, label=LABELS[anchor])
+    style = {"color": COLOURS[anchor], "linewidth": WIDTHS[anchor], "label": LABELS[anchor]}
+    axes.plot(x, y, marker=MARKERS[anchor], markersize=2 * WIDTHS[anchor], **style)
 
 
 def _short(anchor: Anchor) -> str:
@@ -168,25 +176,38 @@ def _plain_frame(axes: Axes) -> None:
 
 
 def _panels(analysis: Analysis, draw: Callable[[Axes, Sequence[str]], None], x: str, y: str) -> Figure:
-    """One small panel per kind of layer, up to four in a row, on common axes."""
-    kinds = list(analysis.kinds.items())
+    """One small panel per kind of layer in which experts differ, up to four in a row, on common axes."""
+    moved = {kind: names for kind, names in analysis.kinds.items() if _moves(analysis, names)}
+    kinds = list((moved or analysis.kinds).items())
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(max(6.5, 2.9 * columns), 2.6 * rows + 1.3), layout="constrained")
+    figure = Figure(figsize=(max(6.5, PANEL * columns), 2.75 * rows + 1.3), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(kinds) :]:
         axes.remove()
     for i, (axes, (kind, names)) in enumerate(zip(grid.flat, kinds, strict=False)):
         draw(axes, names)
-        if not any(analysis.moved(anchor, names) for anchor in analysis.anchors):
+        if not moved:
             axes.text(0.5, 0.5, "no difference", ha="center", va="center", transform=axes.transAxes, fontsize=9)
         _plain_frame(axes)
-        axes.set_title(f"{kind}  (×{len(names)})" if len(names) > 1 else kind, loc="left", fontsize=9)
+        axes.set_title(_panel_title(kind, len(names)), loc="left", fontsize=9)
         if i + columns >= len(kinds):
             axes.set_xlabel(x, fontsize=9)
             axes.tick_params(labelbottom=True)
     figure.supylabel(y, fontsize=10)
     return figure
+
+
+def _moves(analysis: Analysis, names: Collection[str]) -> bool:
+    return any(analysis.moved(anchor, names) for anchor in analysis.anchors)
+
+
+def _panel_title(kind: str, count: int) -> str:
+    """The kind and the number of its matrices; what comes before the block's number stands in a line of its own. The
+    beginning of a line that is wider than its panel is left out."""
+    stack, _, own = kind.rpartition("*.")
+    lines = [stack.removesuffix("."), f"{own}  (×{count})" if count > 1 else own]
+    return "\n".join(line if len(line) <= LETTERS else "…" + line[1 - LETTERS :] for line in lines if line)
 
 
 def _finish(figure: Figure, analysis: Analysis, note: str) -> None:
@@ -199,10 +220,18 @@ def _finish(figure: Figure, analysis: Analysis, note: str) -> None:
         loc="outside lower center",
         ncols=2,
         frameon=False,
-        title=note,
+        title=textwrap.fill(note, int(15 * figure.get_figwidth())),
         title_fontsize=8,
     )
     _head(figure, analysis)
+
+
+def _left_out(analysis: Analysis) -> str:
+    """Kinds of layers without a panel of their own."""
+    still = [kind for kind, names in analysis.kinds.items() if not _moves(analysis, names)]
+    if not still or len(still) == len(analysis.kinds):
+        return ""
+    return f" Not drawn, since no expert differs in them: {', '.join(still)}."
 
 
 def _head(figure: Figure, analysis: Analysis) -> None:

@@ -12,9 +12,9 @@ import matplotlib as mpl
 from lit_merge.checkpoints import replacing
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
-from lit_merge.report.accuracy_figure import save_figure
 from lit_merge.report.analysis.build import Analysis
 from lit_merge.report.analysis.figures import cosines_figure, energy_figure, interference_figure, spectra_figure
+from lit_merge.report.figure_files import FORMATS, save_both
 
 FIGURES = {
     "interference": interference_figure,
@@ -22,7 +22,6 @@ FIGURES = {
     "spectra": spectra_figure,
     "cosines": cosines_figure,
 }
-FORMATS = ("png", "svg")
 
 
 def _is_analysis(folder: Path) -> bool:
@@ -53,10 +52,7 @@ def write_analysis(analysis: Analysis, path: str | Path, overwrite: bool = False
             # A name may have dollars in it.
             with mpl.rc_context({"text.parse_math": False}):
                 figure = draw(analysis)
-            for kind in FORMATS:
-                save_figure(figure, folder / f"{name}.{kind}")
-                # The layout costs more than the drawing: once for both files.
-                figure.set_layout_engine("none")
+            save_both(figure, folder, name)
 
 
 _CURVES = ("anchor", "weight", "ratio", "k", "interference", "reconstruction_error", "kept_energy")

@@ -31,8 +31,8 @@ from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.trainer import Trainer
 from lit_merge.data.streams import ImageSource, ImageTensor
 from lit_merge.networks import OpenClipImageEncoder
-from lit_merge.report.accuracy_figure import save_figure
 from lit_merge.report.coefficient_figure import coefficient_figure
+from lit_merge.report.figure_files import save_figure
 
 TASKS = ["mnist", "latin", "thai"]
 Fit = Callable[..., tuple[MergedModel, CollapseGuard, list[str]]]
