@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_merge.bank.learnt import is_learnt, shape_of
+from lit_merge.bank.checksums import WIDTH, checksums
+from lit_merge.bank.description import parse_description
+from lit_merge.bank.learnt import shape_of
 from lit_merge.bank.on_demand import without_values
-from lit_merge.checkpoints import PLAIN, Naming, SafetensorsFile, replacing, write_stream
-from lit_merge.checkpoints.checkpoint import DTYPES
-from lit_merge.checkpoints.families import FAMILIES
+from lit_merge.checkpoints import SafetensorsFile, replacing, write_stream
 from lit_merge.checkpoints.input_file import InputFile, of_one_moment
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
@@ -21,36 +21,55 @@ from lit_merge.checkpoints.locations import resolve
 from lit_merge.checkpoints.safetensors_writer import bytes_of, is_finite
 from lit_merge.errors import MergeError
 
-# 2 is written where there is more than version 1 holds, which earlier programs then refuse.
-FORMAT_VERSION = 2
 # Under which both files say that they are of one bank.
 DIGEST = "lit_merge_digest"
-FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
-DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 class BankFile(SafetensorsFile):
-    """The tensors of a bank. Each is looked at the first time that it is read: none holds NaN or infinity.
+    """The tensors of a bank. Each, and each task's share of one, is looked at the first time that it is read: it is as
+    it was saved, and holds neither NaN nor infinity.
 
     Args:
         path: of the file.
+        sums: checksums of its tensors, see `bank/checksums.py`; those of earlier versions have none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sums: Mapping[str, str]) -> None:
         super().__init__(path)
-        self._finite: set[str] = set()
+        self._sums = sums
+        self._seen: set[tuple[str, int | None]] = set()
 
     def read(self, name: str) -> Tensor:
         value = super().read(name)
-        if name not in self._finite:
-            if not is_finite(value):
-                raise MergeError(
-                    f"{self.path}: {name} holds NaN or infinity: it is damaged, or comes from an adaptation that "
-                    "went wrong; make the bank anew",
-                    weight=name.partition("/")[2] or None,
-                )
-            self._finite.add(name)
+        if (name, None) not in self._seen:
+            self._look(name, value, self._sums.get(name))
+            self._seen.add((name, None))
         return value
+
+    def read_row(self, name: str, row: int) -> Tensor:
+        """The part (1, …) of one task, in a tensor with a part for each; no other is read."""
+        value = torch.empty(1, *self.shapes[name][1:], dtype=self.dtypes[name])
+        self.read_into(name, value, row)
+        if not self._seen & {(name, None), (name, row)}:
+            sums = self._sums.get(name)
+            self._look(name, value, None if sums is None else sums[row * WIDTH : (row + 1) * WIDTH])
+            self._seen.add((name, row))
+        return value
+
+    def _look(self, name: str, value: Tensor, sums: str | None) -> None:
+        weight = name.partition("/")[2] or None
+        if not is_finite(value):
+            raise MergeError(
+                f"{self.path}: {name} holds NaN or infinity: it is damaged, or comes from an adaptation that "
+                "went wrong; make the bank anew",
+                weight=weight,
+            )
+        if sums is not None and sums != checksums(name, value):
+            raise MergeError(
+                f"{self.path}: {name} is not as it was saved: its checksum is another one; copy the bank again, or "
+                "make it anew",
+                weight=weight,
+            )
 
     def empty(self) -> dict[str, Tensor]:
         """Name → a tensor of this shape and dtype without values, on the device `meta`."""
@@ -131,8 +150,8 @@ def _open(folder: Path) -> tuple[dict[str, Any], BankFile]:
     except MergeError as error:
         raise MergeError(f"{folder} is no task bank: {error}") from error
     text = described.text("a bank's description")
-    about = _parse_about(text, path)
-    file = BankFile(folder / "bank.safetensors")
+    about = parse_description(text, path)
+    file = BankFile(folder / "bank.safetensors", about["checksums"])
     file.inputs = (*file.inputs, described)
     expected = {f"origin/{name}" for name in about["dtypes"]} | {"coefficients", *about["learnt"]}
     for name in about["layers"]:
@@ -181,63 +200,3 @@ def _check_delta(file: BankFile, name: str, rows: int) -> None:
         if file.shapes[key] != one or not file.dtypes[key].is_floating_point:
             found = f"{file.dtypes[key]} of shape {list(file.shapes[key])}"
             raise MergeError(f"{file.path}: {key} is {found}, expected floating point of {list(one)}", weight=name)
-
-
-def _read_naming(about: Mapping[str, Any], path: Path) -> Naming:
-    """The naming that a bank's description records; `PLAIN` where it is from a time before there were others.
-
-    Raises:
-        MergeError: a naming that this lit_merge does not know.
-    """
-    if "naming" not in about:
-        return PLAIN
-    try:
-        naming = Naming(**about["naming"])
-    except TypeError:
-        naming = None
-    if (
-        naming is None
-        or naming.family not in [family.name for family in FAMILIES]
-        or not all(isinstance(part, str) for part in (naming.prefix, naming.image, naming.text))
-    ):
-        raise MergeError(f"{path}: unknown naming {about['naming']!r}: update lit_merge")
-    return naming
-
-
-def _parse_about(text: bytes, path: Path) -> dict[str, Any]:
-    try:
-        about = parse_json(text, unicode=False)
-    except ValueError as error:
-        raise MergeError(f"{path} is damaged: {error}") from error
-    version = about.get("format_version") if isinstance(about, dict) else None
-    if not isinstance(version, int):
-        raise MergeError(f"{path} is damaged: it has no format_version")
-    if version > FORMAT_VERSION:
-        raise MergeError(f"{path} has format version {version}; this lit_merge reads up to {FORMAT_VERSION}: update it")
-    for field, kind in FIELDS.items():
-        if not isinstance(about.get(field), kind):
-            raise MergeError(f"{path} is damaged: it has no {field}")
-    for field in ("tasks", "layers"):
-        names = about[field]
-        if not all(isinstance(name, str) and _is_text(name) for name in names) or len(set(names)) < len(names):
-            raise MergeError(f"{path} is damaged: {field} are no list of different names")
-    for name, dtype in about["dtypes"].items():
-        if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
-            raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
-    for field, empty in {"ranks": {}, "nbytes": 0, "learnt": []}.items():
-        # Banks of the first days lack some of them.
-        if not isinstance(about.setdefault(field, empty), type(empty)):
-            raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
-    if not all(isinstance(key, str) and is_learnt(key) for key in about["learnt"]):
-        raise MergeError(f"{path} is damaged: learnt is {about['learnt']!r}")
-    about["dtypes"] = {name: DTYPES_BY_NAME[dtype] for name, dtype in about["dtypes"].items()}
-    about["naming"] = _read_naming(about, path)
-    return about
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

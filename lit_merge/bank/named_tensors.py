@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lit_merge.bank.checksums import checksums
 from lit_merge.bank.learnt import NOTHING, is_learnt
-from lit_merge.bank.low_rank import Delta, LowRank
+from lit_merge.bank.low_rank import Delta, LowRank, tensors_of
 from lit_merge.bank.on_demand import OnDemand, mapping_like, without_values
+from lit_merge.checkpoints.safetensors_writer import bytes_of
 
 
 def named_tensors(
@@ -37,7 +38,7 @@ def named_tensors(
     if not isinstance(deltas, OnDemand):
         return {key: find(origin, deltas, key) for key in names}
     empty = functools.partial(find, without_values(origin), deltas.emptied)
-    return OnDemand(names, functools.partial(find, origin, deltas), empty)
+    return OnDemand(names, functools.partial(find, origin, deltas), empty, row=deltas.row)
 
 
 def kinds_of(delta: Delta) -> tuple[str, ...]:
@@ -62,12 +63,18 @@ def cut_deltas(deltas: Mapping[str, Delta], ranks: Mapping[str, int]) -> Mapping
         delta = deltas[name]
         return delta.truncate(ranks.get(name, delta.rank)) if isinstance(delta, LowRank) else delta
 
-    def part(key: str) -> Tensor:
+    def shortened(key: str, value: Tensor) -> Tensor:
         kind, _, name = key.partition("/")
-        found = part_of(deltas, key)
-        return found if kind == "delta" or name not in ranks else found[..., : ranks[name]]
+        return value if kind == "delta" or name not in ranks else value[..., : ranks[name]]
 
-    return mapping_like(deltas, cut, deltas, part)
+    def part(key: str) -> Tensor:
+        return shortened(key, part_of(deltas, key))
+
+    def row(key: str, i: int) -> Tensor:
+        return shortened(key, deltas.row(key, i))  # type: ignore[attr-defined]
+
+    has_rows = isinstance(deltas, OnDemand) and deltas.row is not None
+    return mapping_like(deltas, cut, deltas, part, row if has_rows else None)
 
 
 def origin_and_deltas(
@@ -81,16 +88,41 @@ def origin_and_deltas(
         return tensors[f"delta/{name}"]
 
     origin = mapping_like(weights, lambda tensors, name: tensors[f"origin/{name}"], tensors)
-    return origin, mapping_like(layers, delta, tensors, tensors.__getitem__)
+    row = tensors.row if isinstance(tensors, OnDemand) else None
+    return origin, mapping_like(layers, delta, tensors, tensors.__getitem__, row)
 
 
-def digest(about: object, names: Iterable[str], read: Callable[[str], Tensor]) -> str:
-    """A digest of what a bank is `about` and of all its values, without those that adaptation changes."""
-    found = hashlib.blake2b(digest_size=16)
+def of_row(deltas: Mapping[str, Delta], row: int) -> Mapping[str, Delta]:
+    """The deltas of one task alone; where they are made on demand, no other task's are read."""
+
+    def sliced(deltas: Mapping[str, Any], name: str) -> Delta:
+        delta = deltas[name]
+        return (
+            LowRank(*(one[row : row + 1] for one in tensors_of(delta)))
+            if isinstance(delta, LowRank)
+            else delta[row : row + 1]
+        )
+
+    if not isinstance(deltas, OnDemand) or deltas.row is None:
+        return mapping_like(deltas, sliced, deltas, lambda key: part_of(deltas, key)[row : row + 1])
+    read, empty = deltas.row, deltas.emptied
+
+    def make(name: str) -> Delta:
+        parts = [read(f"{kind}/{name}", row) for kind in kinds_of(empty[name])]
+        return parts[0] if len(parts) == 1 else LowRank(*parts)
+
+    return OnDemand(deltas, make, functools.partial(sliced, empty), lambda key: read(key, row))
+
+
+def digest(about: object, names: Iterable[str], read: Callable[[str], Tensor]) -> tuple[str, dict[str, str]]:
+    """A digest of what a bank is `about` and of all its values, without those that adaptation changes; and checksums of
+    these values, by their names."""
+    found, sums = hashlib.blake2b(digest_size=16), {}
     found.update(repr(about).encode())
     for name in names:
         if name != "coefficients" and not is_learnt(name):
             value = read(name)
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            found.update(bytes_of(value))
+            sums[name] = checksums(name, value)
+    return found.hexdigest(), sums

@@ -20,6 +20,7 @@ class OnDemand(Mapping[str, V]):
         empty: answers what has its shape and dtype, on the device `meta`.
         part: of values that are made of several tensors, answers the one of a name that files use, and makes no other;
             None where they are not, or take no time.
+        row: likewise, answers the part (1, …) of one task of such a tensor; None where all of it must be made.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class OnDemand(Mapping[str, V]):
         make: Callable[[str], V],
         empty: Callable[[str], V],
         part: Callable[[str], Tensor] | None = None,
+        row: Callable[[str, int], Tensor] | None = None,
     ) -> None:
-        self._names, self._make, self._empty, self.part = dict.fromkeys(names), make, empty, part
+        self._names, self._make, self._empty = dict.fromkeys(names), make, empty
+        self.part, self.row = part, row
 
     def __getitem__(self, name: str) -> V:
         if name not in self._names:
@@ -64,10 +67,11 @@ def mapping_like(
     make: Callable[[Mapping[str, Any], str], V],
     source: Mapping[str, Any],
     part: Callable[[str], Tensor] | None = None,
+    row: Callable[[str, int], Tensor] | None = None,
 ) -> Mapping[str, V]:
     """name → make(source, name), made at once; or on demand, where the values of `source` are made on demand."""
     if isinstance(source, OnDemand):
-        return OnDemand(names, functools.partial(make, source), functools.partial(make, source.emptied), part)
+        return OnDemand(names, functools.partial(make, source), functools.partial(make, source.emptied), part, row)
     return {name: make(source, name) for name in names}
 
 

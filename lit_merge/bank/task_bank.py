@@ -1,20 +1,23 @@
 """The task bank: what every merging method produces and everything else works on."""
 
+import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_merge.bank.files import BankFile, open_bank_folder, write_bank_folder
 from lit_merge.bank.learnt import CORRECTION, DIRECTIONS, of_weight, without
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks_at, tensors_of
-from lit_merge.bank.named_tensors import cut_deltas, digest, kinds_of, named_tensors, origin_and_deltas, part_of
+from lit_merge.bank.named_tensors import cut_deltas, digest, kinds_of, named_tensors, of_row, origin_and_deltas, part_of
 from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like, without_values
+from lit_merge.bank.switching import Slots
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.checkpoints.safetensors_writer import check_held
 from lit_merge.errors import MergeError, check_finite
@@ -142,6 +145,12 @@ class TaskBank:
         """
         return self.naming if naming is None else named(naming, self.origin)
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The merged weights by the names inside the bank, one after the other, at the bank's coefficients."""
+        columns = dict(zip(self.deltas, self.coefficients.unbind(1), strict=True))
+        for name in self.origin:
+            yield name, self._weight(name, columns.get(name), None, None, of_weight(self.learnt, name))
+
     def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One merged weight, of a name inside the bank, at the bank's coefficients."""
         column = self.coefficients[:, self.layers.index(name)] if name in self.deltas else None
@@ -156,10 +165,57 @@ class TaskBank:
         """
         return self.only(task).merge(dtype=dtype, naming=naming)
 
-    def only(self, task: str) -> "TaskBank":
-        """This bank with coefficient 1 for this task, 0 for the others, and nothing that adaptation learnt.
+    def switch_(self, module: nn.Module, task: str | None, strict: bool = True) -> nn.Module:
+        """Writes a task's weights into a module, in place: `expert(task)`, whatever weights the module has now. One
+        weight at a time is in memory besides; it is computed where the module lies.
 
-        Its merge is `expert(task)`.
+        Args:
+            module: of the experts' architecture, with the names of their files or canonical ones. Heads are no part of
+                a bank: give the encoder, or take `strict=False`.
+            task: one of the bank's tasks; None for the merge at the bank's own coefficients.
+            strict: refuse a module with parameters that the bank lacks; otherwise they stay as they are.
+
+        Returns:
+            The module.
+
+        Raises:
+            MergeError: no such task; a module of another architecture, which stays as it is; a damaged file, which may
+                leave the module between two states until it is switched again.
+        """
+        source, slots = self if task is None else self.only(task), Slots(module, self.shapes, self.naming, strict)
+        source = replace(source, coefficients=source.coefficients.to(slots.device))
+        with torch.no_grad():
+            for first, *others in slots.tied:
+                value = source.weight(first)
+                for name in others:
+                    if not torch.equal(value, source.weight(name)):
+                        raise MergeError(
+                            f"{first} and {name} are one weight in {type(module).__name__}, and two in the bank, which "
+                            "differ: switch a module in which they are not tied",
+                            weight=name,
+                        )
+            slots.write(source.weights())
+        return module
+
+    @contextmanager
+    def switched(
+        self, module: nn.Module, task: str | None, after: str | None = None, strict: bool = True
+    ) -> Iterator[nn.Module]:
+        """Inside, the module has a task's weights; afterwards those of `after`, None for the merge. See `switch_`."""
+        self.switch_(module, task, strict)
+        try:
+            yield module
+        finally:
+            self.switch_(module, after, strict)
+
+    def module(self, task: str | None, module: nn.Module, strict: bool = True) -> nn.Module:
+        """A copy of a module with a task's weights, or the merge's for None: a network like any other. See
+        `switch_`."""
+        return self.switch_(copy.deepcopy(module), task, strict)
+
+    def only(self, task: str) -> "TaskBank":
+        """The bank of this task alone, with coefficient 1 and nothing that adaptation learnt: of a bank in a file, no
+        other task's deltas are read. Its merge is `expert(task)`.
 
         Raises:
             MergeError: no such task, or one delta is shared by all tasks.
@@ -169,9 +225,8 @@ class TaskBank:
         if self.shared:
             name = self.method.get("class_path")
             raise MergeError(f"{name} has one delta for all tasks, and none for {task} alone", task=task)
-        only = torch.zeros(len(self.tasks), len(self.deltas), device=self.coefficients.device)
-        only[self.tasks.index(task)] = 1
-        return replace(self, coefficients=only, learnt={})
+        deltas, ones = of_row(self.deltas, self.tasks.index(task)), torch.ones_like(self.coefficients[:1])
+        return replace(self, tasks=(task,), deltas=deltas, coefficients=ones, learnt={})
 
     def truncate(self, rank_ratio: float = 1.0, energy: float = 1.0) -> "TaskBank":
         """This bank with fewer directions; factors are views. Where directions have coefficients of their own, those
@@ -235,7 +290,7 @@ class TaskBank:
     def fingerprint(self) -> str:
         """A digest of everything but what adaptation changes: two banks with equal ones are the same bank."""
         tensors = self.tensors()
-        return digest((self.tasks, self.layers), tensors, tensors.__getitem__)
+        return digest((self.tasks, self.layers), tensors, tensors.__getitem__)[0]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors under the names that files use: `origin/…`, `U/…`, `S/…`, `V/…`, `delta/…`, `coefficients`."""
@@ -247,11 +302,18 @@ class TaskBank:
         learnt = mapping_like(tuple(self.learnt), lambda tensors, key: tensors[key], tensors)
         return replace(self, origin=origin, deltas=deltas, coefficients=tensors["coefficients"], learnt=learnt)
 
-    def reading(self, read: Callable[[str], Tensor]) -> "TaskBank":
-        """This bank with the values that `read` answers to names of `tensors()`, whenever they are asked for."""
+    def reading(
+        self, read: Callable[[str], Tensor], read_row: Callable[[str, int], Tensor] | None = None
+    ) -> "TaskBank":
+        """This bank with the values that `read` answers to names of `tensors()`, whenever they are asked for, and
+        `read_row` to a name and the position of a task, where one task's part can be read alone."""
         tensors = self.tensors()
-        bank = self.with_tensors(OnDemand(tensors, read, tensors.__getitem__))
+        bank = self.with_tensors(OnDemand(tensors, read, tensors.__getitem__, row=read_row))
         return replace(bank, coefficients=self.coefficients)
+
+    def in_memory(self) -> "TaskBank":
+        """This bank with all its values in memory: one that is switched often is read once."""
+        return self.with_tensors(dict(self.tensors()))
 
     def save(self, path: str | Path, overwrite: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
         """Writes a folder of `bank.safetensors` and `bank.json`, whole or not at all.
@@ -266,6 +328,7 @@ class TaskBank:
             MergeError: the folder exists and `overwrite` is off, or cannot be written.
         """
         tensors = self.tensors()
+        fingerprint, sums = digest((self.tasks, self.layers), tensors, read or tensors.__getitem__)
         about = {
             "method": self.method,
             "tasks": self.tasks,
@@ -273,7 +336,8 @@ class TaskBank:
             "ranks": self.ranks,
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
             "nbytes": self.nbytes,
-            "fingerprint": self.fingerprint if read is None else digest((self.tasks, self.layers), tensors, read),
+            "fingerprint": fingerprint,
+            "checksums": sums,
             "naming": asdict(self.naming),
         } | ({"learnt": list(self.learnt)} if self.learnt else {})
         write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
@@ -289,7 +353,7 @@ class TaskBank:
             MergeError: no bank there, a newer format, or a file that is damaged.
         """
         frame, file = cls.open(path)
-        return frame.reading(file.read)
+        return frame.reading(file.read, file.read_row)
 
     @classmethod
     def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:

@@ -120,7 +120,7 @@ class Sources:
         """The bank that was saved without its values, see `TaskBank.open`; and as one whose values are read when they
         are asked for."""
         frame, file = self._opened
-        return self._checked(frame), frame.reading(file.read)
+        return self._checked(frame), frame.reading(file.read, file.read_row)
 
     @functools.cached_property
     def _opened(self) -> tuple[TaskBank, BankFile]:

@@ -208,3 +208,28 @@ def test_shapes_are_known_without_values(tmp_path: Path, monkeypatch: pytest.Mon
     coefficients = loaded.coefficients.clone().requires_grad_()
     torch.stack([value.sum() for value in loaded.merge(coefficients).values()]).sum().backward()
     assert read.count(f"U/{MATRIX}") == read.count(f"V/{MATRIX}") == 2
+
+
+@pytest.mark.parametrize("key", ["origin/last.weight", "U/last.weight", "delta/last.bias"])
+def test_values_that_were_damaged_are_seen_when_they_are_read(key: str, tmp_path: Path) -> None:
+    """One bit of a finite number, of the second task's part, in a file that is otherwise whole."""
+    # The first weights are good: see above.
+    shapes = {MATRIX: (12, 8), BIAS: (12,), "last.bias": (8,), "last.weight": (8, 12)}
+    experts = {f"t{i}": {name: torch.randn(shape) for name, shape in shapes.items()} for i in range(3)}
+    one = build_bank(experts, method=CART(rank_ratio=0.5, matrices="all"))
+    one.save(tmp_path / "one")
+    path = tmp_path / "one" / "bank.safetensors"
+    metadata, tensors = SafetensorsFile(path).metadata, load_file(path)
+    row = tensors[key] if key.startswith("origin") else tensors[key][1]
+    row.view(-1).view(torch.int32)[3] ^= 1
+    save_file(tensors, path, metadata)
+    loaded = TaskBank.load(tmp_path / "one")  # nothing of it is read yet
+    told = f"bank.safetensors: {key} is not as it was saved: its checksum is another one"
+    with pytest.raises(MergeError, match=told):
+        loaded.merge()
+    with pytest.raises(MergeError, match=told):
+        TaskBank.load(tmp_path / "one").expert("t1")
+    if not key.startswith("origin"):
+        for task in ("t0", "t2"):  # whose own parts are whole
+            found = TaskBank.load(tmp_path / "one").expert(task)
+            assert all(torch.equal(value, found[name]) for name, value in one.expert(task).items())

@@ -30,7 +30,8 @@ def test_task_indexing(bank: TaskBank, tiny: Any) -> None:
     only[1] = 1
     merged = bank.merge(only)
     for name, value in bank.expert("beta").items():
-        assert torch.equal(value, merged[name])
+        torch.testing.assert_close(value, merged[name])
+    assert bank.only("beta").tasks == ("beta",)
     with pytest.raises(MergeError, match="no task 'delta'") as error:
         bank.expert("delta")
     assert error.value.task == "delta"
