@@ -8,6 +8,7 @@ from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
 from lit_merge.errors import MergeError
+from lit_merge.merge.adapters.parts import Rest
 from lit_merge.merge.export import DType, Format, check_export, export_bank
 from lit_merge.merge.processes import Accelerator
 
@@ -22,19 +23,22 @@ def options(
     dtype: DType | None = None,
     naming: NamingName | None = None,
     max_shard_size: str | None = None,
+    rest: Rest = "adapter",
     devices: int = 1,
     accelerator: Accelerator = "cpu",
 ) -> None:
     """Options of export.
 
     Args:
-        format: `bank` (compressed, all tasks), `merged` (one model), or `task` (one task's model from the bank).
-        task: which task, for `task`.
+        format: `bank` (compressed, all tasks), `merged` (one model), `task` (one task's model from the bank), or `lora`
+            (a PEFT adapter for every task, in a folder with the base that they are for).
+        task: which task, for `task`; for `lora` one task, or `merged`, in place of all tasks.
         rank_ratio: cut every matrix to this share of min(m, n) first.
         energy: cut every matrix to as many directions as keep this share of its squared singular values.
         dtype: precision of what is written; the bank's own by default.
         naming: whose names a CLIP's weights get; those of the experts' files by default.
         max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
+        rest: what LoRA cannot hold, as norms and embeddings: whole in each `adapter`, or left to the `base`.
         devices: number of processes that share the work of building a bank.
         accelerator: where matrices are decomposed.
     """
@@ -59,9 +63,13 @@ def export(arguments: Sequence[str]) -> None:
             elif processes.count > 1:
                 raise MergeError(f"devices={processes.count}: several processes merge, or build a bank (format=bank)")
             else:
-                form = {name: config[name] for name in ("format", "task", "max_shard_size")}
-                say_copied(
-                    export_bank(sources.bank(), output, **cut, **form, experts=sources.experts, base=sources.base)
-                )
+                form = {name: config[name] for name in ("format", "task", "max_shard_size", "rest")}
+                models = {"experts": sources.experts, "base": sources.base, "base_name": _name(config["model"].base)}
+                say_copied(export_bank(sources.bank(), output, **cut, **form, **models))
     if reports(processes):
         say_written(output)
+
+
+def _name(base: str | None) -> str | None:
+    """What adapters call a base: the hub's name of it, or its path as it was given."""
+    return None if base is None else base.removeprefix("hf://")

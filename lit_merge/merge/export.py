@@ -14,9 +14,12 @@ from lit_merge.checkpoints.locations import destination
 from lit_merge.console import say
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
+from lit_merge.merge.adapters.differences import Cut
+from lit_merge.merge.adapters.export import export_adapters
+from lit_merge.merge.adapters.parts import Rest
 from lit_merge.merge.layout import Layout, is_file
 
-Format = Literal["bank", "merged", "task"]
+Format = Literal["bank", "merged", "task", "lora"]
 
 
 def compress(bank: TaskBank, rank_ratio: float = 1.0, energy: float = 1.0, dtype: DType | None = None) -> TaskBank:
@@ -38,14 +41,17 @@ def export_bank(
     max_shard_size: str | None = None,
     experts: Experts | None = None,
     base: Checkpoint | None = None,
+    rest: Rest = "adapter",
+    base_name: str | None = None,
 ) -> list[str]:
     """Writes a bank in one of the formats.
 
     Args:
         bank: with the coefficients to use.
         output: a folder for `bank`; for `merged` and `task` what `merge` writes: a .safetensors file, or a folder.
-        format: `bank`; `merged`, one model for all tasks; `task`, one task's model from the bank (task indexing).
-        task: which task, for `task`.
+        format: `bank`; `merged`, one model for all tasks; `task`, one task's model from the bank (task indexing);
+            `lora`, see `export_adapters`.
+        task: which task, for `task`, and for `lora`, where `merged` is the merge.
         rank_ratio, energy: cut the bank first, as `TaskBank.truncate`.
         dtype: of what is written; None keeps the bank's precision, and the experts' for weights.
         overwrite: replace what stands there.
@@ -53,6 +59,7 @@ def export_bank(
         max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
         experts: that the bank was made of, where they are at hand: a folder of weights gets what lies next to them.
         base: or the model that they were made from.
+        rest, base_name: of adapters, see `export_adapters`.
 
     Returns:
         Names of the files that were copied next to the weights.
@@ -70,6 +77,9 @@ def export_bank(
         compress(replace(bank, naming=names), rank_ratio, energy, dtype).save(output, overwrite)
         return []
     kind = None if dtype is None else getattr(torch, dtype)
+    if format == "lora":
+        cut = Cut(rank_ratio, energy)
+        return export_adapters(bank, output, names, task, cut, rest, kind, overwrite, experts, base, base_name)
     # One task's directions are cut by what they are to that task, and not to the merge.
     chosen = (bank if task is None or format == "merged" else bank.only(task)).truncate(rank_ratio, energy)
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
@@ -90,7 +100,7 @@ def check_export(output: str | Path, format: str, task: str | None, max_shard_si
         raise MergeError("format=task needs --task, one of the bank's tasks")
     if max_shard_size is not None:
         parse_size(max_shard_size)
-        if format == "bank":
-            raise MergeError("max_shard_size is of format=merged and format=task: a bank is one file")
-    if format != "bank":
+        if format not in ("merged", "task"):
+            raise MergeError(f"max_shard_size is of format=merged and format=task: leave it out for {format}")
+    if format in ("merged", "task"):
         is_file(destination(output))
