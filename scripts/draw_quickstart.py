@@ -1,4 +1,4 @@
-"""Draws the README's figure, docs/figures/quickstart.svg, from the table of a run: `scripts/quickstart` makes the run."""
+"""Draws the README's figure, docs/figures/quickstart.svg, from the table of the run that scripts/quickstart makes."""
 
 import argparse
 from pathlib import Path

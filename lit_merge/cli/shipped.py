@@ -42,7 +42,7 @@ def _path(given: str) -> str:
     known = shipped()
     if given not in known:
         raise MergeError(
-            f"{given}: no such configuration file, and the package ships none of this name{nearest(given, list(known))}; "
-            "it ships configs/*.yaml: give a path, or one of these names without configs/ and .yaml"
+            f"{given}: no such configuration file, nor one that the package ships{nearest(given, list(known))}: "
+            f"give a path, or one of {', '.join(name for name in known if '/' not in name)}"
         )
     return str(known[given])

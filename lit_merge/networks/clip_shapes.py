@@ -37,8 +37,8 @@ class TowerSizes:
 
     def __str__(self) -> str:
         return (
-            f"a vision transformer of width {self.width}, {self.layers} blocks, patches of {self.patch_size}, images of "
-            f"{self.image_size} × {self.image_size}"
+            f"a vision transformer of width {self.width}, {self.layers} blocks, patches of {self.patch_size}, "
+            f"images of {self.image_size} × {self.image_size}"
         )
 
 

@@ -52,6 +52,7 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
         ["convert", tiny.base, "--output", f"{tmp_path}/converted.safetensors"],
         ["convert", f"{tmp_path}/model.pt", "--output", f"{tmp_path}/model.safetensors"],
         ["leaks", *files],
+        ["init", str(tiny.root), "--output", f"{tmp_path}/first.yaml"],
         ["zoo"],
     ]
     wrong = {

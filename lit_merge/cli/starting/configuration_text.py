@@ -58,9 +58,7 @@ def configuration_text(
     made, about = ConfigurationText(), kind.value
     made.add("seed_everything: 0")
     if kind in (ModelKind.CLIP, ModelKind.TEXT):
-        made.add(
-            f"run: {scalar(f'runs/{Path(output).stem}')} # the folder that `fit` writes: bank, table, figures, log"
-        )
+        made.add(f"run: {scalar(f'runs/{Path(output).stem}')} # the folder that `fit` writes")
     _model(made, files)
     if kind is ModelKind.CLIP:
         sizes = tower_sizes(checkpoint.shapes)
@@ -84,12 +82,11 @@ def _comment(about: str, files: FoundFiles, kind: ModelKind, missing: Iterable[s
     lines += ["Paths are looked up from the folder in which you give the command. What to do with this file:"]
     name = scalar(output)
     lines += [f"  lit-merge merge --config {name} --dry-run"]
-    lines += (
-        [f"  lit-merge sweep --config {name} --output runs/sweep --select agreement --inputs unlabelled"]
-        + [f"  lit-merge fit --config {name}"]
-        if runs
-        else [f"  lit-merge merge --config {name} --output merged"]
-    )
+    if runs:
+        lines += [f"  lit-merge sweep --config {name} --output runs/sweep --select agreement --inputs unlabelled"]
+        lines += [f"  lit-merge fit --config {name}"]
+    else:
+        lines += [f"  lit-merge merge --config {name} --output merged"]
     return "".join(f"# {line}\n" for line in lines)
 
 
