@@ -126,7 +126,9 @@ def test_a_name_of_open_clip_from_shapes_alone() -> None:
         shapes = _build_vision_tower(512, options, False).state_dict()
     Path("experts").mkdir()
     for task in TASKS:
-        write_header({name: tuple(value.shape) for name, value in shapes.items()}, Path("experts", f"{task}.safetensors"))
+        write_header(
+            {name: tuple(value.shape) for name, value in shapes.items()}, Path("experts", f"{task}.safetensors")
+        )
     made, text = written()
     assert made["model"]["network"]["init_args"]["config"] == "ViT-B-32"
     assert "# ViT-B-32-quickgelu for OpenAI's weights" in text
