@@ -171,7 +171,7 @@ def test_texts(kind: str, texts: Any) -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_language_models_and_adapters(language_models: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     language_models.save(place)
-    made, text = written()
+    made, _ = written()
     assert made == {
         "seed_everything": 0,
         "model": {

@@ -1,4 +1,4 @@
-"""docs/your_own_clip.md and its notebook: every command, block and cell runs on real open_clip models, in their order."""
+"""docs/your_own_clip.md and its notebook: every command, block and cell runs on real open_clip models."""
 
 import importlib.util
 import json
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -97,13 +96,13 @@ def accuracy(model: Any, preprocess: Any, task: str) -> float:
 @pytest.mark.filterwarnings("ignore::lit_merge.MergeWarning")
 def test_the_notebook(practice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(practice.parent)
-    notebook = nbformat.read(ROOT / "examples" / "your_own_clip.ipynb", as_version=4)
-    nbformat.validate(notebook)
+    notebook = json.loads((ROOT / "examples" / "your_own_clip.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
     scope: dict[str, Any] = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs
-            exec(compile(cell.source.replace("steps=100", "steps=1"), cell.id, "exec"), scope)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]).replace("steps=100", "steps=1"), cell["id"], "exec"), scope)
     assert capsys.readouterr().out.count("→") == 3
     merged = scope["adapted"].merge()
     assert all(torch.equal(value, merged[name]) for name, value in scope["model"].state_dict().items())
