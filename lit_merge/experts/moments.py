@@ -151,10 +151,11 @@ def _check_possible(moment: Tensor, task: str, name: str) -> None:
     most = roots[:, None] * roots
     # Sums of products in float32 or bfloat16 are off by their rounding.
     spare = ROUNDING * (most + most.mean())
-    if (moment.diagonal() < 0).any() or ((moment - moment.T).abs() > spare).any() or (moment.abs() > most + spare).any():
+    skewed = ((moment - moment.T).abs() > spare).any()
+    if (moment.diagonal() < 0).any() or skewed or (moment.abs() > most + spare).any():
         raise MergeError(
-            f"moments of {task}: {name} is no second moment of any inputs (symmetric, |C_ij|² at most C_ii·C_jj): it is "
-            "damaged, collect it again",
+            f"moments of {task}: {name} is no second moment of any inputs (symmetric, |C_ij|² at most C_ii·C_jj): "
+            "it is damaged, collect it again",
             task=task,
             weight=name,
         )
