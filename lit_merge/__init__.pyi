@@ -13,6 +13,8 @@ from .adaptation.coefficients import Coefficients as Coefficients
 from .adaptation.correction import Correction as Correction
 from .adaptation.merged_model import MergedModel as MergedModel
 from .adaptation.rank_masks import AdaRank as AdaRank
+from .adaptation.routing.prototypes import Prototypes as Prototypes
+from .adaptation.routing.routed_model import RoutedModel as RoutedModel
 from .adaptation.stages import Stage as Stage
 from .bank.low_rank import LowRank as LowRank
 from .bank.task_bank import TaskBank as TaskBank

@@ -9,7 +9,10 @@ from torch import Tensor
 from lit_merge.adaptation.callbacks import CollapseGuard, MergeProgress
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.adaptation.options import Adaptation, spelled_out
-from lit_merge.adaptation.scoring import Evaluator
+from lit_merge.adaptation.routing.prototypes import Prototypes
+from lit_merge.adaptation.routing.routed_model import RoutedModel
+from lit_merge.adaptation.routing.router import Route
+from lit_merge.adaptation.scoring import Evaluator, ScoredModule
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import canonical_weights
@@ -83,6 +86,8 @@ def evaluate(
     network: Network,
     data: TaskData,
     *,
+    route: Route | None = None,
+    prototypes: Prototypes | None = None,
     accelerator: str = "auto",
     progress: bool = False,
 ) -> dict[str, TaskScore]:
@@ -92,15 +97,32 @@ def evaluate(
         weights: a bank, which is merged at its coefficients, or merged weights by name, in any naming.
         network: encoder and heads.
         data: whose test images are read.
+        route: of a bank, choose weights input by input, as if nobody said which task an input is of; see `Router`.
+        prototypes: by which tasks are told apart; made of the data's unlabelled inputs by default.
         accelerator: Lightning's.
         progress: show a bar.
 
     Raises:
-        MergeError: no labelled test images; weights that are not the network's.
+        MergeError: no labelled test images; weights that are not the network's; a route without a bank.
     """
     plain_warnings()
     if not data.has_test:
         raise MergeError("the data has no labelled test inputs to evaluate on")
+    evaluator: ScoredModule
+    if route is not None:
+        if not isinstance(weights, TaskBank):
+            raise MergeError(f"route={route} chooses among the tasks of a bank: give a TaskBank")
+        evaluator = RoutedModel(weights, network, prototypes or Prototypes.collect(weights, network, data), route)
+    else:
+        evaluator = _of_one_model(weights, network, data)
+    callbacks: list[Callback] = [MergeProgress()] if progress else []
+    trainer = Trainer(accelerator=accelerator, devices=1, enable_progress_bar=progress, callbacks=callbacks, **PLAIN)
+    with passing_interrupts():
+        trainer.test(evaluator, datamodule=data, verbose=False)
+    return evaluator.scores
+
+
+def _of_one_model(weights: TaskBank | Mapping[str, Tensor], network: Network, data: TaskData) -> Evaluator:
     if isinstance(weights, TaskBank):
         merged = weights.merge(dtype=compute_dtype(weights.dtypes.values()), naming="canonical")
     else:
@@ -108,9 +130,4 @@ def evaluate(
         wide = compute_dtype(value.dtype for value in found.values())
         merged = {name: value.to(wide if value.is_floating_point() else None) for name, value in found.items()}
     network.check({name: tuple(value.shape) for name, value in merged.items()})
-    evaluator = Evaluator(network, data.tasks, lambda task: merged, "evaluating")
-    callbacks: list[Callback] = [MergeProgress()] if progress else []
-    trainer = Trainer(accelerator=accelerator, devices=1, enable_progress_bar=progress, callbacks=callbacks, **PLAIN)
-    with passing_interrupts():
-        trainer.test(evaluator, datamodule=data, verbose=False)
-    return evaluator.scores
+    return Evaluator(network, data.tasks, lambda task: merged, "evaluating")

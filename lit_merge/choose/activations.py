@@ -4,12 +4,10 @@ import functools
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_merge.checkpoints import Checkpoint
 from lit_merge.console import track
@@ -18,60 +16,28 @@ from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.moments import Moments, check_finite, load_moments, save_moments
 from lit_merge.networks.network import Network
-
-aten = torch.ops.aten
-# Where products take the inputs and the weight from; a linear layer's weight comes as it is, others' transposed.
-PRODUCTS = {
-    aten.linear.default: (0, 1),
-    aten.mm.default: (0, 1),
-    aten.bmm.default: (0, 1),
-    aten.addmm.default: (1, 2),
-    aten.baddbmm.default: (1, 2),
-}
+from lit_merge.networks.products import WatchedProducts, visible_products
 
 
-class InputMoments(TorchDispatchMode):
-    """Sums XᵀX in float64 over the inputs X of every weight that is used as y = x·Wᵀ while this is active.
-
-    It watches products rather than modules: fused attention hands its weights to functions, and no module's forward
-    is ever called with them. A weight used as x·W, or not as one matrix, is left out; rows of a weight (a fused one
-    that is taken apart) count as the weight.
-
-    Args:
-        weights: name → weight; those of two dimensions are watched, each in memory of its own.
-    """
+class InputMoments(WatchedProducts):
+    """Sums XᵀX in float64 over the inputs X of every weight that is used as y = x·Wᵀ while this is active."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.shapes = {name: tuple(w.shape) for name, w in weights.items() if w.ndim == 2 and w.is_floating_point()}
-        self.names = {weights[name].untyped_storage().data_ptr(): name for name in self.shapes}
+        super().__init__(weights)
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
         self.kept: Bool[Tensor, " S"] | None = None
         """Which tokens of the one sequence that is going through count; None for all."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in PRODUCTS:
-            inputs, weight = (args[i] for i in PRODUCTS[func])
-            name = self._name(weight if func is aten.linear.default else weight.mT)
-            if name is not None:
-                self._add(name, inputs.reshape(-1, inputs.shape[-1]))
-        return func(*args, **(kwargs or {}))
+    def seen(self, name: str, first: int, inputs: Float[Tensor, "R n"], outputs: Tensor) -> Tensor:
+        self._add(name, inputs)
+        return outputs
 
     def moments(self) -> dict[str, Tensor]:
         """name → E[x xᵀ] (n, n) of the inputs so far, on the CPU, for every weight that was used. Starts afresh."""
         found = {name: total.div_(self.rows[name]).cpu() for name, total in self.sums.items()}
         self.sums, self.rows = {}, {}
         return found
-
-    def _name(self, weight: Float[Tensor, "*B m n"]) -> str | None:
-        """The weight of which this is a view, whole or some rows, not transposed."""
-        name = self.names.get(weight.untyped_storage().data_ptr())
-        if name is None or weight.shape[-1] != (n := self.shapes[name][1]):
-            return None
-        expected = (*(0 for _ in weight.shape[:-2]), n, 1)
-        strides = zip(weight.shape, weight.stride(), expected, strict=True)
-        return name if all(size == 1 or stride == right for size, stride, right in strides) else None
 
     def _add(self, name: str, rows: Float[Tensor, "R n"]) -> None:
         # A network that pools hands on one row per sequence, which stands for a token that counts.
@@ -135,18 +101,13 @@ def input_moments(network: Network, weights: Mapping[str, Tensor], batches: Iter
     batch lie in an order of their own.
     """
     watch = InputMoments(weights)
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    # Attention's native path is one operation, in which no product can be seen.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with visible_products():
         for batch in batches:
             mask = network.token_mask(batch)
             for i, part in enumerate(batch.split(len(batch) if mask is None else 1)):
                 moved = part.to(network.device)
                 watch.kept = None if mask is None else mask[i].to(network.device)
                 network.holding(weights, functools.partial(_encode, network, moved, watch))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
     return watch.moments()
 
 

@@ -15,11 +15,16 @@ from lit_merge.adaptation import callbacks
 from lit_merge.adaptation.fellows import ending_together
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.adaptation.options import Adaptation, spelled_out
+from lit_merge.adaptation.routing.prototypes import Prototypes
+from lit_merge.adaptation.routing.routed_model import RoutedModel
+from lit_merge.adaptation.routing.router import Route
 from lit_merge.adaptation.run import run_fit
+from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
+from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import TRAINER_DEFAULTS
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
 from lit_merge.cli.written_output import say_folder, say_written
@@ -62,6 +67,10 @@ class MergeCLI(LightningCLI):
         parser.add_argument("--run", type=str | None, default=None, help="fit: the folder that it leaves")
         parser.add_argument("--output", type=str | None, default=None, help="the other verbs: what they write")
         parser.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
+        parser.add_argument("--route", type=Route | None, default=None, help="choose weights input by input")
+        parser.add_argument(
+            "--prototypes", type=str | None, default=None, help="the file by which tasks are told apart"
+        )
         # Methods may look at unlabelled inputs before there is a trainer.
         parser.link_arguments("data", "model.data", apply_on="instantiate")
         parser.link_arguments("trainer.accelerator", "model.accelerator")
@@ -136,22 +145,41 @@ class MergeCLI(LightningCLI):
         writer.check(self.trainer)
         self.trainer.callbacks.append(writer)
         with passing_interrupts():
-            self.trainer.predict(**kwargs | {"return_predictions": False})
+            self.trainer.predict(**kwargs | {"model": self._asked(), "return_predictions": False})
         say_written(self.option("output"))
 
     def _evaluate(self, verb: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        asked = self._asked()
         with ending_together(self.trainer):
-            verb(**kwargs | {"verbose": False})
+            verb(**kwargs | {"model": asked, "verbose": False})
         assert self.datamodule is not None
         options = self.config[self.subcommand]
         state = "adapted" if options.model.bank or options.ckpt_path else "static"
         split = "test" if self.subcommand == "test" else "validation"
         bank = self.model.to_bank()
-        report = Report(describe(bank), self.datamodule.protocol, {state: self.model.scores}, split=split)
+        scores = {state: asked.scores}
+        if isinstance(asked, RoutedModel):
+            scores = {"routed": asked.scores, "routing": asked.routing}
+        report = Report(describe(bank), self.datamodule.protocol, scores, split=split)
         if self.trainer.is_global_zero:
             terminal().print(report)
             if self.option("output"):
                 write_text(self.option("output"), report.to_json(), self.option("overwrite"), REPORT)
+
+    def _asked(self) -> ScoredModule:
+        """What this verb runs: the merge, or weights that are chosen input by input."""
+        route, file = self.option("route"), self.option("prototypes")
+        if route is None:
+            return self.model
+        assert self.datamodule is not None
+        bank, network = self.model.to_bank(), self.model.network
+        if file is not None and resolve(file).exists():
+            return RoutedModel(bank, network, Prototypes.load(file, bank), route)
+        network.to(device_of(self.option("trainer")["accelerator"]))
+        found = Prototypes.collect(bank, network, self.datamodule)
+        if file is not None and self.trainer.is_global_zero:
+            found.save(destination(file))
+        return RoutedModel(bank, network, found, route)
 
 
 def run(arguments: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from lit_merge.adaptation.routing.router import Route
 from lit_merge.adaptation.training_checkpoint import read_training_checkpoint
-from lit_merge.checkpoints.locations import resolve
+from lit_merge.checkpoints import check_output
+from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.trainer_options import check_names
 from lit_merge.errors import MergeError
@@ -20,7 +22,7 @@ ABOUT = {
 
 # Lightning's own arguments, of which not every verb takes all.
 NOT_TAKEN = {
-    "fit": ("verbose", "return_predictions"),
+    "fit": ("verbose", "return_predictions", "route", "prototypes"),
     "validate": ("return_predictions",),
     "test": ("return_predictions",),
     "predict": ("verbose",),
@@ -32,6 +34,8 @@ def options(
     verbose: bool = True,
     return_predictions: bool | None = None,
     weights_only: bool | None = None,
+    route: Route | None = None,
+    prototypes: str | None = None,
 ) -> None:
     """Options of the verbs.
 
@@ -40,6 +44,9 @@ def options(
         verbose: Lightning's; results are printed as a table in any case.
         return_predictions: Lightning's; predictions are written to `output` in any case.
         weights_only: Lightning's; checkpoints hold nothing but weights and numbers in any case.
+        route: choose weights input by input, as if nobody said which task an input is of: by `prototypes`, also by the
+            `entropy` of the two nearest experts, or in `layers` by themselves (ESM++).
+        prototypes: the file by which `route` tells tasks apart; made of the unlabelled inputs where there is none yet.
     """
 
 
@@ -61,5 +68,17 @@ def check(arguments: Sequence[str]) -> None:
     if verb == "predict":
         prediction_format(config["output"])
     config.check_inputs()
+    if verb != "fit":
+        _check_route(config)
     if config["ckpt_path"]:
         read_training_checkpoint(resolve(config["ckpt_path"]))
+
+
+def _check_route(config: Configuration) -> None:
+    route, file = config["route"], config["prototypes"]
+    if route is None and file is not None:
+        raise MergeError("--prototypes is of --route: say how the task of an input is found")
+    if route is not None and config["ckpt_path"]:
+        raise MergeError("--route takes the weights of a bank: name it with --model.bank, and leave out --ckpt_path")
+    if file is not None and not resolve(file).exists():
+        check_output(destination(file))

@@ -22,13 +22,15 @@ from lit_merge.errors import MergeError
 from lit_merge.report.scores import TaskScore, mean_accuracy
 
 # What a row of the table may be about, in the order of columns and bars.
-STATES = ("pretrained", "static", "online", "adapted", "expert")
+STATES = ("pretrained", "static", "online", "adapted", "routed", "routing", "expert")
 HEADINGS = {
     "pretrained_accuracy": "pretrained",
     "expert_accuracy": "expert",
     "static_accuracy": "static\nmerge",
     "online_accuracy": "online",
     "adapted_accuracy": "adapted",
+    "routed_accuracy": "routed",
+    "routing_accuracy": "routed to\nits task",
     "static_entropy": "entropy\nstatic",
     "adapted_entropy": "entropy\nadapted",
     "normalised_accuracy": "normalised\naccuracy",
@@ -55,8 +57,9 @@ class Report:
     Args:
         method: what was merged how, in words.
         protocol: which images were adapted and tested on.
-        scores: state (`pretrained`, `static`, `online`, `adapted`, `expert`) → task → score; states not measured are
-            left out. `online` is what was predicted of a stream while it passed, of tasks whose labels are known.
+        scores: state (`pretrained`, `static`, `online`, `adapted`, `routed`, `expert`) → task → score; states not
+            measured are left out. `online` is what was predicted of a stream while it passed, of tasks whose labels are
+            known; `routing` the share of inputs that were taken for those of their task.
         sizes: `experts` and `bank`, in bytes.
         split: the images that the scores are of.
         kept: of a fit whose guard went back: the `step` whose coefficients were kept, the one `at` which, and `why`.

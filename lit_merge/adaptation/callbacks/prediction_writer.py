@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_merge.adaptation.merged_model import MergedModel
+from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.checkpoints import check_output
 from lit_merge.data import TaskData
 from lit_merge.data.class_names import MIXED, numbered
@@ -46,8 +46,10 @@ class PredictionWriter(Callback):
         check_output(self.path, self.overwrite, PREDICTIONS)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, MergedModel):
-            raise MergeError(f"PredictionWriter works on a MergedModel, not on {type(pl_module).__name__}")
+        if not isinstance(pl_module, ScoredModule):
+            raise MergeError(
+                f"PredictionWriter works on a MergedModel or RoutedModel, not on {type(pl_module).__name__}"
+            )
         self.check(trainer)
         data = getattr(trainer, "datamodule", None)
         self._names = class_names(data, pl_module) if isinstance(data, TaskData) else {}
@@ -80,7 +82,7 @@ class PredictionWriter(Callback):
 
 
 def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Sequence[str] | None) -> Iterator[Row]:
-    """What `MergedModel.predict_step` says of a batch, image by image."""
+    """What `ScoredModule.predict_step` says of a batch, image by image."""
     if not predicted["probabilities"].isfinite().all():
         raise MergeError(f"task {predicted['task']}: the network answers NaN or infinity", task=predicted["task"])
     columns = (predicted[name].tolist() for name in ("indices", "classes", "probabilities"))
@@ -90,7 +92,7 @@ def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Seque
         yield predicted["task"], index, files[i] if files else None, *message, *empty, *p, *empty
 
 
-def class_names(data: TaskData, model: MergedModel) -> dict[str, Sequence[str]]:
+def class_names(data: TaskData, model: ScoredModule) -> dict[str, Sequence[str]]:
     """task → names of the rows of its head, where data or head know them; where tasks are mixed, those of all tasks.
 
     Raises:

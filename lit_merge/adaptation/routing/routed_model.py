@@ -1,0 +1,66 @@
+"""RoutedModel: a bank whose weights are chosen input by input, tested and asked like any other module."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_merge.adaptation.routing.prototypes import Prototypes, check_routable
+from lit_merge.adaptation.routing.router import Route, Router
+from lit_merge.adaptation.scoring import ScoredModule, TaskMetrics
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.data.class_names import MIXED
+from lit_merge.networks import Network
+from lit_merge.report.scores import TaskScore
+
+
+class RoutedModel(ScoredModule):
+    """Every input runs with the weights of the task that it looks like; of `mixed` data, with that task's head too.
+
+    Lightning's `test`, `validate` and `predict` take it. A batch is run task by task, not input by input.
+
+    Args:
+        bank: with a delta for every task.
+        network: encoder and heads.
+        prototypes: of this bank.
+        route: `prototypes`, `entropy` or `layers`: see `Router`.
+        rank_ratio: of the residuals that `layers` adds.
+
+    Attributes:
+        routing: task → the share of its inputs that were taken for its own, as `accuracy`, at the last pass; `entropy`
+            is of the decisions. Of `layers`, by the vote of all layers.
+
+    Raises:
+        MergeError: a bank without deltas of every task, or whose weights are not the network's; a task without a head.
+    """
+
+    def __init__(
+        self,
+        bank: TaskBank,
+        network: Network,
+        prototypes: Prototypes,
+        route: Route = "prototypes",
+        rank_ratio: float = 0.08,
+    ) -> None:
+        super().__init__(network, bank.tasks)
+        check_routable(bank)
+        network.check(bank.shapes)
+        network.heads.mix(bank.tasks)
+        self.router = Router(bank, network, prototypes, route, rank_ratio)
+        self.tasks = bank.tasks
+        self.decisions = TaskMetrics(bank.tasks)
+        self.routing: dict[str, TaskScore] = {}
+
+    def logits(self, batch: dict[str, Any]) -> Tensor:
+        task = batch["task"]
+        logits, scores = self.router(batch["images"], batch.get("head", task))
+        if task != MIXED:
+            right = scores.new_full((len(scores),), self.tasks.index(task), dtype=int)
+            self.decisions.update(task, scores, right)
+        return logits
+
+    def finish_scores(self, split: str) -> None:
+        super().finish_scores(split)
+        self.routing = self.decisions.scores()
+
+    def on_predict_epoch_end(self) -> None:
+        self.routing = self.decisions.scores()
