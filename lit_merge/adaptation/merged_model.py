@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +84,8 @@ class MergedModel(ScoredModule):
         self.teachers: Teachers | None = None
         self.teachers_file: Path | None = None
         """Where a fit keeps what the experts predict of its inputs; set by a run."""
+        self.turn: dict[str, Tensor] | None = None
+        """`coefficients` and what else was learnt when another objective took over; None without one."""
         # Checkpoints hold the coefficients only; the bank is a file of its own.
         self.strict_loading = False
 
@@ -93,12 +96,22 @@ class MergedModel(ScoredModule):
     @property
     def objective(self) -> Objective:
         """What the present stage minimises."""
-        return self.stages[max(0, self.stage_index)].objective or cast(Objective, self.options.objective)
+        return self.objective_of(max(0, self.stage_index))
+
+    @property
+    def objectives(self) -> tuple[str, str] | None:
+        """Names of the objective that another one takes over from, last of all, and of that one."""
+        names = [type(self.objective_of(i)).__name__ for i in range(len(self.stages))]
+        return next(((a, b) for a, b in reversed([*pairwise(names)]) if a != b), None)
+
+    def objective_of(self, index: int) -> Objective:
+        """What the stage of this index minimises."""
+        return self.stages[index].objective or cast(Objective, self.options.objective)
 
     @property
     def asks_experts(self) -> str:
         """The name of an objective that asks every expert about inputs of its own task; empty where there is none."""
-        every = (stage.objective or cast(Objective, self.options.objective) for stage in self.stages)
+        every = (self.objective_of(i) for i in range(len(self.stages)))
         return next((type(one).__name__ for one in every if one.asks_experts), "")
 
     @property
@@ -245,6 +258,7 @@ class MergedModel(ScoredModule):
         index = stage_at(self.stages, self.global_step)
         stage, entered = self.stages[index], index != self.stage_index
         if entered:
+            self._note_turn(index)
             self.stage_index = index
             self.coefficients.set_granularity(stage.granularity, stage.relative)
         for optimizer in self.trainer.optimizers if entered or stage.decay != "constant" else ():
@@ -252,6 +266,15 @@ class MergedModel(ScoredModule):
                 optimizer.state.pop(self.coefficients.offset, None)
             for group, lr in zip(optimizer.param_groups, self._rates(), strict=True):
                 group["lr"] = lr
+
+    @torch.no_grad()
+    def _note_turn(self, index: int) -> None:
+        """Keeps what the stages before this one have learnt, if they had another objective, of the whole bank."""
+        before, now = (self.objective_of(i) for i in (max(0, index - 1), index))
+        if type(before) is not type(now) and self.masks is None and not self._ranks:
+            values = self.coefficients.values()
+            found = {"coefficients": self.coefficients.by_weight(values)} | self._learnt(self.bank, values)
+            self.turn = {name: value.to("cpu", copy=True) for name, value in found.items()}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A direction that is not in use keeps its coefficient: without a gradient, Adam's momentum would move it."""
@@ -291,6 +314,7 @@ class MergedModel(ScoredModule):
             "energy": self.energy,
             "stage_index": self.stage_index,
             "granularity": self.coefficients.granularity,
+            "turn": self.turn,
         } | fit_state(self.trainer, self.device)
         seal(checkpoint)
 
@@ -310,7 +334,7 @@ class MergedModel(ScoredModule):
         # Checkpoints from before schedules by energy have none.
         self.set_rank(about["rank_ratio"], about.get("energy", 1.0))
         self.stage_index = about["stage_index"]
-        self.coefficients.granularity = about["granularity"]
+        self.coefficients.granularity, self.turn = about["granularity"], about.get("turn")
         self._random = None if self._trainer is None else own_random_state(about, self.trainer)
 
     def on_train_start(self) -> None:

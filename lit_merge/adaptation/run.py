@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,11 @@ def run_fit(
         if online is not None and online.scores:
             scores["online"] = online.scores
         bank = model.to_bank()
-        if data.has_test:
-            merged = bank.merge(dtype=model.compute_dtype, naming="canonical")
-            scores["adapted"] = score(trainer, model, data, "adapted", lambda task: merged)
+        scores |= adapted_scores(trainer, model, data, start, bank)
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
-        report = Report(describe(bank), data.protocol, scores, sizes, kept=gone_back(trainer))
+        kept = gone_back(trainer)
+        report = Report(describe(bank), data.protocol, scores, sizes, kept=kept, objectives=model.objectives)
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
             write_guard(folder, trainer)
@@ -152,6 +152,22 @@ def reference_scores(
     merged = {name: value.detach() for name, value in model.merged_weights().items()}
     scores["static"] = score(trainer, model, data, "static merge", lambda task: merged)
     return scores
+
+
+def adapted_scores(
+    trainer: Trainer, model: MergedModel, data: TaskData, start: TaskBank, bank: TaskBank
+) -> dict[str, Mapping[str, TaskScore]]:
+    """Scores of the adapted bank, and of what it was when another objective took over, where labels are known."""
+    banks = {"adapted": bank}
+    if model.turn is not None:
+        learnt = dict(model.turn)
+        coefficients = learnt.pop("coefficients").to(start.coefficients.dtype)
+        banks = {"first": replace(start, coefficients=coefficients, learnt=learnt)} | banks
+    found: dict[str, Mapping[str, TaskScore]] = {}
+    for state, one in banks.items() if data.has_test else ():
+        merged = one.merge(dtype=model.compute_dtype, naming="canonical")
+        found[state] = score(trainer, model, data, "adapted", lambda task, merged=merged: merged)
+    return found
 
 
 def score(

@@ -8,9 +8,17 @@ from matplotlib.figure import Figure
 
 from lit_merge.report.report import Report
 
-COLOURS = {"pretrained": "#9aa0ab", "static": "#7fa8d9", "online": "#4f9d8f", "adapted": "#1f5fa8", "expert": "#e0a03c"}
+COLOURS = {
+    "pretrained": "#9aa0ab",
+    "static": "#7fa8d9",
+    "online": "#4f9d8f",
+    "first": "#7a5fb5",
+    "adapted": "#1f5fa8",
+    "routed": "#c2577a",
+    "expert": "#e0a03c",
+}
 # They tell the states apart in print, too.
-MARKERS = {"pretrained": "o", "static": "s", "online": "v", "adapted": "D", "expert": "^"}
+MARKERS = {"pretrained": "o", "static": "s", "online": "v", "first": "P", "adapted": "D", "routed": "X", "expert": "^"}
 # Letters of a task's name.
 LONGEST = 36
 
@@ -28,6 +36,8 @@ def accuracy_figure(run: Report | str | Path) -> Figure:
     """
     report = run if isinstance(run, Report) else Report.load(run)
     names = [*report.tasks, "mean"]
+    # How often the right task was found is no accuracy.
+    states = [state for state in report.states if state in COLOURS]
     rows = [*(report.row(task) for task in report.tasks), report.mean_row()]
     width = 8.0
     # About 13 letters of this size to the inch.
@@ -35,12 +45,12 @@ def accuracy_figure(run: Report | str | Path) -> Figure:
     figure = Figure(figsize=(width, 0.26 * len(names) + 1.5 + 0.2 * len(title.splitlines())), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        known = [100 * value for state in report.states if (value := row[f"{state}_accuracy"]) is not None]
+        known = [100 * value for state in states if (value := row[f"{state}_accuracy"]) is not None]
         axes.hlines(place, min(known), max(known), color="#c9ced6", linewidth=2.5, zorder=1)
-    for state in report.states:
+    for state in states:
         shown = [(100 * value, i) for i, row in enumerate(rows) if (value := row[f"{state}_accuracy"]) is not None]
         style = {"color": COLOURS[state], "marker": MARKERS[state], "edgecolors": "white", "linewidths": 0.5}
-        axes.scatter(*zip(*shown, strict=True), s=52, label=state, zorder=2, **style)
+        axes.scatter(*zip(*shown, strict=True), s=52, label=report.label(state), zorder=2, **style)
     axes.axhline(len(names) - 1.5, color="#888888", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), [shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -50,7 +60,7 @@ def accuracy_figure(run: Report | str | Path) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower center", ncols=len(report.states), frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(states), frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,13 @@ from lit_merge.errors import MergeError
 from lit_merge.report.scores import TaskScore, mean_accuracy
 
 # What a row of the table may be about, in the order of columns and bars.
-STATES = ("pretrained", "static", "online", "adapted", "routed", "routing", "expert")
+STATES = ("pretrained", "static", "online", "first", "adapted", "routed", "routing", "expert")
 HEADINGS = {
     "pretrained_accuracy": "pretrained",
     "expert_accuracy": "expert",
     "static_accuracy": "static\nmerge",
     "online_accuracy": "online",
+    "first_accuracy": "first",
     "adapted_accuracy": "adapted",
     "routed_accuracy": "routed",
     "routing_accuracy": "routed to\nits task",
@@ -57,11 +59,13 @@ class Report:
     Args:
         method: what was merged how, in words.
         protocol: which images were adapted and tested on.
-        scores: state (`pretrained`, `static`, `online`, `adapted`, `routed`, `expert`) → task → score; states not
-            measured are left out. `online` is what was predicted of a stream while it passed, of tasks whose labels are
-            known; `routing` the share of inputs that were taken for those of their task.
+        scores: state (`pretrained`, `static`, `online`, `first`, `adapted`, `routed`, `expert`) → task → score; states
+            not measured are left out. `online` is what was predicted of a stream while it passed, of tasks whose labels
+            are known; `first` is the merge when another objective took over; `routing` the share of inputs that were
+            taken for those of their task.
         sizes: `experts` and `bank`, in bytes.
         split: the images that the scores are of.
+        objectives: of the fit: which one another took over from, and that one; None where there was one only.
         kept: of a fit whose guard went back: the `step` whose coefficients were kept, the one `at` which, and `why`.
     """
 
@@ -71,6 +75,7 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)
     split: str = "test"
     kept: Mapping[str, Any] | None = None
+    objectives: tuple[str, str] | None = None
 
     @classmethod
     def load(cls, run: str | Path) -> "Report":
@@ -91,6 +96,7 @@ class Report:
                 found.get("bytes", {}),
                 found["split"],
                 found.get("kept"),
+                tuple(objectives) if (objectives := found.get("objectives")) else None,
             )
         except (LookupError, TypeError, AttributeError) as error:
             raise MergeError(f"{path} holds no results of a run: give a folder that `fit` has written") from error
@@ -102,6 +108,13 @@ class Report:
     @property
     def tasks(self) -> list[str]:
         return list(next(iter(self.scores.values()), {}))
+
+    def label(self, state: str) -> str:
+        """What a state is called where there is little room."""
+        if self.objectives and state in ("first", "adapted") and "first" in self.states:
+            # ExpertAgreement → by Expert Agreement: narrow columns break it between words.
+            return "by " + re.sub("(?<=[a-z])(?=[A-Z])", " ", self.objectives[state == "adapted"])
+        return state
 
     def normalised(self, task: str) -> float | None:
         """Accuracy of the adapted (or static) merge over the expert's."""
@@ -143,7 +156,9 @@ class Report:
             "mean": {state: mean_accuracy(self.scores[state]) for state in self.states},
             "tasks": {task: self.row(task) for task in self.tasks},
             "bytes": self.sizes,
-        } | ({"kept": dict(self.kept)} if self.kept else {})
+        }
+        content |= {"kept": dict(self.kept)} if self.kept else {}
+        content |= {"objectives": list(self.objectives)} if self.objectives else {}
         return json.dumps(content, indent=1) + "\n"
 
     def to_csv(self) -> str:
@@ -166,7 +181,9 @@ class Report:
             notes.append(self.kept_line())
             return Group(Text(self.method, style="bold"), Text("\n".join(filter(None, [*notes, self.size_line()]))))
         keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
-        headings = HEADINGS | (NARROW if "online" in self.states else {})
+        headings = HEADINGS | (NARROW if {"online", "first"} & set(self.states) else {})
+        if "first" in self.states:
+            headings |= {f"{state}_accuracy": self.label(state).replace(" ", "\n", 1) for state in ("first", "adapted")}
         numbers = [headings[key] for key in keys]
         made = table("task", *numbers, right=numbers)
         for task in self.tasks:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch import Callback
 
 from lit_merge import (
     CART,
+    CollapseGuard,
     CompressionExport,
     Experts,
     ImageFolders,
@@ -24,6 +26,7 @@ from lit_merge import (
     MergeError,
     MergeWarning,
     RankSchedule,
+    ResumePoint,
     Stage,
     TaskBank,
     WeightAveraging,
@@ -31,6 +34,8 @@ from lit_merge import (
 )
 from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.trainer import Trainer
+from lit_merge.objectives import ExpertAgreement
+from lit_merge.report.report import Report
 
 Make = Callable[..., MergedModel]
 MakeTrainer = Callable[..., Trainer]
@@ -42,6 +47,15 @@ class Break(Callback):
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         raise self.error
+
+
+class BreakAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
@@ -90,6 +104,35 @@ def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path:
     assert [(row["step"], row["task"]) for row in looks] == [(step, task) for step in "04" for task in tiny.tasks]
     assert all(0 <= float(row["agreement"]) <= 1 and float(row["entropy"]) > 0 for row in looks)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_the_first_objective_reached_is_scored_too(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    entropy, experts = Stage("layer", 2, 0.5), Stage("direction", 3, 0.5, objective=ExpertAgreement())
+    alone = make_model(stages=(entropy,))
+    run_fit(
+        make_trainer(max_steps=2, callbacks=[CollapseGuard(every_n_steps=0)]), alone, tiny.data(), tmp_path / "alone"
+    )
+    whole = tmp_path / "whole"
+    for step in (3, None):  # cut off after the objective has changed, then to the end
+        model, callbacks = make_model(stages=(entropy, experts)), [ResumePoint(every_steps=1)]
+        if step is not None:
+            callbacks.append(BreakAt(step))
+        with nullcontext() if step is None else pytest.raises(KeyboardInterrupt):
+            report = run_fit(make_trainer(max_steps=5, callbacks=callbacks), model, tiny.data(), whole)
+    assert report.states == ["static", "first", "adapted"]
+    wanted, found, end = (
+        Report.load(tmp_path / "alone").scores["adapted"],
+        report.scores["first"],
+        report.scores["adapted"],
+    )
+    assert {task: one.accuracy for task, one in found.items()} == {task: one.accuracy for task, one in wanted.items()}
+    for task, one in found.items():
+        assert one.entropy == pytest.approx(wanted[task].entropy, rel=1e-5) != end[task].entropy
+    assert Report.load(whole).objectives == ("Entropy", "ExpertAgreement")
+    heading = " ".join((whole / "table.txt").read_text().split("─")[0].split())
+    assert all(word in heading for word in ("by", "Entropy", "Expert", "Agreement"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -20,6 +20,8 @@ SCORES = {
     "pretrained": {"one": TaskScore(0.25, 1.5, 40), "another_task": TaskScore(0.5, 1.0, 10)},
     "static": {"one": TaskScore(0.5, 1.0, 40), "another_task": TaskScore(0.6, 0.9, 10)},
     "online": {"one": TaskScore(0.7, 0.6, 40), "another_task": TaskScore(0.65, 0.8, 10)},
+    "first": {"one": TaskScore(0.72, 0.5, 40), "another_task": TaskScore(0.68, 0.8, 10)},
+    "routed": {"one": TaskScore(0.8, 0.5, 40), "another_task": TaskScore(0.7, 0.8, 10)},
     "adapted": {"one": TaskScore(0.75, 0.5, 40), "another_task": TaskScore(0.7, 0.8, 10)},
 }
 
@@ -37,7 +39,7 @@ def test_marks_are_the_accuracies_of_the_report(tmp_path: Path) -> None:
         figure = accuracy_figure(run)
         (axes,) = figure.axes
         assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "another_task", "mean"]
-        assert list(marks(axes)) == list(STATES)
+        assert list(marks(axes)) == [state for state in STATES if state in COLOURS]
         for state, found in marks(axes).items():
             one, other = (SCORES[state][task].accuracy for task in ("one", "another_task"))
             expected = [(100 * one, 0), (100 * other, 1), (50 * (one + other), 2)]
