@@ -66,6 +66,8 @@ from .report.analysis.figures import energy_figure as energy_figure
 from .report.analysis.figures import interference_figure as interference_figure
 from .report.analysis.figures import spectra_figure as spectra_figure
 from .report.coefficient_figure import coefficient_figure as coefficient_figure
+from .report.page import report_page as report_page
+from .report.page import write_report as write_report
 from .report.training_figure import training_figure as training_figure
 
 __version__: str

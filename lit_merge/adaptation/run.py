@@ -22,6 +22,7 @@ from lit_merge.adaptation.fit_plan import fit_plan
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.adaptation.run_files import RUN, draw_training, write_guard, write_run
 from lit_merge.adaptation.run_logs import log_into, put_logs
+from lit_merge.adaptation.samples import Samples
 from lit_merge.adaptation.scoring import Evaluator
 from lit_merge.adaptation.trainer import Trainer, check_precision, passing_interrupts
 from lit_merge.adaptation.unfinished_fit import UnfinishedFit
@@ -34,6 +35,9 @@ from lit_merge.data import TaskData
 from lit_merge.experts.experts import Experts
 from lit_merge.report.report import Report, describe
 from lit_merge.report.scores import TaskScore
+
+# Of an unfinished fit: what was predicted of samples before it.
+NOTED = "samples.json"
 
 
 def run_fit(
@@ -89,9 +93,12 @@ def run_fit(
             if isinstance(callback, CompressionExport):
                 callback.outputs = unfinished
         scores = dict(unfinished.scores or {})
-        if unfinished.scores is None and data.has_test:
+        samples = Samples(data, unfinished.read(NOTED)) if data.has_test else None
+        if unfinished.scores is None and samples is not None:
             with isolate_rng():
-                scores = reference_scores(trainer, model, data, experts)
+                scores = reference_scores(trainer, model, data, experts, samples)
+            if first:
+                unfinished.write(NOTED, samples.seen)
             unfinished.write_scores(scores)
         given = None if ckpt_path is None else resolve(ckpt_path)
         goes_on = given if unfinished.step is None else unfinished.checkpoint
@@ -100,7 +107,7 @@ def run_fit(
         if online is not None and online.scores:
             scores["online"] = online.scores
         bank = model.to_bank()
-        scores |= adapted_scores(trainer, model, data, start, bank)
+        scores |= adapted_scores(trainer, model, data, start, bank, samples)
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
         kept = gone_back(trainer)
@@ -108,6 +115,8 @@ def run_fit(
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
             write_guard(folder, trainer)
+            if samples is not None:
+                samples.write(folder, model, data)
             put_logs(trainer, folder, unfinished)
             draw_training(folder)
             unfinished.placing(folder)
@@ -136,26 +145,27 @@ def watch(trainer: Trainer) -> OnlineScores:
 
 
 def reference_scores(
-    trainer: Trainer, model: MergedModel, data: TaskData, experts: Experts | None
+    trainer: Trainer, model: MergedModel, data: TaskData, experts: Experts | None, samples: Samples
 ) -> dict[str, Mapping[str, TaskScore]]:
-    """Scores of what the merge is measured against, as far as it is known."""
+    """Scores of what the merge is measured against, as far as it is known; `samples` notes what is predicted."""
     scores: dict[str, Mapping[str, TaskScore]] = {}
     if experts is not None and experts.base is not None:
         base = experts.base
         pretrained = {name: _as(model, base.read(name)) for name in base.shapes}
-        scores["pretrained"] = score(trainer, model, data, "pretrained", lambda task: pretrained)
-    if experts is not None:
-        checkpoints, names = experts.checkpoints, experts.shapes
-        scores["expert"] = score(
-            trainer, model, data, "experts", lambda task: {n: _as(model, checkpoints[task].read(n)) for n in names}
+        scores["pretrained"] = score(
+            trainer, model, data, "pretrained", lambda task: pretrained, samples.of("pretrained")
         )
+    if experts is not None:
+        read, names = experts.checkpoints, experts.shapes
+        expert = lambda task: {name: _as(model, read[task].read(name)) for name in names}  # noqa: E731
+        scores["expert"] = score(trainer, model, data, "experts", expert, samples.of("expert"))
     merged = {name: value.detach() for name, value in model.merged_weights().items()}
-    scores["static"] = score(trainer, model, data, "static merge", lambda task: merged)
+    scores["static"] = score(trainer, model, data, "static merge", lambda task: merged, samples.of("static"))
     return scores
 
 
 def adapted_scores(
-    trainer: Trainer, model: MergedModel, data: TaskData, start: TaskBank, bank: TaskBank
+    trainer: Trainer, model: MergedModel, data: TaskData, start: TaskBank, bank: TaskBank, samples: Samples | None
 ) -> dict[str, Mapping[str, TaskScore]]:
     """Scores of the adapted bank, and of what it was when another objective took over, where labels are known."""
     banks = {"adapted": bank}
@@ -164,17 +174,24 @@ def adapted_scores(
         coefficients = learnt.pop("coefficients").to(start.coefficients.dtype)
         banks = {"first": replace(start, coefficients=coefficients, learnt=learnt)} | banks
     found: dict[str, Mapping[str, TaskScore]] = {}
-    for state, one in banks.items() if data.has_test else ():
+    for state, one in banks.items() if samples is not None else ():
         merged = one.merge(dtype=model.compute_dtype, naming="canonical")
-        found[state] = score(trainer, model, data, "adapted", lambda task, merged=merged: merged)
+        note = samples.of(state)
+        found[state] = score(trainer, model, data, "adapted", lambda task, merged=merged: merged, note)
     return found
 
 
 def score(
-    trainer: Trainer, model: MergedModel, data: TaskData, label: str, weights: Callable[[str], Mapping[str, Tensor]]
+    trainer: Trainer,
+    model: MergedModel,
+    data: TaskData,
+    label: str,
+    weights: Callable[[str], Mapping[str, Tensor]],
+    note: Callable[[Mapping[str, Any], Tensor, Tensor], None] | None = None,
 ) -> dict[str, TaskScore]:
-    """Test accuracy and entropy per task of weights that may depend on the task; `label` names them in the bar."""
-    evaluator = Evaluator(model.network, model.tasks, weights, label)
+    """Test accuracy and entropy per task of weights that may depend on the task; `label` names them in the bar, `note`
+    sees every batch."""
+    evaluator = Evaluator(model.network, model.tasks, weights, label, note)
     trainer.test(evaluator, datamodule=data, verbose=False)
     return evaluator.scores
 

@@ -88,7 +88,12 @@ class ScoredModule(LightningModule):
         return self.network.evaluate(self.weights_for(batch["task"]), batch)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.metrics.update(batch["task"], self.logits(batch), self.network.rows(batch, self.label_rows))
+        logits, rows = self.logits(batch), self.network.rows(batch, self.label_rows)
+        self.metrics.update(batch["task"], logits, rows)
+        self.note(batch, logits, rows)
+
+    def note(self, batch: Mapping[str, Any], logits: Tensor, rows: Tensor) -> None:
+        """Sees every labelled batch, its logits (B, C) and the rows (B,) that are right."""
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -140,6 +145,7 @@ class Evaluator(ScoredModule):
         tasks: all tasks of the data.
         weights: task → weights by name. Called once per run of equal tasks, so that experts are read one by one.
         label: what the progress bar calls them.
+        note: sees every batch, see `ScoredModule.note`.
     """
 
     def __init__(
@@ -148,8 +154,11 @@ class Evaluator(ScoredModule):
         tasks: Sequence[str],
         weights: Callable[[str], Mapping[str, Tensor]],
         label: str = "testing",
+        note: Callable[[Mapping[str, Any], Tensor, Tensor], None] | None = None,
     ) -> None:
         super().__init__(network, tasks)
+        if note is not None:
+            self.note = note  # type: ignore[method-assign]
         self.weights, self.label = weights, label
         self._loaded: tuple[str, dict[str, Tensor]] | None = None
 

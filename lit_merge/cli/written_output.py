@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from lit_merge.console import terminal
+from lit_merge.report.weight_tree import megabytes
 
 
 def say_written(output: str) -> None:
     """Names a file or folder, with its size."""
     path = Path(output)
     size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-    terminal().print(f"Written to {path}: {size / 1e6:.1f} MB", soft_wrap=True)
+    terminal().print(f"Written to {path}: {megabytes(size)}", soft_wrap=True)
 
 
 def say_folder(output: str) -> None:

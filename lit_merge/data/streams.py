@@ -29,6 +29,10 @@ class ImageSource(ABC):
         """Paths of the images' files from the task's folder, where they are files."""
         return None
 
+    def text(self, index: int) -> str | None:
+        """An input that is a text, for people to read; None for images."""
+        return None
+
     def label(self, index: int) -> str:
         """What messages call an image."""
         return f"image {index}"

@@ -1,6 +1,5 @@
 """The coefficients of a merge as a heat map of task × layer."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from itertools import groupby
@@ -19,6 +18,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.experts.matrices import block_of
 from lit_merge.report.report import describe
+from lit_merge.report.weight_order import display_order
 
 # Inches: a column takes a label of 6.5 points, a row one of 8.
 COLUMN, ROW = 0.135, 0.24
@@ -95,17 +95,6 @@ def _deviation(bank: TaskBank) -> np.ndarray:
         if name in directions:
             found[:, i] = directions[name].detach().float().std(1, correction=0).cpu().numpy()
     return found
-
-
-def display_order(layers: Sequence[str]) -> list[int]:
-    """Positions of the weights as they are drawn: those outside blocks, then block by block in the order of their
-    numbers. Files sort names by letters, 10 before 2."""
-    blocks = [block_of(name) for name in layers]
-    return sorted(range(len(layers)), key=lambda i: [_number(part) for part in re.split(r"(\d+)", blocks[i])])
-
-
-def _number(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isdigit() else (-1, part)
 
 
 def _lines(layers: Sequence[str]) -> list[list[str]]:

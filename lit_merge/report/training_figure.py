@@ -1,7 +1,7 @@
 """What happened during a fit: objective, guard and coefficients along the steps."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lit_merge.report.accuracy_figure import shorten
 from lit_merge.report.run_folder import RunFolder
+from lit_merge.report.training_curves import Curve, training_curves
 
-Curve = Sequence[tuple[int, float]]
 MEAN = "#222222"
 
 
@@ -46,35 +46,6 @@ def training_figure(run: RunFolder | str | Path) -> Figure:
     names = [shorten(name) for name in shown]
     figure.legend(list(shown.values()), names, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize=8)
     return figure
-
-
-def training_curves(folder: RunFolder) -> dict[str, dict[str, Curve]]:
-    """Title of a panel → task, or `mean` → (step, value)."""
-    guard, columns = folder.guard, [column for row in folder.log for column in row]
-    logged = [column.removeprefix("loss/") for column in columns if column.startswith("loss/")]
-    tasks = list(dict.fromkeys([*(row["task"] for row in guard), *logged]))
-    found = {"objective, on the batches": _logged(folder, "loss", tasks)}
-    for name, title in (("entropy", "entropy (nats)"), ("agreement", "agreement (%)"), ("balance", "balance")):
-        factor = 100 if name == "agreement" else 1
-        curves = {
-            task: [(row["step"], factor * row[name]) for row in guard if row["task"] == task and row[name] is not None]
-            for task in tasks
-        }
-        found[f"{title}, on the guard's inputs"] = {"mean": _mean(list(curves.values())), **curves}
-    found["coefficient λ, mean over weights"] = _logged(folder, "coefficient", tasks)
-    return found
-
-
-def _logged(folder: RunFolder, name: str, tasks: Sequence[str]) -> dict[str, Curve]:
-    curves = {task: folder.series(f"{name}/{task}") for task in tasks}
-    return {"mean": folder.series(name), **{task: curve for task, curve in curves.items() if curve}}
-
-
-def _mean(curves: Sequence[Curve]) -> Curve:
-    values: dict[int, list[float]] = {}
-    for step, value in (pair for curve in curves for pair in curve):
-        values.setdefault(step, []).append(value)
-    return [(step, sum(found) / len(found)) for step, found in sorted(values.items())]
 
 
 def _draw(axes: Axes, title: str, curves: Mapping[str, Curve], colours: Mapping[str, str], folder: RunFolder) -> None:

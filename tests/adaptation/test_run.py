@@ -1,6 +1,8 @@
 """A run's folder is whole, or not there."""
 
+import base64
 import csv
+import io
 import json
 import os
 import signal
@@ -10,10 +12,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from PIL import Image
 
 from lit_merge import (
     CART,
@@ -58,6 +62,23 @@ class BreakAt(Callback):
             raise KeyboardInterrupt
 
 
+def check_samples(run: Path, data: Any, network: Any, bank: TaskBank, report: Report) -> None:
+    """Pictures are the test images, predictions those of the bank, and every state has some."""
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert {line["task"] for line in lines} == set(bank.tasks)
+    weights = bank.merge(dtype=torch.float32, naming="canonical")
+    for line in lines:
+        source, labels = data.labelled("test")[line["task"]]
+        with Image.open(io.BytesIO(base64.b64decode(line["picture"].partition(",")[2]))) as image:
+            assert np.array_equal(np.asarray(image), source.read([line["index"]])[0].numpy())
+        assert line["label"] == str(labels[line["index"]].item())
+        assert list(line["predictions"]) == ["pretrained", "expert", "static", "adapted"]
+        p = network(weights, {line["task"]: source.read([line["index"]])})[line["task"]][0].softmax(-1)
+        assert line["predictions"]["adapted"] == [
+            [str(row.item()), pytest.approx(value.item(), abs=1e-3)] for value, row in zip(*p.topk(3), strict=True)
+        ]
+
+
 def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
     model, run = make_model(stages=(Stage("layer", 4, 0.05),)), tmp_path / "run"
     experts = Experts(tiny.experts, tiny.base)
@@ -93,6 +114,7 @@ def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path:
         "log",
         "metrics.csv",
         "metrics.json",
+        "samples.jsonl",
         "table.txt",
         "training.png",
         "training.svg",
@@ -100,6 +122,7 @@ def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path:
     }
     assert yaml.safe_load((run / "config.yaml").read_text()) == {"some": "config"}
     assert (run / "metrics.csv").read_text() == report.to_csv()
+    check_samples(run, tiny.data(), tiny.encoder(), bank, report)
     looks = list(csv.DictReader((run / "guard.csv").read_text().splitlines()))
     assert [(row["step"], row["task"]) for row in looks] == [(step, task) for step in "04" for task in tiny.tasks]
     assert all(0 <= float(row["agreement"]) <= 1 and float(row["entropy"]) > 0 for row in looks)

@@ -38,6 +38,8 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
     logger = tmp_path / "logger.yaml"
     logger.write_text("trainer: {logger: [{class_path: CSVLoger, init_args: {save_dir: logs}}]}")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text('{"method": "CART", "protocol": "?", "split": "test", "tasks": {}}')
     files = ["--config", str(config)]
     fit = ["fit", *files, "--run", out]
     good = [
@@ -53,6 +55,7 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
         ["convert", f"{tmp_path}/model.pt", "--output", f"{tmp_path}/model.safetensors"],
         ["leaks", *files],
         ["init", str(tiny.root), "--output", f"{tmp_path}/first.yaml"],
+        ["report", f"{tmp_path}/run", "--output", f"{tmp_path}/report.html"],
         ["zoo"],
     ]
     wrong = {

@@ -1,7 +1,7 @@
 """Texts as token ids: tokenised once, kept flat."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,21 @@ class TokenisedTexts(ImageSource):
         table: what `names` calls the table that the texts are from.
         rows: the row of each text in that table, from 0.
         cut: how many texts were longer than the tokenizer allowed.
+        decode: makes a text of ids.
     """
 
     def __init__(
-        self, ids: Int32[np.ndarray, " M"], ends: Sequence[int], table: str, rows: Sequence[int], cut: int = 0
+        self,
+        ids: Int32[np.ndarray, " M"],
+        ends: Sequence[int],
+        table: str,
+        rows: Sequence[int],
+        cut: int = 0,
+        decode: Callable[[list[int]], str] | None = None,
     ) -> None:
         self.ids = torch.from_numpy(ids)
         self.ends = [0, *ends]
-        self.table, self.rows, self.cut = table, list(rows), cut
+        self.table, self.rows, self.cut, self.decode = table, list(rows), cut, decode
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -57,6 +64,10 @@ class TokenisedTexts(ImageSource):
     def names(self, indices: Sequence[int]) -> list[str]:
         """Table and row of each text."""
         return [f"{self.table}:{self.rows[i]}" for i in indices]
+
+    def text(self, index: int) -> str | None:
+        ids = self.ids[self.ends[index] : self.ends[index + 1]] % SEGMENT
+        return None if self.decode is None else self.decode(ids.tolist())
 
 
 class Tokens:
@@ -97,7 +108,10 @@ class Tokens:
                 flat.append(np.asarray(ids, np.int32))
                 ends.append(end)
             cut += self._cut(some, flat[-len(some) :])
-        return TokenisedTexts(np.concatenate(flat), ends, table, rows, cut)
+        return TokenisedTexts(np.concatenate(flat), ends, table, rows, cut, self._decode)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _ids(self, texts: Sequence[Text], max_length: int | None) -> Iterator[np.ndarray]:
         typed = "token_type_ids" in self.tokenizer.model_input_names
