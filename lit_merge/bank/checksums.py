@@ -5,7 +5,7 @@ import zlib
 
 from torch import Tensor
 
-from lit_merge.checkpoints.safetensors_writer import bytes_of
+from lit_merge.checkpoints.tensor_values import bytes_of
 
 # Digits of one checksum.
 WIDTH = 8

@@ -12,7 +12,7 @@ from lit_merge.bank.checksums import checksums
 from lit_merge.bank.learnt import NOTHING, is_learnt
 from lit_merge.bank.low_rank import Delta, LowRank, tensors_of
 from lit_merge.bank.on_demand import OnDemand, mapping_like, without_values
-from lit_merge.checkpoints.safetensors_writer import bytes_of
+from lit_merge.checkpoints.tensor_values import bytes_of
 
 
 def named_tensors(

@@ -19,7 +19,7 @@ from lit_merge.bank.named_tensors import cut_deltas, digest, kinds_of, named_ten
 from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like, without_values
 from lit_merge.bank.switching import Slots
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
-from lit_merge.checkpoints.safetensors_writer import check_held
+from lit_merge.checkpoints.tensor_values import check_held
 from lit_merge.errors import MergeError, check_finite
 
 Coefficient = float | Float[Tensor, "..."]

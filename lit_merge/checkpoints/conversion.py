@@ -21,7 +21,8 @@ from lit_merge.checkpoints import (
     write_stream,
 )
 from lit_merge.checkpoints.inputs import check_apart
-from lit_merge.checkpoints.safetensors_writer import MARK, is_finite, written_weights
+from lit_merge.checkpoints.safetensors_writer import MARK, written_weights
+from lit_merge.checkpoints.tensor_values import is_finite
 from lit_merge.console import track_bytes
 from lit_merge.errors import MergeError
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import Checkpoint, unfit_dtypes
 from lit_merge.checkpoints.input_file import InputFile
+from lit_merge.checkpoints.input_stream import InputStream
 from lit_merge.checkpoints.pickle.safe_unpickler import read_pickle
 from lit_merge.checkpoints.pickle.stand_ins import Damaged
 from lit_merge.checkpoints.pickle.state_dict import models_in, weights_of
@@ -101,7 +102,7 @@ Places = dict[str, tuple[int, int]]
 def _open_zip(file: InputFile) -> tuple[Any, Places]:
     """The value of a zip file's pickle, and its storages' places. Nothing is unpacked: entries' names are no paths."""
     try:
-        with zipfile.ZipFile(file.stream()) as archive:
+        with zipfile.ZipFile(InputStream(file)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             if len(entries) < len(archive.infolist()):
                 raise Damaged("it holds two entries of one name")
@@ -139,7 +140,7 @@ def _open_legacy(held: InputFile, start: bytes) -> tuple[Any, Places]:
     """The value of an older file's pickle, and its storages' places: pickles one after the other, then the values."""
     if not start.startswith(LEGACY):
         raise Damaged("it is a pickle, but none that torch.save wrote: save the model's state_dict() with torch.save")
-    file = held.stream()
+    file = InputStream(held)
     (_, _), (_, _), (system, _) = (read_pickle(file) for _ in range(3))
     if not (isinstance(system, dict) and system.get("little_endian") is True):
         raise Damaged("its values are not little-endian, or it is damaged")

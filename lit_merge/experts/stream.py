@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.checkpoints import Checkpoint
-from lit_merge.checkpoints.safetensors_writer import is_finite
+from lit_merge.checkpoints.tensor_values import is_finite
 from lit_merge.console import track_weights
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import STATISTICS, Experts, Piece

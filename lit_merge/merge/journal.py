@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.own import own
-from lit_merge.checkpoints.safetensors_writer import Extent, bytes_of
+from lit_merge.checkpoints.safetensors_writer import Extent
+from lit_merge.checkpoints.tensor_values import bytes_of
 
 # Of all processes together, checked when an output is gone on with.
 FINISHED = "finished.jsonl"

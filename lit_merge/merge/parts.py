@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_merge.bank.low_rank import Delta, LowRank
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints.safetensors_writer import check_held, read_values
+from lit_merge.checkpoints.tensor_values import check_held, read_values
 from lit_merge.merge.job import Job, Part
 from lit_merge.merge.journal import Journal
 from lit_merge.merge.resuming import UnfinishedMerge

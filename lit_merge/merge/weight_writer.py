@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from lit_merge.checkpoints import Naming, rename
-from lit_merge.checkpoints.safetensors_writer import TensorFiles, check_held
+from lit_merge.checkpoints.safetensors_writer import TensorFiles
+from lit_merge.checkpoints.tensor_values import check_held
 from lit_merge.merge.resuming import UnfinishedMerge
 
 

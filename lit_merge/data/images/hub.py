@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lit_merge.data.datasets_tables import open_tables
-from lit_merge.data.images.files import Pictures, UnreadableImage, decode
+from lit_merge.data.images.decoding import UnreadableImage, decode
+from lit_merge.data.images.files import Pictures
 from lit_merge.data.images.splits import Split, SplitName, SplitTasks
 from lit_merge.errors import MergeError
 

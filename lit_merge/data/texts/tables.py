@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.input_file import InputFile, memory
+from lit_merge.checkpoints.input_stream import InputStream
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.datasets_tables import NAME_ONE, is_hub, place_and_split, read_dataset
@@ -152,12 +153,12 @@ def _read_parquet(path: Path, columns: Sequence[str], encoding: str) -> Columns:
         raise MergeError(f"{path}: Parquet needs pyarrow: pip install 'lit_merge[parquet]'") from error
     source = InputFile(path, "a table")
     try:
-        found = parquet.read_metadata(source.stream())
+        found = parquet.read_metadata(InputStream(source))
         # A few bytes can stand for any number of equal values.
         if (size := found.num_rows * len(columns) * VALUE) > memory():
             raise MergeError(f"{path} has {found.num_rows:,} rows, which take {size:,} bytes: more than the memory")
-        check_columns(path, columns, parquet.read_schema(source.stream()).names)
-        table = parquet.read_table(source.stream(), columns=list(columns))
+        check_columns(path, columns, parquet.read_schema(InputStream(source)).names)
+        table = parquet.read_table(InputStream(source), columns=list(columns))
     except (OSError, ArrowException) as error:
         raise MergeError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
     return {name: table.column(name).to_pylist() for name in columns}

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lit_merge.data.images.files import ImageFiles, Pictures, to_rgb
+from lit_merge.data.images.decoding import to_rgb
+from lit_merge.data.images.files import ImageFiles, Pictures
 from lit_merge.data.images.splits import Split
 from lit_merge.data.vision.layouts import Layout
 from lit_merge.errors import MergeError, first_line

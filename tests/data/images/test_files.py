@@ -16,7 +16,8 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from lit_merge import MergeError, MergeWarning
-from lit_merge.data.images.files import ImageFiles, class_names, decode, find_images, readable, square, to_rgb
+from lit_merge.data.images.decoding import decode, square, to_rgb
+from lit_merge.data.images.files import ImageFiles, class_names, find_images, readable
 
 
 def read(path: Path, size: int = 16) -> torch.Tensor:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lit_merge import HubImages, MergedModel, MergeError, MergeWarning
 from lit_merge.data.datasets_tables import open_tables
-from lit_merge.data.images.files import square
+from lit_merge.data.images.decoding import square
 from lit_merge.networks import CosineHeads
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lit_merge import MergeError, MergeWarning, VisionTasks
-from lit_merge.data.images.files import square
+from lit_merge.data.images.decoding import square
 from lit_merge.data.images.splits import share
 from lit_merge.data.vision.task_list import SIGNS, SUITES, TASKS, find_task
 from lit_merge.networks import CosineHeads
