@@ -9,6 +9,9 @@ from lit_merge.errors import MergeError
 # Command → what it does, the module of its function, and the function.
 COMMANDS = {
     "diff": ("compare two banks: tasks, weights, ranks, λ, and how far their weights are apart", "bank_diff", "diff"),
+    "add": ("one more task", "bank_changes", "add"),
+    "remove": ("one task less", "bank_changes", "remove"),
+    "rename": ("another name for a task", "bank_changes", "rename"),
 }
 HELP = f"""\
 usage: python -m lit_merge bank COMMAND …
