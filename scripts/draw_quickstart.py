@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from lit_merge.report.accuracy_figure import accuracy_figure, save_figure
+from lit_merge.report.accuracy_figure import accuracy_figure
+from lit_merge.report.figure_files import save_figure
 
 ROOT = Path(__file__).parents[1]
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

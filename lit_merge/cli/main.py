@@ -61,7 +61,8 @@ One YAML file describes a merge and serves every verb; options on the command li
   python -m lit_merge test   --config configs/cart.yaml --model.bank runs/cart/bank
   python -m lit_merge export --config configs/cart.yaml --model.bank runs/cart/bank --output small --dtype float16
 
-`python -m lit_merge VERB --help` lists a verb's options. Exit code 2 and one line say what is wrong with an input.
+`python -m lit_merge VERB --help` lists a verb's options; `--print-completion bash` (or zsh) prints a script by which a
+shell completes them. Exit code 2 and one line say what is wrong with an input.
 """
 
 
@@ -79,6 +80,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"lit_merge {__version__}")
         return 0
     try:
+        if verb == "--print-completion":
+            from lit_merge.cli.completion import completion
+
+            print(completion(rest, VERBS, lambda verb: _run(verb, [])), end="")
+            return 0
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
@@ -88,10 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         from lit_merge.checkpoints.inputs import one_command
 
         with one_command():
-            for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
-                run = getattr(import_module(f"lit_merge.cli.{module}"), name)
-                settle_number()
-                run(rest if verb in HOMES else [verb, *rest])
+            _run(verb, rest)
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
         return 2
@@ -104,3 +107,11 @@ def main(arguments: Sequence[str]) -> int:
         print("lit_merge: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(verb: str, arguments: Sequence[str]) -> None:
+    """Imports what a verb needs, and runs it."""
+    for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
+        run = getattr(import_module(f"lit_merge.cli.{module}"), name)
+        settle_number()
+        run(arguments if verb in HOMES else [verb, *arguments])

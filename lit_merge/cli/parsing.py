@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from lit_merge.checkpoints.inputs import reads
 from lit_merge.cli.class_paths import only_wanted
+from lit_merge.cli.command_parser import offer
 from lit_merge.cli.parse_errors import explain
 from lit_merge.cli.written import DoubleKeyError, read_written
 from lit_merge.errors import MergeError, first_line
@@ -23,9 +24,15 @@ MODE = "omegaconf+"
 _load: Callable[[str], Any] = get_omegaconf_loader(MODE)
 
 
+class _VerbParser(ArgumentParser):
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        offer(self)
+        return super().parse_args(*args, **kwargs)
+
+
 def parser_of(verb: str, about: str) -> ArgumentParser:
     """The parser of a verb that takes configuration files, with no other option yet; `about` says what it does."""
-    made = ArgumentParser(
+    made = _VerbParser(
         prog=f"python -m lit_merge {verb}",
         description=about,
         exit_on_error=False,

@@ -1,0 +1,43 @@
+"""scripts/check_wheel.py, which `.ci/run` runs whole: what it says of wheels with other content."""
+
+import importlib.util
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "scripts" / "check_wheel.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def wheel(folder: Path, names: set[str]) -> Path:
+    path = folder / "lit_merge-0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, "")
+    return path
+
+
+def test_content(script: Any, tmp_path: Path) -> None:
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lit_merge").rglob("*.py")}
+    configs = {f"lit_merge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    whole = package | configs | set(script.EXPECTED) | {"lit_merge-0.dist-info/METADATA"}
+    script.check_content(wheel(tmp_path, whole))
+    for names, told in (
+        (whole - {"lit_merge/configs/quickstart.yaml"}, "lacks lit_merge/configs/quickstart.yaml"),
+        (whole - {"lit_merge/cli/init.py"}, "lacks lit_merge/cli/init.py"),
+        (whole | {"tests/conftest.py"}, "holds tests/conftest.py"),
+        (whole | {"lit_merge/notes.txt"}, "holds lit_merge/notes.txt"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            script.check_content(wheel(tmp_path, names))
