@@ -21,15 +21,6 @@ ROOT = Path(__file__).parents[1]
 TASKS = ["mnist", "signs"]
 SHORT = ["--model.experts", json.dumps({task: f"zoo:8/experts/{task}.safetensors" for task in TASKS})]
 SHORT += ["--data.tasks", json.dumps(TASKS), "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]
-EXPECTED = (
-    "lit_merge/__init__.py",
-    "lit_merge/__init__.pyi",
-    "lit_merge/py.typed",
-    "lit_merge/configs/quickstart.yaml",
-    "lit_merge/configs/clip-vit-b-32/8.yaml",
-    "lit_merge/zoo/suite8/experts/mnist.safetensors",
-    "lit_merge/zoo/suite8/ATTRIBUTION.md",
-)
 
 
 def build(folder: Path) -> Path:
@@ -44,14 +35,17 @@ def check_content(wheel: Path) -> None:
     """Raises SystemExit where a file is missing, or one is there that is none of the package's."""
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    inner = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lit_merge").rglob("*.py")}
-    configs = {f"lit_merge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    if missing := sorted((inner | configs | set(EXPECTED)) - names):
+    if missing := sorted(expected() - names):
         raise SystemExit(f"{wheel.name} lacks {', '.join(missing)}")
-    kept = (".py", ".pyi", ".typed", ".yaml", ".json", ".safetensors", ".md")
-    own = [name for name in names if ".dist-info/" not in name]
-    if strangers := [name for name in own if not name.startswith("lit_merge/") or not name.endswith(kept)]:
-        raise SystemExit(f"{wheel.name} holds {', '.join(sorted(strangers))}")
+    if strangers := sorted(name for name in names - expected() if ".dist-info/" not in name):
+        raise SystemExit(f"{wheel.name} holds {', '.join(strangers)}")
+
+
+def expected() -> set[str]:
+    """What the wheel holds: the files of the package and its configurations, as git has them."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "lit_merge", "configs"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return {name if name.startswith("lit_merge/") else f"lit_merge/{name}" for name in listed if (ROOT / name).exists()}
 
 
 def install(wheel: Path, folder: Path) -> Path:

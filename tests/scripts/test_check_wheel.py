@@ -29,9 +29,8 @@ def wheel(folder: Path, names: set[str]) -> Path:
 
 
 def test_content(script: Any, tmp_path: Path) -> None:
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lit_merge").rglob("*.py")}
-    configs = {f"lit_merge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    whole = package | configs | set(script.EXPECTED) | {"lit_merge-0.dist-info/METADATA"}
+    whole = script.expected() | {"lit_merge-0.dist-info/METADATA"}
+    assert {"lit_merge/py.typed", "lit_merge/__init__.pyi", "lit_merge/zoo/suite8/experts/mnist.safetensors"} <= whole
     script.check_content(wheel(tmp_path, whole))
     for names, told in (
         (whole - {"lit_merge/configs/quickstart.yaml"}, "lacks lit_merge/configs/quickstart.yaml"),
