@@ -1,8 +1,9 @@
 """Tasks that arrive one at a time: a bank that grows without the old experts, against one that is built anew of all
 experts each time, and against OPCM (arXiv 2501.09522), which merges sequentially into one model.
 
-Banks of CART are compared merged and with the task known; OPCM, at its authors' α = .5, is written anew here from the
-paper. Mean test accuracy over the tasks that have arrived, and how far the grown bank's weights are from the other's.
+Banks of CART are compared merged and with the task known. One of them grows at twice the rank, and is cut before it is
+used. OPCM, at its authors' α = .5, is written anew here from the paper. Mean test accuracy over the tasks that have
+arrived, and how far the grown banks' experts are from those of the one that is built anew.
 
     python scripts/benchmark_growing.py                                 # zoo:8
     python scripts/benchmark_growing.py --suites zoo:14 zoo:20          # once they are built
@@ -111,6 +112,8 @@ def rows(experts: Experts, network: Network, probe: Probe, method: CART) -> Iter
     read = {task: {n: experts.checkpoints[task].read(n) for n in experts.shapes} for task in tasks}
     peer = OPCM({name: experts.base.read(name).float() for name in experts.shapes})
     grown: TaskBank | None = None
+    wide: TaskBank | None = None
+    double = CART(min(1.0, 2 * method.rank_ratio), method.scaling)
     for count in range(1, len(tasks) + 1):
         arrived = tasks[:count]
         peer.add({name: value.float() for name, value in read[arrived[-1]].items()})
@@ -119,16 +122,18 @@ def rows(experts: Experts, network: Network, probe: Probe, method: CART) -> Iter
         scratch = build_bank({task: read[task] for task in arrived}, method=method)
         change = None if grown is None else add_task(grown, arrived[-1], read[arrived[-1]])
         grown = scratch if change is None else change.bank
+        files = {task: read[task] for task in arrived}
+        wide = build_bank(files, method=double) if wide is None else add_task(wide, arrived[-1], read[arrived[-1]]).bank
+        cut = wide.truncate(method.rank_ratio)
         merged = peer.merged()
-        row = dict(
-            zip(("built merged", "built known"), accuracy(network, probe, arrived, of_bank(scratch)), strict=True)
-        )
-        row |= dict(
-            zip(("grown merged", "grown known"), accuracy(network, probe, arrived, of_bank(grown)), strict=True)
-        )
+        row: dict[str, float] = {}
+        for way, bank in {"built": scratch, "grown": grown, "wide": cut}.items():
+            together, known = accuracy(network, probe, arrived, of_bank(bank))
+            row |= {f"{way} merged": together, f"{way} known": known}
         one = Probe(network, {t: probe.inputs[t] for t in arrived}, {t: probe.labels[t] for t in arrived})
         row["opcm"] = 100 * mean(one.read(merged).accuracy.values())
-        yield {"tasks": count, "apart": apart(grown, scratch), "cut": 100 * (change.cut if change else 0.0)} | row
+        distances = {"apart": apart(grown, scratch), "wide apart": apart(cut, scratch)}
+        yield {"tasks": count, "cut": 100 * (change.cut if change else 0.0)} | distances | row
     assert grown is not None
     left, gone = tasks[:-1], tasks[-1]
     scratch = build_bank({task: read[task] for task in left}, method=method)
@@ -137,25 +142,25 @@ def rows(experts: Experts, network: Network, probe: Probe, method: CART) -> Iter
         "removed": remove_task(full, gone),
         "removed, expert given": remove_task(full, gone, expert=read[gone]),
     }.items():
-        found = accuracy(network, probe, left, of_bank(change.bank))
-        row = dict(zip(("grown merged", "grown known"), found, strict=True))
-        row |= dict(zip(("built merged", "built known"), accuracy(network, probe, left, of_bank(scratch)), strict=True))
-        yield (
-            {"tasks": f"{len(tasks)} → {len(left)}, {label}", "apart": apart(change.bank, scratch)}
-            | row
-            | {"cut": 100 * change.cut}
-        )
+        row = {"cut": 100 * change.cut, "apart": apart(change.bank, scratch)}
+        for way, bank in {"built": scratch, "grown": change.bank}.items():
+            together, known = accuracy(network, probe, left, of_bank(bank))
+            row |= {f"{way} merged": together, f"{way} known": known}
+        yield {"tasks": f"{len(tasks)} → {len(left)}, {label}"} | row
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:
     """Markdown."""
-    heads = ["built anew: merged", "grown: merged", "OPCM", "built anew: task known", "grown: task known"]
+    ways = ("built anew", "grown", "grown at twice the rank")
+    heads = [*(f"{way}: merged" for way in ways), "OPCM", *(f"{way}: task known" for way in ways)]
     yield f"{found['suite']}, {found['method']}"
     yield ""
-    yield "| tasks | " + " | ".join([*heads, "experts of both apart, % of the deltas", "said to be cut, %"]) + " |"
-    yield "|---" * 8 + "|"
+    heads += ["experts apart, %", "of those at twice the rank, %", "said to be cut, %"]
+    yield "| tasks | " + " | ".join(heads) + " |"
+    yield "|---" * (1 + len(heads)) + "|"
     for row in found["rows"]:
-        keys = ("built merged", "grown merged", "opcm", "built known", "grown known", "apart", "cut")
+        keys = [f"{way} {what}" for what in ("merged", "known") for way in ("built", "grown", "wide")]
+        keys = [*keys[:3], "opcm", *keys[3:], "apart", "wide apart", "cut"]
         cells = [f"{row[key]:.1f}" if key in row else "" for key in keys]
         yield f"| {row['tasks']} | " + " | ".join(cells) + " |"
 

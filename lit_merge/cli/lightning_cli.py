@@ -1,7 +1,7 @@
 """The verbs that Lightning's Trainer runs: LightningCLI over MergeRecipe, TaskData and our Trainer."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import yaml
@@ -33,6 +33,7 @@ from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.networks import Network
 from lit_merge.report.report import REPORT, Report, describe
+from lit_merge.report.scores import TaskScore
 
 PARSER = {"exit_on_error": False, "parser_mode": MODE, "allow_abbrev": False}
 
@@ -157,7 +158,7 @@ class MergeCLI(LightningCLI):
         state = "adapted" if options.model.bank or options.ckpt_path else "static"
         split = "test" if self.subcommand == "test" else "validation"
         bank = self.model.to_bank()
-        scores = {state: asked.scores}
+        scores: dict[str, Mapping[str, TaskScore]] = {state: asked.scores}
         if isinstance(asked, RoutedModel):
             scores = {"routed": asked.scores, "routing": asked.routing}
         report = Report(describe(bank), self.datamodule.protocol, scores, split=split)

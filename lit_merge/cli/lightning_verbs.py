@@ -80,5 +80,7 @@ def _check_route(config: Configuration) -> None:
         raise MergeError("--prototypes is of --route: say how the task of an input is found")
     if route is not None and config["ckpt_path"]:
         raise MergeError("--route takes the weights of a bank: name it with --model.bank, and leave out --ckpt_path")
+    if route is not None and config["model"].compile:
+        raise MergeError("--route looks at products inside the network, which compiling hides: leave out model.compile")
     if file is not None and not resolve(file).exists():
         check_output(destination(file))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_merge.adaptation.routing.prototypes import Prototypes, check_routable
@@ -54,7 +55,7 @@ class RoutedModel(ScoredModule):
         task = batch["task"]
         logits, scores = self.router(batch["images"], batch.get("head", task))
         if task != MIXED:
-            right = scores.new_full((len(scores),), self.tasks.index(task), dtype=int)
+            right = torch.full((len(scores),), self.tasks.index(task), device=scores.device)
             self.decisions.update(task, scores, right)
         return logits
 

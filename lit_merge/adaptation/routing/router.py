@@ -47,6 +47,7 @@ class Router:
         self.residuals = residuals(bank, prototypes.layers, rank_ratio) if route == "layers" else {}
         self._held: dict[str, dict[str, Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
+        self._device = network.device
 
     @property
     def nbytes(self) -> int:
@@ -107,9 +108,8 @@ class Router:
         return whole
 
     def _by_layer(self, inputs: Tensor, head: str) -> tuple[Tensor, Tensor]:
-        if not self._whole:
-            self._whole = placed(self.bank.merge(dtype=self.dtype, naming="canonical"), self.network, self.dtype)
-        found, votes = routed_by_layer(self.network, self._whole, self.prototypes, self.residuals, inputs)
+        merged = self._weights(None)
+        found, votes = routed_by_layer(self.network, merged, self.prototypes, self.residuals, inputs)
         features: Any = found
         if head != MIXED:
             return self.network.heads(features, head), votes
@@ -118,11 +118,15 @@ class Router:
         return torch.stack(list(every.values()))[chosen, torch.arange(len(chosen), device=chosen.device)], votes
 
     def _weights(self, task: str | None) -> dict[str, Tensor]:
-        """Of a task's expert, or of the origin, where the network lies."""
+        """Of a task's expert, or for None what all inputs run with first, where the network lies: the origin, or with
+        `layers` the merge."""
         device = self.network.device
+        if device != self._device:
+            self._device, self._held, self._whole = device, {}, {}
         if task is None:
             if not self._whole:
-                self._whole = placed(self.bank.origin, self.network, self.dtype)
+                merged = self.bank.merge(dtype=self.dtype, naming="canonical") if self.route == "layers" else None
+                self._whole = placed(merged or self.bank.origin, self.network, self.dtype)
             return self._whole
         if task not in self._held:
             while len(self._held) >= HELD:
