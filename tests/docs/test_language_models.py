@@ -31,11 +31,11 @@ def place(language_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_commands(language_models: Any, place: Path) -> None:
     verbs = [command.split()[0] for command in COMMANDS]
-    assert set(verbs) == {"inspect", "merge", "export", "analyze"}
+    assert set(verbs) == {"inspect", "init", "merge", "export", "analyze"}
     for command in COMMANDS:
         assert main(shlex.split(command)) == 0, command
     told: dict[str, Any] = {}
     exec(PYTHON[0], told)
     assert len(told["tokenizer"]) == told["model"].config.vocab_size
-    for folder in ("merged", "other", "cropped", "kept", "from_adapters", "code", "again"):
+    for folder in ("merged", "other", "cropped", "kept", "from_file", "from_adapters", "code", "again"):
         language_models.load(Path(folder))

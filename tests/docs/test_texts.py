@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lit_merge.cli.main import main
@@ -73,13 +74,18 @@ def place(texts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.filterwarnings("ignore:select=entropy")
 def test_commands(place: Path) -> None:
     verbs = [shlex.split(command)[0] for command in COMMANDS]
-    assert verbs == ["merge", "fit", "test", "predict", "export", "sweep", "analyze"]
+    assert verbs == ["merge", "fit", "report", "test", "predict", "export", "sweep", "analyze"]
     for command in COMMANDS:
         verb, *options = shlex.split(command)
-        more = [] if verb == "analyze" else [*QUIET, *(STEPS if verb == "fit" else [])]
+        more = [] if verb in ("analyze", "report") else [*QUIET, *(STEPS if verb == "fit" else [])]
         # One point each: the grid is of test_sweep.
         more += ["--rank_ratios", "[0.16]", "--scalings", "[1.0]"] if verb == "sweep" else []
         assert main([verb, *options, *more]) == 0, command
+    # What init finds by itself is what the page names.
+    assert main(["init", "experts", "--output", "found.yaml"]) == 0
+    found, page = yaml.safe_load(Path("found.yaml").read_text()), yaml.safe_load(YAML[0])
+    assert found["model"]["experts"] == page["model"]["experts"]
+    assert {name: found["data"]["init_args"][name] for name in page["data"]["init_args"]} == page["data"]["init_args"]
     report = json.loads((place / "runs" / "texts" / "metrics.json").read_text())
     assert list(report["tasks"]) == list(TASKS)
     assert set(report["mean"]) == {"pretrained", "static", "adapted", "expert"}

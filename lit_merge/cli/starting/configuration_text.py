@@ -86,7 +86,8 @@ def _comment(about: str, files: FoundFiles, kind: ModelKind, missing: Iterable[s
         lines += [f"  lit-merge sweep --config {name} --output runs/sweep --select agreement --inputs unlabelled"]
         lines += [f"  lit-merge fit --config {name}"]
     else:
-        lines += [f"  lit-merge merge --config {name} --output merged"]
+        place = "merged" if kind is ModelKind.LANGUAGE else "merged.safetensors"
+        lines += [f"  lit-merge merge --config {name} --output {place}"]
     return "".join(f"# {line}\n" for line in lines)
 
 
