@@ -41,6 +41,9 @@ class SquareImages(Network, ABC):
         self.register_buffer("std", tensor(std or OPENAI_DATASET_STD)[:, None, None], False)
         self.freeze()
 
+    def example_inputs(self) -> dict[str, Tensor]:
+        return {"images": torch.zeros(2, 3, self.image_size, self.image_size, dtype=torch.uint8)}
+
     def prepare(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         if inputs.shape[-2:] != (self.image_size, self.image_size):
             raise MergeError(

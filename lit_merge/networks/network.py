@@ -49,6 +49,19 @@ class Network(nn.Module, ABC):
         that can be `split` into the inputs of each task."""
         return self.encoder(self.prepared(inputs))
 
+    def example_inputs(self) -> dict[str, Tensor]:
+        """Two inputs, by the names that an exported program takes them by.
+
+        Raises:
+            MergeError: a network that does not say.
+        """
+        raise MergeError(f"{type(self).__name__} does not say what an exported program takes: define example_inputs")
+
+    def features_of(self, inputs: Mapping[str, Tensor]) -> Any:
+        """`encode`, of the inputs of an exported program."""
+        (only,) = inputs.values()
+        return self.encode(only)
+
     def prepared(self, inputs: Tensor) -> Tensor:
         """What `prepare` makes of inputs, in the precision of the weights that the encoder holds now."""
         return self.prepare(inputs).to(next(self.encoder.parameters()).dtype)
@@ -64,10 +77,13 @@ class Network(nn.Module, ABC):
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Runs `work` while the encoder has these weights. A backward that computes blocks again must be part of it."""
-        own = rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
-        named = {f"encoder.{name}": value for name, value in own.items()}
+        named = {f"encoder.{name}": value for name, value in self.of_encoder(weights).items()}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
+
+    def of_encoder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that the encoder runs, by its own names."""
+        return rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task, with the weights that the encoder holds now."""

@@ -1,11 +1,11 @@
 """Text encoders of transformers as networks: BERT, RoBERTa, and any model of which it builds a classifier."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, cat, nn
+from torch import Tensor, cat, long, nn, ones
 from torch.nn import functional as F
 
 from lit_merge.checkpoints import Checkpoint, modernised, open_checkpoint
@@ -20,7 +20,6 @@ PADDING = -1
 SEGMENT = 1 << 24
 """What is added to the id of every token in the second text of a pair."""
 Pooling = Literal["cls", "mean", "pooler"]
-T = TypeVar("T")
 
 
 class HuggingFaceTextEncoder(Network):
@@ -76,8 +75,8 @@ class HuggingFaceTextEncoder(Network):
         own = {name: self._own(name) for name in names}
         return [name for name, one in own.items() if one.partition(".")[0] not in parts or one in self._buffers_only]
 
-    def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
-        return super().holding({self._own(name): value for name, value in weights.items()}, work)
+    def of_encoder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().of_encoder({self._own(name): value for name, value in weights.items()})
 
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         super().check({self._own(name): shape for name, shape in weights.items()})
@@ -113,6 +112,17 @@ class HuggingFaceTextEncoder(Network):
         mask = tokens != PADDING
         ids = (tokens % SEGMENT).long().masked_fill(~mask, self.padding_id)
         extra = {"token_type_ids": (mask & (tokens >= SEGMENT)).long()} if self.segments else {}
+        return self._encoded(ids, mask, extra)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.segments else [])]
+        return {name: ones(2, 6, dtype=long) for name in names}
+
+    def features_of(self, inputs: Mapping[str, Tensor]) -> Any:
+        extra = {"token_type_ids": inputs["token_type_ids"]} if self.segments else {}
+        return self._encoded(inputs["input_ids"], inputs["attention_mask"] != 0, extra)
+
+    def _encoded(self, ids: Int[Tensor, "B s"], mask: Bool[Tensor, "B s"], extra: Mapping[str, Tensor]) -> Any:
         outputs = self.encoder(input_ids=ids, attention_mask=mask.long(), **extra)
         return Encoded(outputs, ids, mask) if self.pooling is None else self._pooled(outputs, mask)
 

@@ -115,11 +115,29 @@ class Heads(nn.Module, ABC):
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             return self.one(features, task)
 
+    def alone(self, task: str) -> nn.Module:
+        """What makes logits of features, as a module that an exporter can trace.
+
+        Raises:
+            MergeError: no such head.
+        """
+        self.require(task)
+        return _One(self, task)
+
     def require(self, task: str) -> None:
         """Raises MergeError where a task has no head."""
         if task not in self.tasks:
             there = f"; there are heads for {', '.join(self.tasks)}" if self.tasks else ""
             raise MergeError(f"no head for task {task!r}{there}", task=task)
+
+
+class _One(nn.Module):
+    def __init__(self, heads: Heads, task: str) -> None:
+        super().__init__()
+        self.heads, self.task = heads, task
+
+    def forward(self, features: Any) -> Float[Tensor, "B C"]:
+        return self.heads.one(features, self.task)
 
 
 def wide(features: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

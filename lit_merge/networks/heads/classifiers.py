@@ -1,5 +1,6 @@
 """ClassifierHeads: the classifiers that experts were fine-tuned with, from the experts' own files."""
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -83,8 +84,7 @@ class ClassifierHeads(Heads):
         return self.taken[self.tasks.index(task)]
 
     def one(self, features: Encoded, task: str) -> Float[Tensor, "B C"]:
-        start = self.tasks.index(task) * len(self.shapes)
-        weights = dict(zip(self.shapes, self.weights[start : start + len(self.shapes)], strict=True))
+        weights = self._weights_of(task)
         # All of one precision, as its outputs are.
         found: dict[str, Tensor] = dict(features.outputs.items())
         dtype = wide(next(iter(found.values())), *weights.values())[0].dtype
@@ -96,6 +96,14 @@ class ClassifierHeads(Heads):
         finally:
             self.given.outputs = None
         return logits
+
+    def alone(self, task: str) -> nn.Module:
+        self.require(task)
+        return _Classifier(self.model, self._weights_of(task))
+
+    def _weights_of(self, task: str) -> dict[str, Tensor]:
+        start = self.tasks.index(task) * len(self.shapes)
+        return dict(zip(self.shapes, self.weights[start : start + len(self.shapes)], strict=True))
 
     def require(self, task: str) -> None:
         if not self.tasks:
@@ -143,6 +151,30 @@ class ClassifierHeads(Heads):
                 task=task,
             )
         return classes
+
+
+class _Classifier(nn.Module):
+    """What follows the encoder, with weights of its own.
+
+    Args:
+        model: that is copied; its encoder is `Given`.
+        weights: by its names.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        for name, value in weights.items():
+            module, _, last = name.rpartition(".")
+            # Of another number of classes than the model was built for.
+            setattr(self.model.get_submodule(module), last, nn.Parameter(value, requires_grad=False))
+        (self.given,) = (one for one in self.model.modules() if isinstance(one, Given))
+
+    def forward(self, features: Encoded) -> Float[Tensor, "B C"]:
+        self.given.outputs = features.outputs
+        found: Tensor = self.model(input_ids=features.ids, attention_mask=features.mask.long()).logits
+        self.given.outputs = None
+        return found
 
 
 def _names(experts: Mapping[str, Checkpoint]) -> dict[str, list[str]]:
