@@ -1,8 +1,11 @@
 """The verb `export`: a bank, its merge, or one task's model."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from lit_merge.checkpoints import NamingName
+from lit_merge.choose.sources import Sources
+from lit_merge.choose.unlabelled import built
 from lit_merge.choose.write import write_bank
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.workers import reports, working_together
@@ -11,6 +14,8 @@ from lit_merge.errors import MergeError
 from lit_merge.merge.adapters.parts import Rest
 from lit_merge.merge.export import DType, Format, check_export, export_bank
 from lit_merge.merge.processes import Accelerator
+from lit_merge.merge.programs import Program
+from lit_merge.networks import Network
 
 ABOUT = "Writes a task bank, compressed if asked; or the merged weights; or the weights of one task."
 
@@ -30,9 +35,12 @@ def options(
     """Options of export.
 
     Args:
-        format: `bank` (compressed, all tasks), `merged` (one model), `task` (one task's model from the bank), or `lora`
-            (a PEFT adapter for every task, in a folder with the base that they are for).
-        task: which task, for `task`; for `lora` one task, or `merged`, in place of all tasks.
+        format: `bank` (compressed, all tasks), `merged` (one model), `task` (one task's model from the bank), `lora` (a
+            PEFT adapter for every task, in a folder with the base that they are for), `open_clip` or `hugging_face` (a
+            CLIP's folder with its configuration), `torch_export` or `onnx` (a program with heads, one output for each
+            task). A name that ends in .pt is a plain state dict, of `merged` and `task`.
+        task: which task, for `task`; for `lora` one task, or `merged`, in place of all tasks; for the formats after it
+            one task's own weights in place of the merge.
         rank_ratio: cut every matrix to this share of min(m, n) first.
         energy: cut every matrix to as many directions as keep this share of its squared singular values.
         dtype: precision of what is written; the bank's own by default.
@@ -65,9 +73,29 @@ def export(arguments: Sequence[str]) -> None:
             else:
                 form = {name: config[name] for name in ("format", "task", "max_shard_size", "rest")}
                 models = {"experts": sources.experts, "base": sources.base, "base_name": _name(config["model"].base)}
-                say_copied(export_bank(sources.bank(), output, **cut, **form, **models))
+                network = _network(config, sources) if config["format"] in get_args(Program) else None
+                of_clip = {"network": network, "config": _config_of_network(config)}
+                say_copied(export_bank(sources.bank(), output, **cut, **form, **models, **of_clip))
     if reports(processes):
         say_written(output)
+
+
+def _network(config: Configuration, sources: Sources) -> Network:
+    """Encoder and heads, built.
+
+    Raises:
+        MergeError: none is named.
+    """
+    if (network := built(sources.unlabelled.network)) is None:
+        raise MergeError(f"format={config['format']} has heads in it: name encoder and heads by --model.network")
+    return network
+
+
+def _config_of_network(config: Configuration) -> str | None:
+    """The configuration of a CLIP that the network is named with."""
+    options = getattr(config["model"].network, "init_args", None)
+    found = None if options is None else options.get("config")
+    return found if isinstance(found, str) else None
 
 
 def _name(base: str | None) -> str | None:

@@ -121,6 +121,13 @@ class Experts:
         there = {name: name for name in whole.shapes if excluded & {name, whole.name_of(name)}}
         return Selection(whole, there) if there else None
 
+    def left_to(self, task: str) -> Checkpoint | None:
+        """What is excluded from the merge, as the expert of a task has it, its classifier for example; and as the base
+        has it where that expert has nothing of it, or goes by other names."""
+        whole = self.whole[task]
+        there = {name: name for name in whole.shapes if name in set(self.excluded)}
+        return Selection(whole, there) if there and self.naming.identity else self.left_to_base()
+
     @property
     def copies(self) -> set[str]:
         """Weights of the experts that are not merged, being equal to others: tied ones under a second name."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints import Checkpoint, is_image, named, rename, replacing, write_stream
+from lit_merge.checkpoints import Checkpoint, named, rename, replacing, write_stream
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.safetensors_file import SafetensorsFile
 from lit_merge.checkpoints.safetensors_writer import MARK
@@ -49,25 +49,22 @@ def export_clip(
         Names of the files next to the weights.
 
     Raises:
-        MergeError: weights that are no CLIP's; no configuration; no text tower for open_clip, which has no CLIP without.
+        MergeError: weights that are no CLIP's; no configuration; no text tower for open_clip, which needs one.
     """
-    naming, models = named(library, bank.shapes), list(models)
-    options = open_clip_options(config or _beside(models))
-    label = config or "the configuration"
+    models = list(models)
     others = _others(bank, models)
     names = [*bank.shapes, *(name for name, _ in others)]
+    naming = named(library, names)
+    config = config or _beside(models)
+    options = open_clip_options(config)
     whole = any(name.startswith("text.") for name in names)
     if library == "open_clip" and not whole:
         raise MergeError(
             "open_clip loads whole CLIPs, and these weights are an image tower: give a base with the text tower "
             "(--model.base), or take --format merged or hugging_face"
         )
-    if library == "hugging_face" and not whole:
-        naming = named("hugging_face", [name for name in names if is_image(name)])
     empty = {name: torch.empty(shape, dtype=bank.dtypes[name], device="meta") for name, shape in bank.shapes.items()}
-    empty |= {
-        name: torch.empty(file.shapes[name], dtype=file.dtypes[name], device="meta") for name, file in others
-    }
+    empty |= {name: torch.empty(file.shapes[name], dtype=file.dtypes[name], device="meta") for name, file in others}
     files = {name: _in(value, dtype) for name, value in rename(empty, naming).items()}
 
     def values() -> Iterator[tuple[str, Tensor]]:
@@ -82,9 +79,8 @@ def export_clip(
         dtypes = {name: value.dtype for name, value in files.items()}
         about = {"format": "pt", MARK: library}
         write_stream(folder / WEIGHTS[library], values(), shapes, dtypes, metadata=about)
-        written = _configurations(library, options, whole, label)
-        for file_name, content in written.items():
-            (folder / file_name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        written = configurations(library, options, whole, config)
+        write_configurations(folder, written)
     return list(written)
 
 
@@ -114,8 +110,24 @@ def _beside(models: Iterable[Checkpoint]) -> str:
     )
 
 
-def _configurations(library: Library, options: Mapping[str, Any], whole: bool, label: str) -> dict[str, Any]:
-    """File → content."""
+def write_configurations(folder: Path, files: Mapping[str, Any]) -> None:
+    """Writes what `configurations` answers."""
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def configurations(library: Library, options: Mapping[str, Any], whole: bool, label: str) -> dict[str, Any]:
+    """File → content, of a CLIP with these options of open_clip's.
+
+    Args:
+        library: whose files.
+        options: see `open_clip_options`.
+        whole: with the text tower; else of the image tower.
+        label: where the options come from, for messages.
+
+    Raises:
+        MergeError: towers that Hugging Face's CLIP does not have.
+    """
     about = dict(options)
     pixels = about.pop("preprocess_cfg", {})
     mean, std = list(pixels.get("mean") or MEAN), list(pixels.get("std") or STD)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -17,9 +17,13 @@ from lit_merge.experts.experts import Experts
 from lit_merge.merge.adapters.differences import Cut
 from lit_merge.merge.adapters.export import export_adapters
 from lit_merge.merge.adapters.parts import Rest
+from lit_merge.merge.clip_folders import Library, export_clip
 from lit_merge.merge.layout import Layout, is_file
+from lit_merge.merge.programs import Program, check_program, export_program
+from lit_merge.merge.state_files import TORCH, save_state
+from lit_merge.networks import Network
 
-Format = Literal["bank", "merged", "task", "lora"]
+Format = Literal["bank", "merged", "task", "lora", "open_clip", "hugging_face", "torch_export", "onnx"]
 
 
 def compress(bank: TaskBank, rank_ratio: float = 1.0, energy: float = 1.0, dtype: DType | None = None) -> TaskBank:
@@ -43,15 +47,20 @@ def export_bank(
     base: Checkpoint | None = None,
     rest: Rest = "adapter",
     base_name: str | None = None,
+    network: Network | None = None,
+    config: str | None = None,
 ) -> list[str]:
     """Writes a bank in one of the formats.
 
     Args:
         bank: with the coefficients to use.
-        output: a folder for `bank`; for `merged` and `task` what `merge` writes: a .safetensors file, or a folder.
+        output: a folder; for `merged` and `task` what `merge` writes, a .safetensors file or a folder, or a .pt file of
+            `torch.save`; a .pt2 file for `torch_export`, a .onnx file for `onnx`.
         format: `bank`; `merged`, one model for all tasks; `task`, one task's model from the bank (task indexing);
-            `lora`, see `export_adapters`.
-        task: which task, for `task`, and for `lora`, where `merged` is the merge.
+            `lora`, see `export_adapters`; `open_clip` and `hugging_face`, see `export_clip`; `torch_export` and `onnx`,
+            see `export_program`.
+        task: which task, for `task`; for `lora`, where `merged` is the merge; and for the others, of which None takes
+            the merge.
         rank_ratio, energy: cut the bank first, as `TaskBank.truncate`.
         dtype: of what is written; None keeps the bank's precision, and the experts' for weights.
         overwrite: replace what stands there.
@@ -60,6 +69,8 @@ def export_bank(
         experts: that the bank was made of, where they are at hand: a folder of weights gets what lies next to them.
         base: or the model that they were made from.
         rest, base_name: of adapters, see `export_adapters`.
+        network: encoder and heads, which programs have in them.
+        config: of a CLIP, as networks take it, where none lies next to experts or base.
 
     Returns:
         Names of the files that were copied next to the weights.
@@ -79,9 +90,19 @@ def export_bank(
     kind = None if dtype is None else getattr(torch, dtype)
     if format == "lora":
         cut = Cut(rank_ratio, energy)
-        return export_adapters(bank, output, names, task, cut, rest, kind, overwrite, experts, base, base_name)
+        return export_adapters(bank, output, names, task, cut, rest, kind, overwrite, experts, base, base_name, config)
     # One task's directions are cut by what they are to that task, and not to the merge.
     chosen = (bank if task is None or format == "merged" else bank.only(task)).truncate(rank_ratio, energy)
+    if format in get_args(Program):
+        assert network is not None
+        export_program(chosen, output, network, cast(Program, format), task, kind, overwrite)
+        return []
+    if format in get_args(Library):
+        models = _models(experts, base, task)
+        return export_clip(chosen, output, cast(Library, format), config, models, kind, overwrite)
+    if destination(output).suffix in TORCH:
+        save_state(output, chosen.merge(dtype=kind, naming=naming), format, overwrite)
+        return []
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
     if experts is None and base is None and not is_file(destination(output)):
         say("no configuration next to the weights: --model.experts or --model.base names the models that have it")
@@ -102,5 +123,15 @@ def check_export(output: str | Path, format: str, task: str | None, max_shard_si
         parse_size(max_shard_size)
         if format not in ("merged", "task"):
             raise MergeError(f"max_shard_size is of format=merged and format=task: leave it out for {format}")
-    if format in ("merged", "task"):
+    if format in get_args(Program):
+        check_program(output, cast(Program, format))
+    if format in ("merged", "task") and destination(output).suffix not in TORCH:
         is_file(destination(output))
+
+
+def _models(experts: Experts | None, base: Checkpoint | None, task: str | None) -> list[Checkpoint]:
+    """Experts and base, in the order in which they are asked for what the bank does not have."""
+    whole = {} if experts is None else dict(experts.whole)
+    base = experts.whole_base if experts is not None else base
+    own = [whole.pop(task)] if task in whole else []
+    return [*own, *([] if base is None else [base]), *whole.values()]

@@ -64,7 +64,7 @@ class Layout:
         """The layout of a merge of these experts: a folder gets what lies next to the first of them whose
         vocabulary is that of the result, or next to their base. Of one task's weights, that task's expert is asked
         first. Floating-point weights are written in `dtype`; None takes the experts'."""
-        kept, cropped = experts.left_to_base(), experts.cropped
+        kept, cropped = experts.left_to_base() if task is None else experts.left_to(task), experts.cropped
         naming = experts.naming if naming is None else naming
         written = dict(experts.shapes) | ({} if kept is None else kept.shapes)
         lost = tuple(name for name in experts.excluded if name not in written)
@@ -77,7 +77,7 @@ class Layout:
 
         def unlike(one: Checkpoint) -> tuple[bool, bool]:
             other = any(written.get(name, shape) != shape for name, shape in one.shapes.items())
-            return other, own and one is not experts.whole_base
+            return other, own and one is not (experts.whole_base if task is None else experts.whole[task])
 
         copied = CopiedFiles.of(
             _of_library(naming, sorted(models, key=unlike)),

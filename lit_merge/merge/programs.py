@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,8 +155,12 @@ def _exporting(program: Program) -> Iterator[None]:
 
 def _kind(program: Program) -> Kind:
     def is_one(path: Path) -> bool:
+        if program == "torch_export":
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith(CLASS_NAMES) for name in archive.namelist())
         with path.open("rb") as file:
-            start = file.read(64)
-        return start.startswith(b"PK") if program == "torch_export" else start.startswith(b"\x08")
+            # What is said of a model comes after its weights.
+            file.seek(max(0, path.stat().st_size - 2**20))
+            return CLASS_NAMES.encode() in file.read()
 
     return Kind(f"export --format {program}", is_one)

@@ -134,9 +134,10 @@ def _translated(options: dict[str, Any], preprocessing: dict[str, Any], label: s
     return found
 
 
-# Entries of open_clip's towers that Hugging Face's CLIP has too, and what the others have to be for it.
-_KNOWN = {"layers", "width", "image_size", "patch_size", "head_width", "mlp_ratio", "heads", "context_length", "vocab_size"}
-_NEUTRAL = {"timm_model_name", "hf_model_name", "custom", "pool_type", "final_ln_after_pool", "attentional_pool", "no_ln_pre"}
+# Entries of open_clip's towers that Hugging Face's CLIP has too, or that change no weight and no output.
+_KNOWN = {"layers", "width", "image_size", "patch_size", "head_width", "mlp_ratio", "heads", "context_length"} | {
+    *("vocab_size", "norm_kwargs", "patch_dropout", "pool_type")
+}
 
 
 def as_hugging_face(options: dict[str, Any], whole: bool, label: str) -> dict[str, Any]:
@@ -153,15 +154,17 @@ def as_hugging_face(options: dict[str, Any], whole: bool, label: str) -> dict[st
     act = {"hidden_act": "quick_gelu" if options.get("quick_gelu") else "gelu"}
     image, text = options["vision_cfg"], options.get("text_cfg", {})
     for part in (image, text if whole else {}):
-        if odd := sorted(name for name in part if name not in _KNOWN and name in _NEUTRAL and part[name]):
-            raise MergeError(f"{label}: Hugging Face's CLIP has no {', '.join(odd)}: take format open_clip")
+        odd = sorted(name for name in part if name not in _KNOWN and part[name])
+        if odd or part.get("pool_type", "tok") not in ("tok", "argmax"):
+            what = ", ".join(odd) or f"pool_type {part['pool_type']}"
+            raise MergeError(f"{label}: Hugging Face's CLIP has no {what}: take --format open_clip")
     size = {"projection_dim": options["embed_dim"]}
-    vision = _hugging_face_tower(image) | act | size
-    vision |= {"image_size": image.get("image_size", 224), "patch_size": image.get("patch_size", 32)}
+    vision = _hugging_face_tower(image, 768) | act | size
+    vision |= {"image_size": image.get("image_size", 224), "patch_size": image.get("patch_size", 16)}
     vision |= {"num_attention_heads": vision["hidden_size"] // image.get("head_width", 64)}
     if not whole:
         return {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"]} | vision
-    words = _hugging_face_tower(text) | act | size | {"num_attention_heads": text.get("heads", 8)}
+    words = _hugging_face_tower(text, 512) | act | size | {"num_attention_heads": text.get("heads", 8)}
     words |= {"max_position_embeddings": text.get("context_length", 77), "vocab_size": text.get("vocab_size", 49408)}
     # Where the end of a text is its highest token, as in open_clip's.
     words |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
@@ -169,13 +172,13 @@ def as_hugging_face(options: dict[str, Any], whole: bool, label: str) -> dict[st
     return {"model_type": "clip", "architectures": ["CLIPModel"], "logit_scale_init_value": 2.6592} | size | parts
 
 
-def _hugging_face_tower(part: dict[str, Any]) -> dict[str, Any]:
-    width = part.get("width", 768)
+def _hugging_face_tower(part: dict[str, Any], width: int) -> dict[str, Any]:
+    width = part.get("width", width)
     return {
         "hidden_size": width,
         "intermediate_size": int(width * part.get("mlp_ratio", 4.0)),
         "num_hidden_layers": part.get("layers", 12),
-        "layer_norm_eps": part.get("norm_kwargs", {}).get("eps", 1e-5),
+        "layer_norm_eps": (part.get("norm_kwargs") or {}).get("eps", 1e-5),
     }
 
 

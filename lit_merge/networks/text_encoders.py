@@ -115,11 +115,13 @@ class HuggingFaceTextEncoder(Network):
         return self._encoded(ids, mask, extra)
 
     def example_inputs(self) -> dict[str, Tensor]:
-        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.segments else [])]
+        # RoBERTa has one kind of text only.
+        kinds = getattr(self.encoder.config, "type_vocab_size", 1)
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.segments and kinds > 1 else [])]
         return {name: ones(2, 6, dtype=long) for name in names}
 
     def features_of(self, inputs: Mapping[str, Tensor]) -> Any:
-        extra = {"token_type_ids": inputs["token_type_ids"]} if self.segments else {}
+        extra = {name: inputs[name] for name in ("token_type_ids",) if name in inputs}
         return self._encoded(inputs["input_ids"], inputs["attention_mask"] != 0, extra)
 
     def _encoded(self, ids: Int[Tensor, "B s"], mask: Bool[Tensor, "B s"], extra: Mapping[str, Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ from lit_merge.experts.experts import Experts
 from lit_merge.merge.adapters.differences import Cut
 from lit_merge.merge.adapters.parts import Held, Rest, View, hold
 from lit_merge.merge.adapters.reference import Changes, changes_from
+from lit_merge.merge.clip_folders import Library, configurations, write_configurations
 from lit_merge.merge.layout import BLOCK, Layout
+from lit_merge.networks.clip_configurations import open_clip_options
 
 BASE, MERGED = "base", "merged"
 NO_CHANGES: Changes = {}
@@ -62,6 +65,7 @@ def export_adapters(
     experts: Experts | None = None,
     base: Checkpoint | None = None,
     base_name: str | None = None,
+    config: str | None = None,
 ) -> list[str]:
     """Writes a folder with an adapter for each task, or for the merge, and their base unless it is the given one.
 
@@ -77,6 +81,7 @@ def export_adapters(
         experts: that the bank was made of, where they are at hand: their heads come along.
         base: the model that adapters are to be for.
         base_name: what adapters call it; its folder by default.
+        config: of a CLIP, as networks take it, for the base's configuration.
 
     Returns:
         Names of the files that were copied next to the base's weights.
@@ -125,6 +130,11 @@ def export_adapters(
             for weight in bank.origin:
                 source = views[0].bank if weight in moved else ground
                 writer.put(weight, source.weight(weight, dtype))
+        if config is not None and not writer.copied and naming.family in get_args(Library):
+            library, whole = cast(Library, naming.family), any(name.startswith("text.") for name in bank.origin)
+            made = configurations(library, open_clip_options(config), whole, config)
+            write_configurations(folder / BASE, made)
+            return [f"{BASE}/{file}" for file in made]
     return [f"{BASE}/{file}" for file in writer.copied]
 
 
