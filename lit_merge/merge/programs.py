@@ -36,13 +36,16 @@ class Classifier(nn.Module):
         tasks: whose logits are answered.
     """
 
+    network: Network
+
     def __init__(self, network: Network, weights: Mapping[str, Tensor], tasks: Sequence[str]) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network)
+        # No module of this one: its encoder and heads are, and PyTorch's exporter makes classes of a module's class,
+        # which would be networks of the same name.
+        object.__setattr__(self, "network", copy.deepcopy(network))
         # Counters and masks are the encoder's own.
         self.network.encoder.load_state_dict(network.of_encoder(weights), strict=False, assign=True)
-        # Registered here: a network keeps it out of its own modules.
-        self.add_module("encoder", self.network.encoder)
+        self.encoder = self.network.encoder
         self.tasks = tuple(tasks)
         self.heads = nn.ModuleList(network.heads.alone(task) for task in tasks)
         self.network.heads = None  # type: ignore[assignment]
@@ -155,7 +158,7 @@ def _exporting(program: Program) -> Iterator[None]:
 
 def _kind(program: Program) -> Kind:
     def is_one(path: Path) -> bool:
-        if program == "torch_export":
+        if program == "torch_export" and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith(CLASS_NAMES) for name in archive.namelist())
         with path.open("rb") as file:

@@ -39,5 +39,7 @@ def save_state(output: str | Path, weights: Mapping[str, Tensor], form: str, ove
 
 
 def _is_one(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as archive:
         return any(name.partition("/")[2] == _RECORD for name in archive.namelist())
