@@ -72,10 +72,18 @@ def export(arguments: Sequence[str]) -> None:
                 raise MergeError(f"devices={processes.count}: several processes merge, or build a bank (format=bank)")
             else:
                 form = {name: config[name] for name in ("format", "task", "max_shard_size", "rest")}
-                models = {"experts": sources.experts, "base": sources.base, "base_name": _name(config["model"].base)}
-                network = _network(config, sources) if config["format"] in get_args(Program) else None
-                of_clip = {"network": network, "config": _config_of_network(config)}
-                say_copied(export_bank(sources.bank(), output, **cut, **form, **models, **of_clip))
+                copied = export_bank(
+                    sources.bank(),
+                    output,
+                    **cut,
+                    **form,
+                    experts=sources.experts,
+                    base=sources.base,
+                    base_name=_name(config["model"].base),
+                    network=_network(config, sources) if config["format"] in get_args(Program) else None,
+                    config=_config_of_network(config),
+                )
+                say_copied(copied)
     if reports(processes):
         say_written(output)
 

@@ -112,8 +112,8 @@ def test_configurations_of_other_models_are_refused(
         (["--format", "merged", "--max_shard_size", "much"], "out", "max_shard_size is 'much'"),
         (
             ["--format", "merged"],
-            "out.pt",
-            "out.pt: expected a name that ends in .safetensors, or the name of a folder",
+            "out.bin",
+            "out.bin: expected a name that ends in .safetensors, or the name of a folder",
         ),
         (["--format", "task"], "out", "format=task needs --task"),
         (
