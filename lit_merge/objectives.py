@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -48,19 +48,29 @@ def divergence(
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
+def feature_distance(features: Float[Tensor, "B d"], expert: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+    """Mean of 1 − cos(features, the expert's)."""
+    return (1 - F.cosine_similarity(features, expert, dim=-1)).mean()
+
+
 class Objective(Finite, ABC):
     """A loss of one task's logits; the loss of a step is the mean over tasks."""
 
     asks_experts: ClassVar[bool] = False
     """Whether the task's expert is run on the same inputs, for `expert` in the call."""
 
+    @property
+    def of_features(self) -> bool:
+        """Whether it is called with what the encoder answers, before the head, instead of logits."""
+        return False
+
     @abstractmethod
     def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
         """The loss of one batch of one task.
 
         Args:
-            logits: of the merge.
-            expert: logits of the task's expert, where `asks_experts`.
+            logits: of the merge; with `of_features` features (B, d).
+            expert: likewise of the task's expert, where `asks_experts`.
         """
 
 
@@ -126,19 +136,29 @@ class ExpertAgreement(Objective):
 
     Args:
         temperature: by which both logits are divided: above 1, classes that are not predicted count for more.
+        of: `features` compares what the encoders answer instead, by 1 − cosine: no head takes part.
 
     Raises:
-        MergeError: a temperature that is not above 0.
+        MergeError: a temperature that is not above 0, or one for features; something else than the two.
     """
 
     temperature: float = 1.0
+    of: Literal["predictions", "features"] = "predictions"
     asks_experts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature <= 0:
             raise MergeError(f"ExpertAgreement: temperature={self.temperature}: expected a number above 0")
+        if self.of not in ("predictions", "features"):
+            raise MergeError(f"ExpertAgreement: of={self.of!r}: expected predictions or features")
+        if self.of_features and self.temperature != 1:
+            raise MergeError("ExpertAgreement: features have no temperature: leave it out, or take of=predictions")
+
+    @property
+    def of_features(self) -> bool:
+        return self.of == "features"
 
     def __call__(self, logits: Float[Tensor, "B C"], expert: Float[Tensor, "B C"] | None = None) -> Float[Tensor, ""]:
         assert expert is not None
-        return divergence(logits, expert, self.temperature)
+        return feature_distance(logits, expert) if self.of_features else divergence(logits, expert, self.temperature)

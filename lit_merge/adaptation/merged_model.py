@@ -17,11 +17,11 @@ from lit_merge.adaptation.rank_masks import RankMasks
 from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.adaptation.sharpness import SharpnessAware
 from lit_merge.adaptation.stages import Stage, rates_at, stage_at
-from lit_merge.adaptation.step import Weights, adaptation_step
+from lit_merge.adaptation.step import Weights, adaptation_step, compared
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
-from lit_merge.adaptation.teachers import Teachers, comes_again
+from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, comes_again
 from lit_merge.adaptation.trainer import check_precision
-from lit_merge.adaptation.training_checkpoint import digest, seal
+from lit_merge.adaptation.training_checkpoint import check_alike, digest, seal
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import ranks_at
@@ -81,7 +81,8 @@ class MergedModel(ScoredModule):
         self._weights: dict[str, Tensor] | None = None
         self._merging = Merging(self.compute_dtype)
         self._random: dict[str, Any] | None = None
-        self.teachers: Teachers | None = None
+        self.teachers: dict[bool, Teachers] = {}
+        """Whether of features → what experts answer."""
         self.teachers_file: Path | None = None
         """Where a fit keeps what the experts predict of its inputs; set by a run."""
         self.turn: dict[str, Tensor] | None = None
@@ -96,23 +97,23 @@ class MergedModel(ScoredModule):
     @property
     def objective(self) -> Objective:
         """What the present stage minimises."""
-        return self.objective_of(max(0, self.stage_index))
+        return self.objectives[max(0, self.stage_index)]
 
     @property
-    def objectives(self) -> tuple[str, str] | None:
-        """Names of the objective that another one takes over from, last of all, and of that one."""
-        names = [type(self.objective_of(i)).__name__ for i in range(len(self.stages))]
-        return next(((a, b) for a, b in reversed([*pairwise(names)]) if a != b), None)
+    def objectives(self) -> list[Objective]:
+        """What the stages minimise, one after the other."""
+        return [stage.objective or cast(Objective, self.options.objective) for stage in self.stages]
 
-    def objective_of(self, index: int) -> Objective:
-        """What the stage of this index minimises."""
-        return self.stages[index].objective or cast(Objective, self.options.objective)
+    @property
+    def turning(self) -> tuple[str, str] | None:
+        """Names of the objective that another one takes over from, last of all, and of that one."""
+        names = [type(one).__name__ for one in self.objectives]
+        return next(((a, b) for a, b in reversed([*pairwise(names)]) if a != b), None)
 
     @property
     def asks_experts(self) -> str:
         """The name of an objective that asks every expert about inputs of its own task; empty where there is none."""
-        every = (self.objective_of(i) for i in range(len(self.stages)))
-        return next((type(one).__name__ for one in every if one.asks_experts), "")
+        return next((type(one).__name__ for one in self.objectives if one.asks_experts), "")
 
     @property
     def total_steps(self) -> int:
@@ -141,7 +142,7 @@ class MergedModel(ScoredModule):
 
     def on_fit_end(self) -> None:
         self._merging.forget()
-        self.teachers = None
+        self.teachers = {}
 
     def on_fit_start(self) -> None:
         self.check_learnable()
@@ -219,12 +220,24 @@ class MergedModel(ScoredModule):
         """Logits (B, C) of the task's expert."""
         return self.network(self.expert_weights(task), {task: inputs})[task]
 
+    @torch.no_grad()
+    def expert_features(self, task: str, inputs: Tensor) -> Tensor:
+        """What the encoder of the task's expert answers, (B, d)."""
+        network = self.network
+        return compared(network.holding(self.expert_weights(task), lambda: network.features({task: inputs}))[task])
+
+    def ask(self, objective: Objective) -> Ask:
+        """What tells the objective about a task's expert."""
+        return self.expert_features if objective.of_features else self.expert_logits
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         weights = self.merged_weights()
-        known = {} if self.teachers is None else self.teachers.at(self.global_step)
+        of_features = self.objective.of_features
+        known = self.teachers[of_features].at(self.global_step) if of_features in self.teachers else {}
+        ask = self.ask(self.objective)
 
         def expert(task: str, inputs: Tensor) -> Tensor:
-            return known[task].to(inputs.device) if known else self.expert_logits(task, inputs)
+            return known[task].to(inputs.device) if known else ask(task, inputs)
 
         how = self.objective, expert, self.options.microbatch
         step = adaptation_step(self.network, weights, batch, *how)
@@ -270,7 +283,7 @@ class MergedModel(ScoredModule):
     @torch.no_grad()
     def _note_turn(self, index: int) -> None:
         """Keeps what the stages before this one have learnt, if they had another objective, of the whole bank."""
-        before, now = (self.objective_of(i) for i in (max(0, index - 1), index))
+        before, now = self.objectives[max(0, index - 1)], self.objectives[index]
         if type(before) is not type(now) and self.masks is None and not self._ranks:
             values = self.coefficients.values()
             found = {"coefficients": self.coefficients.by_weight(values)} | self._learnt(self.bank, values)
@@ -323,14 +336,7 @@ class MergedModel(ScoredModule):
         about = checkpoint.get("lit_merge", {})
         if about.get("fingerprint") != self._frame.fingerprint:
             raise MergeError("this checkpoint belongs to another bank: its coefficients mean nothing here")
-        if any(name.startswith("masks.") for name in checkpoint["state_dict"]) != (self.masks is not None):
-            raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
-        for name, value in self.learnt_state().items():
-            if (found := checkpoint["state_dict"].get(name)) is not None and found.shape != value.shape:
-                what = "correction" if name.startswith("correction.") else "stages"
-                raise MergeError(f"this checkpoint is of a fit with other {what}: {name} differs in shape")
-        if any(name.startswith("correction.") for name in checkpoint["state_dict"]) != (self.correction is not None):
-            raise MergeError("this checkpoint is of a fit with another correction: it must be in both, or in neither")
+        check_alike(checkpoint["state_dict"], self.learnt_state())
         # Checkpoints from before schedules by energy have none.
         self.set_rank(about["rank_ratio"], about.get("energy", 1.0))
         self.stage_index = about["stage_index"]
@@ -347,8 +353,9 @@ class MergedModel(ScoredModule):
             # Drawing nothing: a fit that finds them in a file goes on with the same numbers.
             files = () if self.experts is None else self.experts.checkpoints.values()
             asked = [fingerprint(one) for one in files] or [self._frame.fingerprint]
-            about = " ".join([*asked, digest(list(self.network.heads.values()))])
-            self.teachers = Teachers(data, self.expert_logits, self.device, about, self.teachers_file)
+            asked.append(digest(list(self.network.heads.values())))
+            every = {one.of_features: self.ask(one) for one in self.objectives if one.asks_experts}
+            self.teachers = ask_once(every, data, self.device, asked, self.teachers_file)
 
 
 def _on_cpu(value: Tensor) -> Tensor:

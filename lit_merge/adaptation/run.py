@@ -111,7 +111,7 @@ def run_fit(
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
         kept = gone_back(trainer)
-        report = Report(describe(bank), data.protocol, scores, sizes, kept=kept, objectives=model.objectives)
+        report = Report(describe(bank), data.protocol, scores, sizes, kept=kept, objectives=model.turning)
         if trainer.is_global_zero:
             write_run(folder, report, start, bank, config)
             write_guard(folder, trainer)

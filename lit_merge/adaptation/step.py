@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_merge.adaptation.options import MicroBatch
+from lit_merge.errors import MergeError
 from lit_merge.networks import Network
 from lit_merge.objectives import Objective
 
@@ -47,15 +48,20 @@ def adaptation_step(
         network: encoder and heads.
         weights: name → merged weight.
         batch: task → unlabelled inputs.
-        objective: of one task's logits.
-        expert: task and its inputs → its expert's logits; asked only where the objective looks at them.
+        objective: of one task's logits or features.
+        expert: task and its inputs → its expert's logits or features; asked only where the objective looks at them.
         microbatch: `all` runs one forward over all tasks; `task` runs forward and backward task by task, in the memory
             of one task's activations: the same gradient to rounding.
+
+    Raises:
+        MergeError: an objective of features, of a network whose features are no tensor.
     """
     step = Step()
 
-    def loss_of(task: str, logits: Float[Tensor, "B C"], expected: Tensor | None) -> Tensor:
-        loss = objective(logits, expected)
+    def loss_of(task: str, features: Any, expected: Tensor | None) -> Tensor:
+        with torch.set_grad_enabled(not objective.of_features):
+            logits = network.heads(features, task)
+        loss = objective(compared(features) if objective.of_features else logits, expected)
         step.add(task, logits, loss)
         return loss
 
@@ -64,19 +70,30 @@ def adaptation_step(
 
     if microbatch == "all":
         expected = {task: ask(task) for task in batch}
-        logits = network(weights, batch)
-        step.loss = torch.stack([loss_of(task, value, expected[task]) for task, value in logits.items()]).mean()
+        features = network.holding(weights, lambda: network.features(batch))
+        step.loss = torch.stack([loss_of(task, value, expected[task]) for task, value in features.items()]).mean()
         return step
 
     def run(leaves: Weights, task: str, backward: Callable[[Tensor], None]) -> None:
         expected = ask(task)
         # Inside, so that blocks which are computed again in the backward find the weights.
         network.holding(
-            leaves, lambda: backward(loss_of(task, network.logits({task: batch[task]})[task], expected) / len(batch))
+            leaves, lambda: backward(loss_of(task, network.features({task: batch[task]})[task], expected) / len(batch))
         )
 
     step.loss = one_by_one(weights, list(batch), run)
     return step
+
+
+def compared(features: Any) -> Tensor:
+    """Features as objectives compare them.
+
+    Raises:
+        MergeError: they are no tensor, as those of networks whose heads look at every token.
+    """
+    if not isinstance(features, Tensor):
+        raise MergeError("ExpertAgreement: this network has no features (B, d) before its heads: take of=predictions")
+    return features
 
 
 def one_by_one(

@@ -15,6 +15,7 @@ from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError
 
 Ask = Callable[[str, Tensor], Float[Tensor, "B C"]]
+"""Logits, or features (B, d)."""
 BATCH = 256
 
 
@@ -24,6 +25,17 @@ def comes_again(data: TaskData, trainer: Any) -> bool:
         return False
     drawn = trainer.max_steps * data.batch_size * trainer.world_size
     return all(len(source) <= drawn for source in data.unlabelled().values())
+
+
+def ask_once(
+    every: Mapping[bool, Ask], data: TaskData, device: torch.device, about: Sequence[str], file: Path | None
+) -> dict[bool, "Teachers"]:
+    """Whether of features → what experts answer, of all that are asked for; see `Teachers`."""
+    found = {}
+    for of_features, ask in every.items():
+        named = file.with_name(f"{file.stem}-features{file.suffix}") if file is not None and of_features else file
+        found[of_features] = Teachers(data, ask, device, " ".join([*about, *["features"] * of_features]), named)
+    return found
 
 
 class Teachers:

@@ -43,6 +43,23 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def check_alike(found: Mapping[str, Tensor], learnt: Mapping[str, Tensor]) -> None:
+    """Raises MergeError where a checkpoint holds other things that were learnt than a fit learns: coefficients, masks
+    and corrections, by their names in a module."""
+
+    def differ(part: str) -> bool:
+        return any(name.startswith(part) for name in found) != any(name.startswith(part) for name in learnt)
+
+    if differ("masks."):
+        raise MergeError("this checkpoint is of a fit with other ranks: AdaRank must be on in both, or in neither")
+    for name, value in learnt.items():
+        if (held := found.get(name)) is not None and held.shape != value.shape:
+            what = "correction" if name.startswith("correction.") else "stages"
+            raise MergeError(f"this checkpoint is of a fit with other {what}: {name} differs in shape")
+    if differ("correction."):
+        raise MergeError("this checkpoint is of a fit with another correction: it must be in both, or in neither")
+
+
 def digest(value: Any) -> str:
     """Of numbers, text and tensors (dtype, shape, values), and of lists and mappings of them."""
     found = hashlib.blake2b(digest_size=16)

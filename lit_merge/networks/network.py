@@ -87,9 +87,13 @@ class Network(nn.Module, ABC):
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task, with the weights that the encoder holds now."""
+        return {task: self.heads(features, task) for task, features in self.features(inputs).items()}
+
+    def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What `encode` answers, by task, from one forward over the inputs of all tasks together."""
         features = self.encode(self.join(list(inputs.values())))
         parts = features.split([len(x) for x in inputs.values()])
-        return {task: self.heads(part, task) for task, part in zip(inputs, parts, strict=True)}
+        return dict(zip(inputs, parts, strict=True))
 
     def evaluate(self, weights: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, C) of a batch of one task, by the head that the batch names, or by the task's own."""

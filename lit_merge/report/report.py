@@ -38,7 +38,9 @@ HEADINGS = {
     "normalised_accuracy": "normalised\naccuracy",
 }
 # Next to the column of an online stream, so that 80 letters still hold the names of tasks.
-NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "normal.\naccuracy"}
+NARROW = {"pretrained_accuracy": "pre-\ntrained", "normalised_accuracy": "norm.\nacc."}
+SHORT = {"ExpertAgreement": "experts"}
+"""Objectives whose names are long."""
 
 
 METRICS = "metrics.json"
@@ -112,8 +114,9 @@ class Report:
     def label(self, state: str) -> str:
         """What a state is called where there is little room."""
         if self.objectives and state in ("first", "adapted") and "first" in self.states:
-            # ExpertAgreement → by Expert Agreement: narrow columns break it between words.
-            return "by " + re.sub("(?<=[a-z])(?=[A-Z])", " ", self.objectives[state == "adapted"])
+            name = self.objectives[state == "adapted"]
+            # Words, between which narrow columns break.
+            return f"by {SHORT.get(name) or re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()}"
         return state
 
     def normalised(self, task: str) -> float | None:
@@ -183,7 +186,7 @@ class Report:
         keys = [key for key in HEADINGS if key in self.row(self.tasks[0])]
         headings = HEADINGS | (NARROW if {"online", "first"} & set(self.states) else {})
         if "first" in self.states:
-            headings |= {f"{state}_accuracy": self.label(state).replace(" ", "\n", 1) for state in ("first", "adapted")}
+            headings |= {f"{state}_accuracy": self.label(state).replace(" ", "\n") for state in ("first", "adapted")}
         numbers = [headings[key] for key in keys]
         made = table("task", *numbers, right=numbers)
         for task in self.tasks:

@@ -34,9 +34,9 @@ class TextNetwork(Network):
     def token_mask(self, inputs: Int[Tensor, "B S"]) -> Bool[Tensor, "B s"]:
         return real_tokens(inputs)
 
-    def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         with fast_products(self.device):
-            return super().logits(inputs)
+            return super().features(inputs)
 
 
 class TokenIds(ImageSource):

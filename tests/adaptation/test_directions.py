@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -27,8 +28,10 @@ from lit_merge import (
 )
 from lit_merge.adaptation.run_files import coefficients_csv
 from lit_merge.adaptation.stages import rates_at
+from lit_merge.adaptation.step import adaptation_step, compared
 from lit_merge.adaptation.trainer import Trainer
 from lit_merge.bank.learnt import relative_size
+from lit_merge.networks.heads.classifiers import Encoded
 from lit_merge.objectives import ExpertAgreement, divergence
 from lit_merge.report.coefficient_figure import coefficient_figure, display_order
 from lit_merge.report.report import describe
@@ -161,6 +164,49 @@ def test_experts_are_asked_once_where_inputs_come_again(make_trainer: MakeTraine
     save_file(logits, tmp_path / "teachers.safetensors", {"fingerprint": "of others"})
     with pytest.raises(MergeError, match="other experts"):
         fit(make(), make_trainer, tiny.data())
+
+
+def test_features_are_compared_without_heads(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    experts, network = Experts(tiny.experts, tiny.base), tiny.encoder()
+    bank, data = build_bank(experts, method=CART(0.5)), tiny.data()
+    images = next(iter(data.train_dataloader()))
+    steps = -(-max(map(len, data.unlabelled().values())) // data.batch_size)
+
+    def make(heads: float, microbatch: Any = "all") -> MergedModel:
+        other = tiny.encoder()
+        for value in other.heads.parameters():
+            value.data *= heads
+        stages = [Stage("layer", steps, 0.01), Stage("layer", 2, 0.01, objective=ExpertAgreement())]
+        return MergedModel(bank, other, ExpertAgreement(of="features"), stages, microbatch=microbatch, experts=experts)
+
+    def features(weights: Any, task: str) -> np.ndarray:
+        with torch.no_grad():
+            found = network.holding(weights, lambda: network.encode(images[task])).double().numpy()
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    model = make(1.0)
+    step = adaptation_step(model.network, model.merged_weights(), images, model.objective, model.expert_features)
+    for task in tiny.tasks:
+        own = {name: experts.checkpoints[task].read(name) for name in experts.shapes}
+        ours, theirs = (features(weights, task) for weights in (bank.merge(naming="canonical"), own))
+        assert step.losses[task].item() == pytest.approx((1 - (ours * theirs).sum(1)).mean(), rel=1e-4)
+        assert step.predictions[task].shape == images[task].shape[:1]
+    ends = []
+    for heads, microbatch in ((1.0, "all"), (-1.0, "all"), (1.0, "task")):
+        model = make(heads, microbatch)
+        model.teachers_file = tmp_path / f"{heads}{microbatch}" / "teachers.safetensors"
+        model.teachers_file.parent.mkdir()
+        ends.append(fit(model, make_trainer, data, max_steps=steps).coefficients().detach())
+        # What the second stage asks for is asked before the first, too.
+        names = sorted(path.name for path in model.teachers_file.parent.iterdir())
+        assert names == ["teachers-features.safetensors", "teachers.safetensors"]
+    assert torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(ends[2], ends[0], rtol=1e-4, atol=1e-5)
+    assert (ends[0] - 1).abs().max() > 0.01
+    with pytest.raises(MergeError, match="features have no temperature"):
+        ExpertAgreement(2.0, "features")
+    with pytest.raises(MergeError, match="no features"):
+        compared(Encoded(None, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool)))
 
 
 def test_temperature() -> None:
