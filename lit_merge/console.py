@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
@@ -36,6 +37,22 @@ def table(*headings: str, right: Collection[str] = (), gap: int = 1, **options: 
         else:
             made.add_column(heading, overflow="fold")
     return made
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a line, as many as it holds, and how many there are.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    """
+    return ", ".join(names[:LISTED]) + (f", … ({len(names)} in all)" if len(names) > LISTED else "")
+
+
+def html_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with a line above it, for notebooks."""
+    head = "".join(f"<th>{escape(one)}</th>" for one in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(one)}</td>' for one in row)}</tr>" for row in rows)
+    return f"<div>{escape(title)}</div><table><tr>{head}</tr>{body}</table>"
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -21,7 +21,7 @@ from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.networks import Network, compute_dtype
-from lit_merge.report.scores import TaskScore
+from lit_merge.report.scores import Scores
 
 # No logger, no files: what comes back is the result.
 PLAIN: dict[str, Any] = {
@@ -90,7 +90,7 @@ def evaluate(
     prototypes: Prototypes | None = None,
     accelerator: str = "auto",
     progress: bool = False,
-) -> dict[str, TaskScore]:
+) -> Scores:
     """Task → accuracy (in [0, 1]) and mean entropy (nats) on the labelled test images.
 
     Args:
@@ -119,7 +119,7 @@ def evaluate(
     trainer = Trainer(accelerator=accelerator, devices=1, enable_progress_bar=progress, callbacks=callbacks, **PLAIN)
     with passing_interrupts():
         trainer.test(evaluator, datamodule=data, verbose=False)
-    return evaluator.scores
+    return Scores(evaluator.scores)
 
 
 def _of_one_model(weights: TaskBank | Mapping[str, Tensor], network: Network, data: TaskData) -> Evaluator:

@@ -13,12 +13,24 @@ WIDTH = 8
 PARTED = ("U", "S", "V", "delta")
 
 
-def checksums(name: str, value: Tensor) -> str:
-    """CRC-32 of the tensor of this name in a bank's file, in eight digits; of those with a part for each task, of every
-    part, one after the other.
+def checksum(*values: Tensor) -> str:
+    """CRC-32 of the bytes of tensors, one after the other, in eight digits.
 
-    >>> checksums("origin/w", torch.zeros(1)), checksums("U/w", torch.zeros(2, 1))
-    ('2144df1c', '2144df1c2144df1c')
+    >>> checksum(torch.zeros(1))
+    '2144df1c'
     """
-    parts = value.unbind() if name.partition("/")[0] in PARTED else [value]
-    return "".join(f"{zlib.crc32(bytes_of(part)):08x}" for part in parts)
+    found = 0
+    for value in values:
+        found = zlib.crc32(bytes_of(value), found)
+    return f"{found:0{WIDTH}x}"
+
+
+def checksums(name: str, value: Tensor) -> str:
+    """The checksum of the tensor of this name in a bank's file; of those with a part for each task, of every part, one
+    after the other."""
+    return "".join(map(checksum, value.unbind() if name.partition("/")[0] in PARTED else [value]))
+
+
+def sum_at(sums: str, row: int) -> str:
+    """The checksum of one part."""
+    return sums[row * WIDTH : (row + 1) * WIDTH]

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from lit_merge.bank.learnt import is_learnt
+from lit_merge.bank.packing import BASE, Packed
 from lit_merge.checkpoints import PLAIN, Naming
 from lit_merge.checkpoints.checkpoint import DTYPES
 from lit_merge.checkpoints.families import FAMILIES
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
 
-# 2 is written where there is more than version 1 holds, which earlier programs then refuse.
-FORMAT_VERSION = 2
+# 2 and 3 are written where there is more than version 1 holds, which earlier programs then refuse.
+FORMAT_VERSION = 3
 FIELDS = {"method": dict, "tasks": list, "layers": list, "dtypes": dict}
 DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
@@ -42,7 +43,7 @@ def parse_description(text: bytes, path: Path) -> dict[str, Any]:
     for name, dtype in about["dtypes"].items():
         if not isinstance(dtype, str) or dtype not in DTYPES_BY_NAME:
             raise MergeError(f"{path} is damaged: the dtype of {name} is {dtype!r}", weight=name)
-    for field, empty in {"ranks": {}, "nbytes": 0, "learnt": [], "checksums": {}}.items():
+    for field, empty in {"ranks": {}, "nbytes": 0, "learnt": [], "checksums": {}, "recipe": {}}.items():
         # Banks of the first days lack some of them.
         if not isinstance(about.setdefault(field, empty), type(empty)):
             raise MergeError(f"{path} is damaged: {field} is {about[field]!r}")
@@ -50,9 +51,29 @@ def parse_description(text: bytes, path: Path) -> dict[str, Any]:
         raise MergeError(f"{path} is damaged: its checksums are no texts")
     if not all(isinstance(key, str) and is_learnt(key) for key in about["learnt"]):
         raise MergeError(f"{path} is damaged: learnt is {about['learnt']!r}")
+    if "packed" in about:
+        _parse_packed(about, path)
     about["dtypes"] = {name: DTYPES_BY_NAME[dtype] for name, dtype in about["dtypes"].items()}
     about["naming"] = _naming(about, path)
     return about
+
+
+def _parse_packed(about: dict[str, Any], path: Path) -> None:
+    """Makes objects of what a compressed bank says of its weights, and checks what it says of its base."""
+    try:
+        ranks = [about[name] for about in about["packed"].values() for name in about.keys() - {"shape", "origin"}]
+        rows = len(ranks[0].split()) if ranks else 0
+        about["packed"] = {name: Packed.parse(one, rows) for name, one in about["packed"].items()}
+        base = about.get("base", {"location": "", "checksums": {}})
+        sums = base["checksums"]
+        named = all(isinstance(text, str) for text in (base["location"], *sums.values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise MergeError(f"{path} is damaged: what it says of its tensors is none of format version 3") from error
+    by_base = {name for name, one in about["packed"].items() if one.origin == BASE}
+    if about["packed"].keys() != about["dtypes"].keys() or not named or not by_base <= sums.keys():
+        raise MergeError(f"{path} is damaged: what it says of its tensors is not of its weights")
+    if rows and rows != len(about["tasks"]) + ("base" in about) and rows != 1 + ("base" in about):
+        raise MergeError(f"{path} is damaged: ranks of {rows} tasks, of {len(about['tasks'])}")
 
 
 def _naming(about: Mapping[str, Any], path: Path) -> Naming:

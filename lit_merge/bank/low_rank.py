@@ -48,7 +48,7 @@ def check_energy(share: float) -> float:
     return share
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank:
     """T matrices U·diag(S)·Vᵀ of m × n, singular values sorted from the largest: cutting the rank is slicing.
 
@@ -66,6 +66,10 @@ class LowRank:
         2
         """
         return cls(*truncated_svd(matrices, rank, exact))
+
+    def __repr__(self) -> str:
+        t, m, n = self.shape
+        return f"LowRank: {t} matrices of {m} × {n}, rank {self.rank}, {self.U.dtype}"
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lit_merge.console import listed
+
 V = TypeVar("V")
 
 
@@ -47,6 +49,9 @@ class OnDemand(Mapping[str, V]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} values, made when they are asked for: {listed(list(self))}"
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, V]]]:
         """Another process, or a copy, holds the values themselves."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_merge.bank.files import BankFile, open_bank_folder, write_bank_folder
+from lit_merge.bank.files import AnyFile, open_bank_folder, write_bank_folder
 from lit_merge.bank.learnt import CORRECTION, DIRECTIONS, of_weight, without
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks_at, tensors_of
@@ -20,12 +20,13 @@ from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like, withou
 from lit_merge.bank.switching import Slots
 from lit_merge.checkpoints import PLAIN, Naming, named, rename
 from lit_merge.checkpoints.tensor_values import check_held
+from lit_merge.console import html_table, listed
 from lit_merge.errors import MergeError, check_finite
 
 Coefficient = float | Float[Tensor, "..."]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskBank:
     """W_l = origin_l + Σ_t coefficients[t, l] · Δ[t, l], and what adaptation may have learnt in addition: coefficients
     of single directions, U·diag(λ[t, l]·S)·Vᵀ, and a correction of the origin, one for all tasks.
@@ -41,6 +42,7 @@ class TaskBank:
         naming: how the experts' files name their weights, which `merge` and `expert` answer in. Inside, the weights of
             a CLIP go by canonical names (`Naming`), those of other models by their own.
         learnt: the coefficients of directions and the correction, by the names in `bank/learnt.py`; empty by default.
+        recipe: what the bank was made of, for people: files with their digests, options of a compression.
     """
 
     tasks: tuple[str, ...]
@@ -51,6 +53,7 @@ class TaskBank:
     method: dict[str, object]
     naming: Naming = PLAIN
     learnt: Mapping[str, Tensor] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -61,6 +64,28 @@ class TaskBank:
     def shared(self) -> bool:
         """Whether one delta serves all tasks."""
         return self.coefficients.shape[0] != len(self.tasks)
+
+    def __repr__(self) -> str:
+        return f"TaskBank: {self.summary}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row for every task."""
+        spread = [
+            (one.mean().item(), one.min().item(), one.max().item()) if one.numel() else (float("nan"),) * 3
+            for one in self.coefficients.detach().float()
+        ]
+        names = ["all tasks together"] if self.shared else self.tasks
+        rows = [(name, *(f"{value:.3g}" for value in values)) for name, values in zip(names, spread, strict=True)]
+        return html_table(self.summary, ("task", "mean λ", "lowest", "highest"), rows)
+
+    @property
+    def summary(self) -> str:
+        """Method, sizes and tasks, in a line."""
+        ranks = list(self.ranks.values())
+        low_rank = f", {len(ranks)} of rank {min(ranks)} to {max(ranks)}" if ranks else ""
+        weights = f"{len(self.origin)} weights, {len(self.deltas)} with deltas{low_rank}"
+        size = f"{self.nbytes / 1e6:,.1f} MB"
+        return f"{self.method_line}, {len(self.tasks)} tasks ({listed(self.tasks)}), {weights}, {size}"
 
     @property
     def method_line(self) -> str:
@@ -339,31 +364,39 @@ class TaskBank:
             "fingerprint": fingerprint,
             "checksums": sums,
             "naming": asdict(self.naming),
-        } | ({"learnt": list(self.learnt)} if self.learnt else {})
+        }
+        about |= {"learnt": list(self.learnt)} if self.learnt else {}
+        about |= {"recipe": dict(self.recipe)} if self.recipe else {}
         write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
 
     @classmethod
-    def load(cls, path: str | Path) -> "TaskBank":
+    def load(cls, path: str | Path, base: str | Path | None = None) -> "TaskBank":
         """Opens a folder that `save` wrote. Tensors stay on disk: each is read whenever it is asked for, and leaves
         memory when nobody holds it any more, also during the backward of `merge`. One that holds NaN or infinity raises
         MergeError when it is asked for, and so does a file that was written into meanwhile. A folder that another one
         takes the name of is read as it was.
 
+        Args:
+            path: of the folder.
+            base: where the base is, of a bank that is stored as a difference from one; None for where it was when the
+                bank was written, or next to the bank.
+
         Raises:
-            MergeError: no bank there, a newer format, or a file that is damaged.
+            MergeError: no bank there, a newer format, or a file that is damaged; a base that is missing, or another.
         """
-        frame, file = cls.open(path)
+        frame, file = cls.open(path, base)
         return frame.reading(file.read, file.read_row)
 
     @classmethod
-    def open(cls, path: str | Path) -> tuple["TaskBank", BankFile]:
+    def open(cls, path: str | Path, base: str | Path | None = None) -> tuple["TaskBank", AnyFile]:
         """Opens a folder that `save` wrote, without values: all tensors but the coefficients are on the device
         `meta`. The file reads them, by their names in `tensors()`."""
-        about, file = open_bank_folder(path)
+        about, file = open_bank_folder(path, base)
         origin, deltas = origin_and_deltas(file.empty(), about["dtypes"], about["layers"])
         tasks, coefficients = tuple(about["tasks"]), file.read("coefficients")
         learnt = {key: file.empty()[key] for key in about["learnt"]}
-        return cls(tasks, origin, deltas, coefficients, about["dtypes"], about["method"], about["naming"], learnt), file
+        parts = (about["dtypes"], about["method"], about["naming"], learnt, about["recipe"])
+        return cls(tasks, origin, deltas, coefficients, *parts), file
 
     def _coefficients(self, values: Coefficient) -> Float[Tensor, "rows L"]:
         check_finite({"coefficients": values})

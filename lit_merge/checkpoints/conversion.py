@@ -87,7 +87,7 @@ def _cast(held: Checkpoint, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[st
         yield name, cast
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "max_shard_size") -> int:
     """Bytes of `5GB`, `500MB` or `1000000`.
 
     Raises:
@@ -97,5 +97,5 @@ def parse_size(text: str) -> int:
     unit = match and match.group(2).removesuffix("B")
     size = int(float(match.group(1)) * UNITS[f"{unit}B" if unit else ""]) if match else 0
     if size < 1:
-        raise MergeError(f"max_shard_size is {text!r}, expected a size such as 5GB or 500MB")
+        raise MergeError(f"{option} is {text!r}, expected a size such as 5GB or 500MB")
     return size

@@ -70,7 +70,7 @@ def _download(location: str, repo: str, revision: str | None, inside: str, names
 
     folder = inside[: inside.rfind("/") + 1] if inside in names else f"{inside}/" if inside else ""
     here = [name for name in names if name.startswith(folder)]
-    chosen = inside.removeprefix(folder) if inside in names else choose_weights([n.removeprefix(folder) for n in here])
+    chosen = inside.removeprefix(folder) if inside in names else _weights([n.removeprefix(folder) for n in here])
     if chosen is None:
         others = sorted(name for name in names if name.endswith(SUFFIXES))
         hint = f"; it has {', '.join(others[:5])}: add one to the name" if others else ""
@@ -85,6 +85,11 @@ def _download(location: str, repo: str, revision: str | None, inside: str, names
     return path if inside in names else path.parent
 
 
+def _weights(names: Sequence[str]) -> str | None:
+    """The file of weights in a folder with these files; or the tensors of a task bank."""
+    return choose_weights(names) or ("bank.safetensors" if {"bank.safetensors", "bank.json"} <= {*names} else None)
+
+
 def _cached(location: str, repo: str, revision: str | None, inside: str, reason: Exception) -> Path:
     """What earlier calls downloaded."""
     from huggingface_hub import constants, snapshot_download
@@ -92,7 +97,7 @@ def _cached(location: str, repo: str, revision: str | None, inside: str, reason:
     # Nothing of it may be there: what huggingface_hub raises then is another class in every version.
     with suppress(Exception):
         found = Path(snapshot_download(repo, revision=revision, local_files_only=True)) / inside
-        if found.is_file() or choose_weights([path.name for path in found.iterdir()]) is not None:
+        if found.is_file() or _weights([path.name for path in found.iterdir()]) is not None:
             return found
     offline = (
         "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection: {reason or type(reason).__name__}"

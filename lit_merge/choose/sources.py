@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from lit_merge import __version__
-from lit_merge.bank.files import BankFile
+from lit_merge.bank.files import AnyFile
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.checkpoints.locations import resolve
@@ -123,9 +123,9 @@ class Sources:
         return self._checked(frame), frame.reading(file.read, file.read_row)
 
     @functools.cached_property
-    def _opened(self) -> tuple[TaskBank, BankFile]:
+    def _opened(self) -> tuple[TaskBank, AnyFile]:
         assert self.saved is not None
-        return TaskBank.open(self.saved)
+        return TaskBank.open(self.saved, self._base)
 
     @functools.cached_property
     def base(self) -> Checkpoint | None:

@@ -8,7 +8,7 @@ from rich.text import Text
 from lit_merge.bank.differences import Differences, differences, overall
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.cli.command_parser import CommandParser
-from lit_merge.console import LISTED, table, terminal
+from lit_merge.console import LISTED, listed, table, terminal
 from lit_merge.report.weight_tree import megabytes
 
 ABOUT = """\
@@ -41,21 +41,21 @@ def report(one: TaskBank, other: TaskBank, found: Differences, whole: bool) -> R
         for name, bank in (("A", one), ("B", other))
     ]
     for what, sides in (("tasks", found.tasks), ("weights", found.weights)):
-        lines += [f"{what} only in {n}: {_some(side)}" for n, side in zip("AB", sides, strict=True) if side]
+        lines += [f"{what} only in {n}: {listed(side)}" for n, side in zip("AB", sides, strict=True) if side]
     if found.none:
         return Group(*(Text(line) for line in [*lines, "equal in tasks, weights, values and coefficients"]))
     if found.ranks:
         changed = [f"{name} {a or 'dense'} → {b or 'dense'}" for name, (a, b) in found.ranks.items()]
-        lines.append(f"ranks that differ: {_some(changed)}")
+        lines.append(f"ranks that differ: {listed(changed)}")
     sizes = {name: one.origin[name].double().norm().item() for name in found.merge}
-    listed = table(
+    shown = table(
         "", "relative difference", "largest |λ_B − λ_A|", right=("relative difference", "largest |λ_B − λ_A|")
     )
     for task, differing in found.experts.items():
         moved = found.coefficients.get(task)
-        listed.add_row(task, f"{overall(differing, sizes):.3g}", "" if moved is None else f"{moved:.3g}")
-    listed.add_row("merge", f"{overall(found.merge, sizes):.3g}", "")
-    return Group(*(Text(line) for line in lines), listed, _weights(found, whole))
+        shown.add_row(task, f"{overall(differing, sizes):.3g}", "" if moved is None else f"{moved:.3g}")
+    shown.add_row("merge", f"{overall(found.merge, sizes):.3g}", "")
+    return Group(*(Text(line) for line in lines), shown, _weights(found, whole))
 
 
 def _weights(found: Differences, whole: bool) -> RenderableType:
@@ -76,7 +76,3 @@ def _weights(found: Differences, whole: bool) -> RenderableType:
         shown.add_row(name, f"{found.origin[name]:.3g}", f"{found.merge[name]:.3g}", furthest, task)
     left = 0 if whole else len(differing) - LISTED
     return Group(shown, Text(f"… and {left} more weights differ (--all lists them)")) if left > 0 else shown
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f", … ({len(names)} in all)" if len(names) > LISTED else "")

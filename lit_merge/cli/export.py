@@ -1,22 +1,28 @@
 """The verb `export`: a bank, its merge, or one task's model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
+from lit_merge.bank.files import BANK
 from lit_merge.checkpoints import NamingName
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import built
 from lit_merge.choose.write import write_bank
+from lit_merge.cli.compression_table import compression_table
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
+from lit_merge.console import terminal
 from lit_merge.errors import MergeError
 from lit_merge.merge.adapters.parts import Rest
-from lit_merge.merge.export import DType, Format, check_export, export_bank
+from lit_merge.merge.compressed_bank import Origin, StoredAs, compress_bank, is_compressed
+from lit_merge.merge.export import Format, check_export, export_bank
 from lit_merge.merge.processes import Accelerator
 from lit_merge.merge.programs import Program
 from lit_merge.networks import Network
 
+SWITCHES = {"dry_run": "say what the compressed bank would hold, and its size to the byte: writes nothing"}
 ABOUT = "Writes a task bank, compressed if asked; or the merged weights; or the weights of one task."
 
 
@@ -25,7 +31,10 @@ def options(
     task: str | None = None,
     rank_ratio: float = 1.0,
     energy: float = 1.0,
-    dtype: DType | None = None,
+    dtype: StoredAs | None = None,
+    budget: str | None = None,
+    max_size: str | None = None,
+    origin: Origin = "own",
     naming: NamingName | None = None,
     max_shard_size: str | None = None,
     rest: Rest = "adapter",
@@ -43,7 +52,12 @@ def options(
             one task's own weights in place of the merge.
         rank_ratio: cut every matrix to this share of min(m, n) first.
         energy: cut every matrix to as many directions as keep this share of its squared singular values.
-        dtype: precision of what is written; the bank's own by default.
+        dtype: precision of what is written; the bank's own by default. With int8 or int4, a budget or a size, a bank is
+            compressed: every task and weight keeps the directions that leave least error, by default in what pays of
+            float16, int8 and int4.
+        budget: of the compressed bank's files, in times one model, as 1.5x.
+        max_size: of the compressed bank's files, as 50MB.
+        origin: of the compressed bank; `base` stores what it differs from --model.base, which opening the bank needs.
         naming: whose names a CLIP's weights get; those of the experts' files by default.
         max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
         rest: what LoRA cannot hold, as norms and embeddings: whole in each `adapter`, or left to the `base`.
@@ -58,7 +72,10 @@ def export(arguments: Sequence[str]) -> None:
     Raises:
         MergeError: anything that the user can mend.
     """
-    config = Configuration("export", arguments, options, ABOUT)
+    config = Configuration("export", arguments, options, ABOUT, SWITCHES)
+    if is_compressed(*(config[name] for name in ("budget", "max_size", "dtype", "origin"))) or config["dry_run"]:
+        _export_compressed(config)
+        return
     output = config.check_output("output")
     check_export(output, config["format"], config["task"], config["max_shard_size"])
     cut = {name: config[name] for name in ("rank_ratio", "energy", "dtype", "naming", "overwrite")}
@@ -104,6 +121,27 @@ def _config_of_network(config: Configuration) -> str | None:
     options = getattr(config["model"].network, "init_args", None)
     found = None if options is None else options.get("config")
     return found if isinstance(found, str) else None
+
+
+def _export_compressed(config: Configuration) -> None:
+    """A bank in the compressed format, or what it would be."""
+    if config["format"] != "bank":
+        raise MergeError(
+            f"budget, max_size, dry_run, origin=base and dtype=int8 or int4 are of format=bank: leave them out for "
+            f"{config['format']}"
+        )
+    if config["devices"] > 1:
+        raise MergeError(f"devices={config['devices']}: one process compresses a bank")
+    output = None if config["dry_run"] else config.check_output("output", BANK)
+    bank = config.sources().bank()
+    bank = replace(bank, naming=bank.naming_of(config["naming"])).truncate(config["rank_ratio"], config["energy"])
+    options = {name: config[name] for name in ("budget", "max_size", "dtype", "origin", "overwrite")}
+    found = compress_bank(bank, output, base=config["model"].base, **options)
+    console = terminal()
+    console = console if console.is_terminal else terminal(width=200)
+    console.print(compression_table(found), highlight=False)
+    if output is not None:
+        say_written(output)
 
 
 def _name(base: str | None) -> str | None:

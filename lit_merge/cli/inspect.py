@@ -14,11 +14,10 @@ from rich.tree import Tree
 
 from lit_merge.adaptation.training_checkpoint import OWN, read_training_checkpoint
 from lit_merge.bank.files import open_bank_folder
-from lit_merge.bank.learnt import relative_size
-from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, open_checkpoint
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
 from lit_merge.checkpoints.locations import resolve
+from lit_merge.cli.bank_tree import bank_tree
 from lit_merge.cli.command_parser import CommandParser
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError
@@ -97,52 +96,6 @@ def checkpoint_tree(checkpoint: Checkpoint, depth: int | None, whole: bool) -> R
     return Group(
         Text(checkpoint.label), weight_tree(weights, f"{len(weights)} weights, {size} ({dtypes})", depth, whole)
     )
-
-
-def bank_tree(path: Path, depth: int | None, whole: bool) -> RenderableType:
-    """The method, the tasks with their coefficients, and the weights with their ranks."""
-    about, file = open_bank_folder(path)
-    values = file.read("coefficients").float()
-    names: list[str] = about["tasks"] if len(values) == len(about["tasks"]) else ["all tasks together"]
-    origins = [key for key in file.shapes if key.startswith("origin/")]
-    ratio = about["nbytes"] / sum(math.prod(file.shapes[key]) * file.dtypes[key].itemsize for key in origins)
-    options = ", ".join(f"{k}={v}" for k, v in (about["method"].get("init_args") or {}).items())
-    title = f"task bank, {about['method'].get('class_path')}({options}), {megabytes(about['nbytes'])}"
-    tree = Tree(escape(f"{title}, {ratio:.2f} times one model"), highlight=False)
-    tasks = tree.add(f"{len(about['tasks'])} tasks; coefficients: mean, lowest to highest of {values.shape[1]} weights")
-    for name, row in zip(names, values, strict=True):
-        spread = f"{row.mean():.3f}, {row.min():.3f} to {row.max():.3f}" if row.numel() else "none"
-        tasks.add(f"[bold]{escape(name)}[/bold]  {spread}", highlight=False)
-    for line in _learnt(path, about["learnt"]):
-        tree.add(line, highlight=False)
-    weights = {}
-    for name in about["dtypes"]:
-        origin = file.shapes[f"origin/{name}"]
-        rank = about["ranks"].get(name)
-        delta = f"rank {rank}" if rank else "dense delta" if name in about["layers"] else "the same in all"
-        shape = " × ".join(map(str, origin)) or "a number"
-        weights[name] = (f"{shape}  {short(file.dtypes[f'origin/{name}'])}  {delta}", math.prod(origin))
-    title = f"{len(weights)} weights, {len(about['layers'])} with deltas, {len(about['ranks'])} of low rank"
-    tree.add(weight_tree(weights, title, depth, whole))
-    return Group(Text(str(path)), tree)
-
-
-def _learnt(path: Path, keys: Sequence[str]) -> list[str]:
-    """What a fit has learnt of a bank next to one coefficient per task and weight."""
-    if not keys:
-        return []
-    bank, found = TaskBank.load(path), []
-    if directions := bank.directions:
-        every = torch.cat([value.flatten() for value in directions.values()]).float()
-        spread = f"{every.mean():.3f}, {every.min():.3f} to {every.max():.3f}"
-        found.append(f"a coefficient for every direction of {len(directions)} weights: {spread}")
-    if correction := bank.correction:
-        ranks = sorted({value.shape[1] for key, value in correction.items() if key.startswith("A/")})
-        size = f"{100 * relative_size(bank.learnt, bank.origin):.2g} % of its norm"
-        rank = f" of rank {ranks[0]}" if ranks else ""
-        nbytes = megabytes(sum(value.nbytes for value in correction.values()))
-        found.append(f"a correction{rank} of the origin, for all tasks together: {size}, {nbytes}")
-    return found
 
 
 def run_tree(path: Path, depth: int | None, whole: bool) -> RenderableType:

@@ -7,6 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Integer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_merge.console import listed
 from lit_merge.data.augmentation import Augmentation
 from lit_merge.data.class_names import MIXED, ClassNames
 from lit_merge.data.data_module import DataModule
@@ -98,6 +100,13 @@ class TaskData(ClassNames, DataModule):
     @abstractmethod
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         """task → images and labels of `validation` or `test`."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {len(self.tasks)} tasks ({listed(self.tasks)}); {self.protocol}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<div>{escape(repr(self))}</div>"
 
     def identity(self, split: str) -> list[Any]:
         """What tells the images of `adaptation` or `test` from others, as far as it is cheap to know: every option that

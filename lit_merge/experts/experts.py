@@ -1,5 +1,6 @@
 """The experts of a merge and their base, opened and checked against each other."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 import torch
 
 from lit_merge.checkpoints import Checkpoint, Selection, Source, named_like
+from lit_merge.checkpoints.input_file import InputFile
+from lit_merge.console import html_table, listed
 from lit_merge.errors import MergeWarning, MisfitError
 from lit_merge.experts.alignment import align, differences, matching
 from lit_merge.experts.files import open_all
@@ -64,6 +67,31 @@ class Experts:
         self.nbytes = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
         self._warned: set[str] = set()
         self.widest = {name: self._widest(name) for name in self.dtypes}
+
+    def __repr__(self) -> str:
+        return f"Experts: {self.summary}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row for every expert."""
+        rows = [(task, one.label, f"{one.nbytes / 1e6:,.1f} MB") for task, one in self.checkpoints.items()]
+        return html_table(self.summary, ("task", "from", "size"), rows)
+
+    @property
+    def summary(self) -> str:
+        """Tasks and sizes, in a line."""
+        base = "no base" if self.base is None else f"base {self.base.label}"
+        count = sum(math.prod(shape) for shape in self.shapes.values())
+        size = f"{len(self.shapes)} weights with {count / 1e6:,.1f} M parameters, {self.nbytes / 1e6:,.1f} MB together"
+        return f"{len(self.tasks)} tasks ({listed(self.tasks)}), {size}, {base}"
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """What a bank says of the files that it was made of: their names, and digests (`InputFile.digest`)."""
+        files = {task: one.inputs for task, one in self.checkpoints.items()}
+        about: dict[str, object] = {"inputs": {task: _described(inputs) for task, inputs in files.items() if inputs}}
+        if self.base is not None and self.base.inputs:
+            about["base"] = _described(self.base.inputs)
+        return about
 
     @property
     def cropped(self) -> dict[str, int]:
@@ -187,3 +215,10 @@ class Experts:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(text, MergeWarning, stacklevel=2)
+
+
+def _described(files: Sequence[InputFile]) -> dict[str, str]:
+    """Names of files, and a digest of all of them."""
+    digests = [file.digest() for file in files]
+    whole = digests[0] if len(files) == 1 else hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+    return {"file": ", ".join(file.path.name for file in files), "digest": whole}

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_merge import __version__
 from lit_merge.bank.low_rank import Delta, combine
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.console import track_bytes
@@ -239,6 +240,7 @@ class Job:
             dtypes=dict(self.experts.dtypes),
             method=about,
             naming=self.experts.naming,
+            recipe={"lit_merge": __version__, **self.experts.recipe},
         )
         if self.method.scale != "self_consistent":
             return bank

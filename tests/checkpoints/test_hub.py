@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from lit_merge import MergeError
+from lit_merge import CART, MergeError, TaskBank, build_bank
 from lit_merge.checkpoints import hub, open_checkpoint
 from lit_merge.checkpoints.locations import resolve
 
@@ -61,6 +61,14 @@ def test_from_the_cache(cache: Path) -> None:
     torch.save({"u": torch.ones(1)}, snapshot / "sub" / "pytorch_model.bin")
     assert open_checkpoint("hf://org/name/sub").shapes == {"u": (1,)}
     refused("hf://org/name@other", "is not in the cache")
+
+
+def test_a_bank_from_the_cache(cache: Path) -> None:
+    experts = {task: {"blocks.0.mlp.w": torch.randn(6, 5)} for task in ("a", "b", "c")}
+    bank = build_bank(experts, method=CART(rank_ratio=0.5))
+    bank.save(keep(cache), overwrite=True)
+    found = TaskBank.load("hf://org/name").expert("b")
+    assert torch.equal(found["blocks.0.mlp.w"], bank.expert("b")["blocks.0.mlp.w"])
 
 
 def test_offline(cache: Path) -> None:

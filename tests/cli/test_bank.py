@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from safetensors.torch import load_file
 
 from lit_merge import CART, build_bank
 from lit_merge.cli.main import main
@@ -46,3 +48,37 @@ def test_mistakes(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_export_within_a_budget(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    method = {"class_path": "CART", "init_args": {"rank_ratio": 1.0}}
+    config.write_text(yaml.safe_dump({"model": {"experts": tiny.experts, "base": tiny.base, "method": method}}))
+    export = ["export", "--config", str(config), "--origin", "base", "--budget", "1.5x"]
+    assert main([*export, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert main([*export, "--output", f"{tmp_path}/bank"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(planned)
+    nbytes = sum(file.stat().st_size for file in (tmp_path / "bank").iterdir())
+    assert f"{nbytes:,} bytes" in said
+    assert 1.45 < nbytes / sum(value.nbytes for value in load_file(tiny.base).values()) <= 1.5
+    assert "transformer.resblocks.#.mlp.c_fc.weight (2 alike)" in said
+    assert main(["inspect", f"{tmp_path}/bank"]) == 0
+    assert "base.safetensors" in capsys.readouterr().out
+    assert (
+        main(["export", "--model.bank", f"{tmp_path}/bank", "--output", f"{tmp_path}/again", "--dtype", "float16"]) == 0
+    )
+    capsys.readouterr()
+    for options, message in (
+        (["--budget", ".01x"], "a budget of "),
+        (["--format", "merged", "--budget", "2x"], "are of format=bank: leave them out for merged"),
+        (["--budget", "2x", "--devices", "2"], "devices=2: one process compresses a bank"),
+        (["--budget", "2x", "--max_size", "5MB"], "give one of them"),
+    ):
+        arguments = ["export", "--config", str(config), "--output", f"{tmp_path}/none", *options]
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "none").exists()

@@ -1,0 +1,286 @@
+"""A bank in as few bytes as are allowed: which directions of which weights are stored in which type.
+
+The error is the squared Frobenius norm of what is left out, over all weights of all tasks' models. Directions of one
+matrix are orthogonal, so their errors add up. What is common to all tasks, the origin, counts once for every task.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_merge.bank.budget import Parts, Steps, best_first
+from lit_merge.bank.low_rank import LowRank
+from lit_merge.bank.on_demand import without_values
+from lit_merge.bank.packing import BASE, Packed, sides_of, sides_stored
+from lit_merge.bank.storage_types import TYPES, StorageType, pack_rows, unpack_rows
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import Checkpoint
+from lit_merge.errors import MergeError
+
+Levels = NDArray[np.int64]
+# Fine types come first. Of directions and origins, where none is asked for.
+AUTOMATIC = ("float16", "int8", "int4")
+# Of every delta, so many directions say how much of a direction a type keeps.
+SAMPLE = 16
+# Bytes: directions of a smaller bank are kept in memory between planning and writing.
+SMALL = 2**28
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How every weight is stored.
+
+    Attributes:
+        weights: name → what lies in the file.
+        left: weight → squared error of its stored deltas over all tasks, and with it the deltas' energy.
+        origin: weight → squared error of its stored origin, and the origin's energy.
+    """
+
+    weights: dict[str, Packed]
+    left: dict[str, tuple[float, float]]
+    origin: dict[str, tuple[float, float]]
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """Weight → the share of its deltas' energy that is kept, to four digits."""
+        return {name: round(1 - left / whole, 4) for name, (left, whole) in self.left.items() if whole}
+
+
+class Compression:
+    """A bank about to be stored in fewer bytes: looked at once, weight by weight.
+
+    Args:
+        bank: what is stored; may lie in a file.
+        dtype: one storage type for all, see `TYPES`; None takes what pays, of float16, int8 and four bits.
+        base: with it the origin is stored as a difference from this checkpoint, by canonical names.
+
+    Raises:
+        MergeError: a base that lacks a weight of the bank, or has it in another shape.
+    """
+
+    def __init__(self, bank: TaskBank, dtype: str | None = None, base: Checkpoint | None = None) -> None:
+        self.bank, self.base = bank, base
+        self.types = AUTOMATIC if dtype is None else (dtype,)
+        if base is not None:
+            check_base(bank, base)
+        self.rows = len(bank.coefficients)
+        self.orders: dict[str, Tensor] = {}
+        self._kept: dict[str, LowRank] = {}
+        self.parts: dict[str, Parts] = {}
+        for name in bank.origin:
+            self._survey(name)
+        self.steps: Steps = best_first(self.parts)
+
+    @property
+    def least(self) -> int:
+        """Number of steps that are taken whatever the budget: every origin in its coarsest type."""
+        return sum(part.needed * part.energies.size for part in self.parts.values())
+
+    def choice(self, steps: Steps, count: int) -> Choice:
+        """What is stored once the first `count` steps are taken."""
+        levels = steps.after(count)
+        found = Choice({}, {}, {})
+        for name, shape in self.bank.shapes.items():
+            found.weights[name] = self._packed(name, shape, levels)
+            if (key := f"origin/{name}") in levels:
+                found.origin[name] = _error(self.parts[key], levels[key])
+            if (key := f"delta/{name}") in levels:
+                first = int(self.base is not None)
+                if first:
+                    found.origin[name] = _error(self.parts[key], levels[key], slice(1))
+                found.left[name] = _error(self.parts[key], levels[key], slice(first, None))
+        return found
+
+    def tensors(self, name: str, packed: Packed) -> Iterator[tuple[str, list[Tensor]]]:
+        """The tensors of one weight in the file, each in the parts (of a task) that have checksums of their own.
+
+        Yields:
+            A name in the file, and the parts of its value, one of every task where there are such.
+        """
+        origin = self.bank.origin[name]
+        if packed.origin == "int8":
+            stored, scales = pack_rows(origin)
+            yield f"origin/{name}", [stored]
+            yield f"scale/{name}", [scales]
+        elif packed.origin != BASE:
+            yield f"origin/{name}", [origin.to(TYPES[packed.origin].dtype) if origin.is_floating_point() else origin]
+        if not packed.ranks:
+            return
+        found = self.directions(name)
+        sides = sides_stored(*packed.sides)
+        values: dict[str, list[Tensor]] = {f"S/{name}": []}
+        for row in range(len(found.S)):
+            first, sizes = 0, []
+            for kind, (_, count) in packed.counts(row).items():
+                own = slice(first, first + count)
+                s = found.S[row, own].double()
+                for side, factor in (("U", found.U), ("V", found.V)):
+                    if side in sides:
+                        stored, cosine = _stored(TYPES[kind], factor[row, :, own])
+                        values.setdefault(f"{side}/{kind}/{name}", []).append(stored)
+                        s = s * cosine
+                first += count
+                sizes.append(s.float())
+            values[f"S/{name}"].append(torch.cat(sizes))
+        yield from values.items()
+
+    def directions(self, name: str) -> LowRank:
+        """All directions of a weight: unit vectors, from the largest singular value. The first row is the origin's
+        difference from the base, where there is one."""
+        if name in self._kept:
+            return self._kept[name]
+        parts = []
+        if self.base is not None:
+            value = self.bank.origin[name]
+            parts.append(_directions((value.double() - self.base.read(name).double()).to(_wide(value))[None]))
+        if name in self.bank.deltas:
+            delta = self.bank.deltas[name]
+            if isinstance(delta, LowRank):
+                order = self.orders[name] = self._order(name, delta)
+                parts.append(_normalised(delta).take(order))
+            else:
+                parts.append(_directions(delta.to(_wide(delta))))
+        found = _stacked(parts)
+        if self.bank.nbytes <= SMALL:
+            self._kept[name] = found
+        return found
+
+    def _order(self, name: str, delta: LowRank) -> Tensor:
+        """Positions of the directions, from what contributes most."""
+        weights = _normalised(delta).S.abs()
+        if name in self.bank.directions:
+            weights = weights * self.bank.directions[name].abs()
+        return weights.argsort(dim=-1, descending=True, stable=True)
+
+    def _survey(self, name: str) -> None:
+        """What can be stored of one weight."""
+        origin = self.bank.origin[name]
+        if not origin.is_floating_point():
+            return
+        if self.base is None:
+            self.parts[f"origin/{name}"] = _origin_part(origin, self._origin_types(origin), self.rows)
+        if self.base is None and name not in self.bank.deltas:
+            return
+        found = self.directions(name)
+        energies = found.S.double().square()
+        if name in self.bank.directions:
+            learnt = self.bank.directions[name].gather(-1, self.orders[name]).double().square()
+            energies[-self.rows :] *= torch.nn.functional.pad(learnt, (0, energies.shape[-1] - learnt.shape[-1]))
+        if self.base is not None:
+            energies[0] *= self.rows
+        m, n = sides_of(self.bank.shapes[name])
+        sides = {"U": m, "V": n}
+        stored = {TYPES[kind] for kind in self.types}
+        nbytes = {one.name: 4 + sum(one.nbytes(sides[side]) for side in sides_stored(m, n)) for one in stored}
+        self.parts[f"delta/{name}"] = Parts(energies.numpy(), _kept(found, stored, sides_stored(m, n)), nbytes)
+
+    def _origin_types(self, origin: Tensor) -> list[str]:
+        """In which an origin may be stored: integers where it has rows, which vectors and numbers have not."""
+        half = "float16" if origin.abs().amax() < torch.finfo(torch.float16).max else "bfloat16"
+        asked = [half if kind == "float16" else kind for kind in self.types]
+        wide = ["float32"] if len(self.types) > 1 and origin.dtype.itemsize > 2 else []
+        if origin.dim() < 2:
+            asked = [kind for kind in asked if not TYPES[kind].is_integer] or [half]
+        return list(dict.fromkeys(["int8" if kind == "int4" else kind for kind in asked] + wide))
+
+    def _packed(self, name: str, shape: tuple[int, ...], levels: Mapping[str, Levels]) -> Packed:
+        if (key := f"origin/{name}") in levels:
+            stored = self.parts[key].ladder[int(levels[key][0]) - 1]
+        elif self.base is not None and f"delta/{name}" in levels:
+            stored = BASE
+        else:
+            stored = str(without_values(self.bank.origin)[name].dtype).removeprefix("torch.")
+        ranks = {}
+        if (key := f"delta/{name}") in levels:
+            ladder, rows = self.parts[key].ladder, self.rows + (self.base is not None)
+            for kind in TYPES:
+                if kind in ladder and (chosen := levels[key] == ladder.index(kind) + 1).any():
+                    counts = tuple(int(count) for count in chosen.sum(-1))
+                    ranks[kind] = counts + (0,) * (rows - len(counts))
+        return Packed(shape, stored, ranks)
+
+
+def check_base(bank: TaskBank, base: Checkpoint) -> None:
+    """Raises MergeError where a base has not the weights of a bank."""
+    for name, shape in bank.shapes.items():
+        if base.shapes.get(name) != shape:
+            there = "no such weight" if name not in base.shapes else f"shape {list(base.shapes[name])}"
+            raise MergeError(
+                f"{base.label} cannot be the base of this bank: {name} has shape {list(shape)} in the bank, "
+                f"{there} in it",
+                weight=name,
+            )
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def _directions(matrices: Tensor) -> LowRank:
+    """Of dense values (T, …): vectors have one each."""
+    m, n = sides_of(tuple(matrices.shape[1:]))
+    flat = matrices.reshape(len(matrices), m, n)
+    if min(m, n) > 1:
+        return LowRank.from_dense(flat, min(m, n))
+    sizes = flat.flatten(1).norm(dim=-1)
+    unit = flat / sizes.clamp_min(1e-30)[:, None, None]
+    one = unit.new_ones(len(flat), 1, 1)
+    u, v = (one, unit.mT) if m == 1 else (unit, one)
+    return LowRank(u, sizes[:, None], v)
+
+
+def _normalised(delta: LowRank) -> LowRank:
+    """With singular vectors of length 1."""
+    u, v = delta.U.to(delta.S.dtype), delta.V.to(delta.S.dtype)
+    sizes = [factor.norm(dim=1, keepdim=True).clamp_min(1e-30) for factor in (u, v)]
+    return LowRank(u / sizes[0], delta.S * sizes[0][:, 0] * sizes[1][:, 0], v / sizes[1])
+
+
+def _stacked(parts: Sequence[LowRank]) -> LowRank:
+    """Rows of one weight together; the shorter ones end with singular values of 0."""
+    k = max(part.rank for part in parts)
+    padded = [[torch.nn.functional.pad(one, (0, k - part.rank)) for one in (part.U, part.S, part.V)] for part in parts]
+    return LowRank(*(torch.cat([one.float() for one in side]) for side in zip(*padded, strict=True)))
+
+
+def _stored(kind: StorageType, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of (n, k) as the file holds them, a row each, and the cosines of what is read with what was stored."""
+    stored = kind.pack(vectors.T.float().contiguous())
+    return stored, (kind.unpack(stored, len(vectors)).double() * vectors.T.double()).sum(-1)
+
+
+def _kept(found: LowRank, types: set[StorageType], sides: str) -> dict[str, float]:
+    """Type → the share of a direction's energy that is kept in it, mean over some of the directions."""
+    energies = found.S[:, :SAMPLE].double().square()
+    shares = {}
+    for kind in types:
+        kept = torch.ones_like(energies)
+        for side in sides:
+            some = getattr(found, side)[..., :SAMPLE]
+            kept = kept * torch.stack([_stored(kind, row)[1] for row in some]).square()
+        shares[kind.name] = min(1.0, float((kept * energies).sum() / energies.sum().clamp_min(1e-300)))
+    return shares
+
+
+def _origin_part(origin: Tensor, types: Sequence[str], rows: int) -> Parts:
+    """The origin of one weight, which all tasks have."""
+    value = origin.double()
+    energy = value.square().sum().item()
+    kept = {}
+    for kind in types:
+        read = unpack_rows(*pack_rows(origin)) if kind == "int8" else origin.to(TYPES[kind].dtype)
+        kept[kind] = 1 - (read.double() - value).square().sum().item() / energy if energy else 1.0
+    scales = 2 * (origin.shape[0] if origin.dim() else 1)
+    nbytes = {kind: TYPES[kind].nbytes(origin.numel()) + (scales if kind == "int8" else 0) for kind in types}
+    return Parts(np.array([rows * energy]), kept, nbytes, needed=True)
+
+
+def _error(part: Parts, levels: Levels, rows: slice = slice(None)) -> tuple[float, float]:
+    """Squared error of parts that are stored so, and their energy."""
+    kept = np.array([0.0, *(part.kept[kind] for kind in part.ladder)])
+    energies = part.energies[rows]
+    return float((energies * (1 - kept[levels[rows]])).sum()), float(energies.sum())

@@ -1,0 +1,45 @@
+"""What a bank of limited size keeps of every weight."""
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lit_merge.console import table
+from lit_merge.merge.compressed_bank import Compressed
+from lit_merge.report.weight_tree import collapsed, megabytes
+
+NOTE = (
+    "kept: share of the deltas' energy, their squared Frobenius norm. error: ‖stored − exact‖ / ‖exact‖ of origin and "
+    "deltas, over all tasks."
+)
+
+
+def compression_table(found: Compressed) -> RenderableType:
+    """A row for every weight; those whose names differ in the number of their block only share one."""
+    numbers = ("ranks", "bytes", "kept", "error")
+    shown = table("weight", "origin", "deltas", *numbers, right=numbers)
+    choice = found.choice
+    for pattern, names in collapsed(choice.weights).items():
+        packed = [choice.weights[name] for name in names]
+        ranks = sorted({one.rank(row) for one in packed for row in one.rows})
+        left, whole = _together(choice.left[name] for name in names if name in choice.left)
+        both = _together([(left, whole), *(choice.origin[name] for name in names if name in choice.origin)])
+        shown.add_row(
+            f"{pattern} ({len(names)} alike)" if len(names) > 1 else pattern,
+            ", ".join(dict.fromkeys(one.origin for one in packed)),
+            ", ".join(dict.fromkeys(kind for one in packed for kind in one.ranks)),
+            " to ".join(dict.fromkeys(map(str, (ranks[0], ranks[-1])))) if ranks else "",
+            f"{sum(found.weights[name] for name in names):,}",
+            f"{100 * (1 - left / whole):.1f} %" if whole else "",
+            f"{(both[0] / both[1]) ** 0.5:.2g}" if both[1] else "0",
+        )
+    left, whole = _together(choice.left.values())
+    kept = f"; {100 * (1 - left / whole):.2f} % of the deltas' energy kept" if whole else ""
+    size = f"{found.nbytes:,} bytes ({megabytes(found.nbytes)}), {found.nbytes / found.model:.3f} times one model"
+    return Group(shown, Text(NOTE), Text(f"{size}{kept}"))
+
+
+def _together(errors: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    pairs = list(errors)
+    return sum(error for error, _ in pairs), sum(whole for _, whole in pairs)
