@@ -151,11 +151,11 @@ def rows(experts: Experts, network: Network, probe: Probe, method: CART) -> Iter
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:
     """Markdown."""
-    ways = ("built anew", "grown", "grown at twice the rank")
-    heads = [*(f"{way}: merged" for way in ways), "OPCM", *(f"{way}: task known" for way in ways)]
+    ways = ("anew", "grown", "grown at 2 × rank")
+    heads = [*(f"merged: {way}" for way in (*ways, "OPCM")), *(f"task known: {way}" for way in ways)]
+    heads += ["experts apart, %", "at 2 × rank", "said to be cut, %"]
     yield f"{found['suite']}, {found['method']}"
     yield ""
-    heads += ["experts apart, %", "of those at twice the rank, %", "said to be cut, %"]
     yield "| tasks | " + " | ".join(heads) + " |"
     yield "|---" * (1 + len(heads)) + "|"
     for row in found["rows"]:

@@ -121,9 +121,9 @@ def rows(bank: TaskBank, network: Network, data: Any) -> Iterator[tuple[str, dic
         )
 
 
-def table(suite: str, found: dict[str, Any]) -> Iterator[str]:
+def table(found: dict[str, Any]) -> Iterator[str]:
     """Markdown."""
-    yield f"{suite}, {found['bank']}, {found['bytes'] / 1e6:.1f} MB"
+    yield f"{found['suite']}, {found['bank']}, {found['bytes'] / 1e6:.1f} MB"
     yield ""
     heads = ["head known", "head unknown", "taken for their own task", "MB besides the bank", "CPU s to prepare"]
     yield "| | " + " | ".join([*heads, "CPU s per 1,000 inputs"]) + " |"
@@ -164,7 +164,7 @@ def main() -> int:
                 found["rows"][name] = row
                 print(f"{suite} {name}: {row}", flush=True)
             write_text(output, json.dumps(found, indent=1) + "\n", overwrite=True)
-        print("\n".join(table(suite, json.loads(output.read_text("utf-8")))), flush=True)
+        print("\n".join(table(json.loads(output.read_text("utf-8")))), flush=True)
     return 0
 
 
