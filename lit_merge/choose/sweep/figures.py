@@ -99,13 +99,13 @@ def _draw_line(axes: Axes, points: Sequence[Point], criterion: str, colour: str)
     """One rank of one method along the scale."""
     line = sorted(points, key=lambda point: point.scaling or 0.0)
     grid = [point for point in line if point.rule != SELF_CONSISTENT]
-    axes.plot([p.scaling for p in line], [shown(p, criterion) for p in line], color=colour, lw=1.3)
+    axes.plot([p.scaling or 0.0 for p in line], [shown(p, criterion) for p in line], color=colour, lw=1.3)
     if grid:
         best = (min if criterion == "entropy" else max)(grid, key=lambda p: shown(p, criterion))
-        axes.plot(best.scaling, shown(best, criterion), "o", color=colour, mfc="none", ms=8)
+        axes.plot(best.scaling or 0.0, shown(best, criterion), "o", color=colour, mfc="none", ms=8)
     for point in line:
         if point.rule == SELF_CONSISTENT:
-            axes.plot(point.scaling, shown(point, criterion), "x", color=colour)
+            axes.plot(point.scaling or 0.0, shown(point, criterion), "x", color=colour)
 
 
 def _mark(shape: str, label: str, colour: str = "#444444") -> Line2D:
