@@ -85,6 +85,13 @@ class Tiny:
     test_folders: dict[str, str]
     """task → folder of class folders."""
 
+    @property
+    def options(self) -> list[str]:
+        """Of a command whose configuration is of the built-in suite, so that it takes this one."""
+        network = ["--model.network.config", self.network, "--model.network.heads", self.heads]
+        experts = ["--model.experts", f"{self.root}/experts", "--model.base", self.base]
+        return [*experts, *network, "--data.path", self.suite]
+
     def encoder(self) -> OpenClipImageEncoder:
         from lit_merge.networks import OpenClipImageEncoder
 

@@ -140,17 +140,7 @@ def test_what_mixed_data_cannot_be_used_for(tiny: Any, folder: str, capsys: pyte
         check_tasks(mixed_folder(tiny, folder), ("alpha", "beta"))
     with pytest.raises(MergeError, match="'gamma' without data"):
         check_tasks(Suite(tiny.suite, tasks=["alpha", "beta"]), tiny.tasks)
-    network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
-    options = [
-        "--model.experts",
-        f"{tiny.root}/experts",
-        "--model.base",
-        tiny.base,
-        *network,
-        "--data.path",
-        tiny.suite,
-    ]
-    start = ["--config", "configs/quickstart.yaml", *options, "--data.mixed", "true"]
+    start = ["--config", "configs/quickstart.yaml", *tiny.options, "--data.mixed", "true"]
     asking = [
         "--model.objective",
         "ExpertAgreement",
@@ -168,17 +158,7 @@ def test_what_mixed_data_cannot_be_used_for(tiny: Any, folder: str, capsys: pyte
 
 
 def test_entropy_chooses_a_scale_on_a_mixed_stream(tiny: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
-    options = [
-        "--model.experts",
-        f"{tiny.root}/experts",
-        "--model.base",
-        tiny.base,
-        *network,
-        "--data.path",
-        tiny.suite,
-    ]
-    start = ["--config", "configs/cart_entropy.yaml", *options, "--data.mixed", "true"]
+    start = ["--config", "configs/cart_entropy.yaml", *tiny.options, "--data.mixed", "true"]
     assert main(["merge", *start, "--output", str(tmp_path / "merged.safetensors")]) == 0
     assert not [w for w in recwarn if "with 1 tasks" in str(w.message)]
 

@@ -58,18 +58,8 @@ def test_scenarios(number: int, run: Callable[..., dict[str, Any]], tiny: Any, t
     blocks = BLOCK.findall(SCENARIOS)
     assert len(blocks) == len(TOLD)
     block = blocks[number].replace("mnist", "alpha").replace("thai", "beta")
-    network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
-    options = [
-        "--model.experts",
-        f"{tiny.root}/experts",
-        "--model.base",
-        tiny.base,
-        *network,
-        "--data.path",
-        tiny.suite,
-    ]
     online = "online" in block
-    report = run("fit" if online else "test", [(ROOT / "configs/quickstart.yaml").read_text(), block], *options)
+    report = run("fit" if online else "test", [(ROOT / "configs/quickstart.yaml").read_text(), block], *tiny.options)
     assert TOLD[number] in report["protocol"]
     assert ("online" in report["mean"]) == online
     if "batch_size: 1}" in block:

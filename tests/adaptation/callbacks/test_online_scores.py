@@ -125,21 +125,11 @@ def test_a_run_reports_the_stream_beside_the_adapted_merge(
 def test_the_command_line_stops_with_the_stream(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
-    options = [
-        "--model.experts",
-        f"{tiny.root}/experts",
-        "--model.base",
-        tiny.base,
-        *network,
-        "--data.path",
-        tiny.suite,
-    ]
     online = ["--data.protocol", "online", "--data.batch_size", "4", "--trainer.enable_progress_bar", "false"]
     # Two stages of 100 steps, and stages of 2: it is the stream that counts.
     for i, extra in enumerate(([], ["--model.stages", "[{granularity: layer, steps: 2}]"])):
         run = tmp_path / str(i)
-        arguments = ["fit", "--config", "configs/quickstart.yaml", *options, *online, *extra, "--run", str(run)]
+        arguments = ["fit", "--config", "configs/quickstart.yaml", *tiny.options, *online, *extra, "--run", str(run)]
         assert main([*arguments, "--trainer.log_every_n_steps", "1"]) == 0
         assert len((run / "log" / "metrics.csv").read_text().splitlines()) == 1 + 7
         assert json.loads((run / "metrics.json").read_text())["mean"]["online"] > 0
