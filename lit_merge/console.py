@@ -1,14 +1,17 @@
 """What a user sees while something runs: progress bars, single lines, and warnings of one line each."""
 
+import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -19,6 +22,69 @@ T = TypeVar("T")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # Names that a line holds.
 LISTED = 8
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the user wants to be told.
+
+    Attributes:
+        quiet: results, warnings and errors only: no progress, no notes.
+        json: everything on standard output is a line of JSON with its kind as `event`.
+    """
+
+    quiet: bool = False
+    json: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether something may move on standard error."""
+        console = terminal(stderr=True)
+        return not (self.quiet or self.json) and (console.is_terminal or console.is_jupyter)
+
+
+_manner = Manner()
+
+
+def manner() -> Manner:
+    """That of the command that runs."""
+    return _manner
+
+
+def use_manner(wanted: Manner) -> None:
+    """For the rest of the command."""
+    global _manner
+    _manner = wanted
+
+
+def event(kind: str, content: Mapping[str, Any]) -> None:
+    """A line of JSON on standard output. What is not finite, which JSON has no number for, is null."""
+    if is_first():
+        print(json.dumps({"event": kind, **_finite(dict(content))}), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(renderable: RenderableType, kind: str, content: Mapping[str, Any], **options: Any) -> None:
+    """A result on standard output: for people, or as an event."""
+    if _manner.json:
+        event(kind, content)
+    else:
+        terminal().print(renderable, **options)
+
+
+def note(text: str, kind: str, content: Mapping[str, Any]) -> None:
+    """What is said of a result on standard output, as where it is: for people who want to know, or as an event."""
+    if _manner.json:
+        event(kind, content)
+    elif not _manner.quiet:
+        terminal().print(text, soft_wrap=True, highlight=False)
 
 
 def terminal(**options: Any) -> Console:
@@ -59,7 +125,7 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Passes the items on and draws a bar on a terminal's standard error; elsewhere it draws nothing."""
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not _manner.live) as progress:
         yield from progress.track(items, total=total, description=description)
 
 
@@ -67,7 +133,7 @@ def track_bytes(sizes: Mapping[str, int], description: str) -> Iterator[str]:
     """Passes names on and draws a bar of their sizes in bytes."""
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not _manner.live) as progress:
         task = progress.add_task(description, total=sum(sizes.values()))
         for name, size in sizes.items():
             yield name
@@ -82,9 +148,16 @@ def track_weights(weights: Iterable[T], sizes: Mapping[str, int], description: s
 
 
 def say(text: str) -> None:
-    """A line on standard error, once however many processes there are."""
-    if all(os.environ.get(name, "0") == "0" for name in RANKS):
+    """A line on standard error, once however many processes there are; nothing for users who want none."""
+    if _manner.json:
+        event("note", {"text": text})
+    elif is_first() and not _manner.quiet:
         terminal(stderr=True).print(text, soft_wrap=True, highlight=False)
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a command, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def plain_warnings() -> None:

@@ -103,18 +103,21 @@ def choose_scaling(bank: TaskBank, method: MergeMethod, probe: Probe, start: flo
     return choice
 
 
-def doubts(probe: Probe, balance: float) -> list[str]:
+def doubts(probe: Probe, balance: float, minimum: bool = True) -> list[str]:
     """What speaks against trusting a choice without labels, in words.
 
     Args:
         probe: the inputs that were looked at.
         balance: of the chosen merge, the lowest of all tasks, see `Reading`.
+        minimum: whether the minimum of the entropy was chosen.
     """
     found = []
-    if len(probe.inputs) < FEW_TASKS and MIXED not in probe.inputs:
-        found.append(f"with {len(probe.inputs)} tasks the minimum lies above the best scale; trust it from eight")
+    if minimum and len(probe.inputs) < FEW_TASKS and MIXED not in probe.inputs:
+        found.append(
+            f"with {len(probe.inputs)} tasks the minimum of the entropy lies above the best scale; trust it from eight"
+        )
     if few := [task for task, inputs in probe.inputs.items() if len(inputs) < FEW_INPUTS]:
-        found.append(f"fewer than {FEW_INPUTS} inputs of {', '.join(few)}: the minimum is noisy")
+        found.append(f"fewer than {FEW_INPUTS} inputs of {', '.join(few)}: what they say is noisy")
     if balance < ONE_SIDED:
         found.append("nearly all inputs of a task go to one class: are they of one class?")
     return found

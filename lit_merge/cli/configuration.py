@@ -4,7 +4,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
@@ -17,8 +17,9 @@ from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later
 from lit_merge.cli.parsing import building, parser_of, parsing
 from lit_merge.cli.threads import settled_threads, use_threads
+from lit_merge.cli.told import LOG, QUIET
 from lit_merge.cli.trainer_options import trainer_options, without_opaque
-from lit_merge.console import say
+from lit_merge.console import Manner, say, use_manner
 from lit_merge.data import TaskData, only_read
 from lit_merge.errors import MergeError, check_between, check_finite
 from lit_merge.experts.files import expert_files
@@ -102,6 +103,8 @@ class Configuration:
             check_between(name, int(value) if number else value, least, most)
         if self.options.threads is not None:  # of a configuration file
             use_threads(self.options.threads)
+        if self.options.quiet or self.options.log != "text":  # of a configuration file
+            use_manner(Manner(self.options.quiet, self.options.log == "json"))
         if threads := settled_threads():
             say(f"computing with {threads}")
         for name in ("run", "output"):
@@ -182,6 +185,8 @@ def _full_parser(
     made.add_argument("--output", type=str | None, help="the other verbs: what they write")
     made.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
     made.add_argument("--threads", type=int | None, help="as many threads; by default those that this machine allows")
+    made.add_argument("--quiet", action="store_true", help=QUIET)
+    made.add_argument("--log", type=Literal["text", "json"], default="text", help=LOG)
     made.add_argument("--seed_everything", type=bool | int, default=True, help="seed of all random numbers")
     made.add_function_arguments(own, skip=set(skip))
     for name, text in switches.items():

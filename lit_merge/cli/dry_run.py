@@ -90,7 +90,17 @@ def selection(experts: Experts, method: MergeMethod) -> str:
         return f"{type(method).__name__} decomposes nothing: it takes every weight as it is."
     kinds = list(collapsed(name for name in experts.shapes if name in selected))
     message = ", ".join(kinds[:SHOWN]) + (", …" if len(kinds) > SHOWN else "")
-    return f"{len(selected)} of {count} 2-D weights are decomposed, others with --model.method.matrices: {message}."
+    rest = count - len(selected)
+    whole = f"; the other {rest} are taken as they are" if rest else ""
+    return (
+        f"Decomposed as matrices: {len(selected)} of {count} 2-D weights ({message}){whole}. "
+        "--model.method.matrices says which."
+    )
+
+
+def selected_weights(experts: Experts, method: MergeMethod) -> dict[str, list[str]]:
+    """The names of those weights, for an event."""
+    return {"matrices": sorted(method.selected(experts.shapes, len(experts.tasks)))}
 
 
 def tied_weights(experts: Experts) -> list[str]:

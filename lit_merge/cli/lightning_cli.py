@@ -1,7 +1,9 @@
 """The verbs that Lightning's Trainer runs: LightningCLI over MergeRecipe, TaskData and our Trainer."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -26,13 +28,16 @@ from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import TRAINER_DEFAULTS
+from lit_merge.cli.lightning_verbs import NOT_TAKEN
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
 from lit_merge.cli.written_output import say_folder, say_written
-from lit_merge.console import plain_warnings, terminal
+from lit_merge.console import manner, note, plain_warnings, show
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.networks import Network
+from lit_merge.report.advice import advice
 from lit_merge.report.report import REPORT, Report, describe
+from lit_merge.report.run_folder import RunFolder
 from lit_merge.report.scores import TaskScore
 
 PARSER = {"exit_on_error": False, "parser_mode": MODE, "allow_abbrev": False}
@@ -111,7 +116,9 @@ class MergeCLI(LightningCLI):
             # Adaptation has no use for labels; `--trainer.limit_val_batches 1.0` watches them nevertheless.
             kwargs["limit_val_batches"] = 0
         listed = asked["callbacks"] or []
-        if asked["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in listed):
+        if manner().quiet and asked["enable_progress_bar"] is None:
+            kwargs["enable_progress_bar"] = False
+        elif asked["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in listed):
             kwargs["callbacks"] = [*listed, callbacks.MergeProgress()]
         try:
             return cast(Trainer, super().instantiate_trainer(**kwargs))
@@ -126,13 +133,17 @@ class MergeCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        # Options of the other verbs, which fit does not take.
+        config = {name: value for name, value in config.items() if name not in NOT_TAKEN["fit"]}
         assert self.datamodule is not None
         run, overwrite, ckpt_path = (self.option(name) for name in ("run", "overwrite", "ckpt_path"))
         report = run_fit(
             self.trainer, self.model, self.datamodule, run, self.model.experts, config, overwrite, ckpt_path
         )
         if self.trainer.is_global_zero:
-            terminal().print(report)
+            show(report, "result", json.loads(report.to_json()))
+            if message := advice(RunFolder(Path(run))):
+                note(message, "advice", {"text": message})
             say_folder(run)
 
     def validate(self, **kwargs: Any) -> None:
@@ -163,7 +174,7 @@ class MergeCLI(LightningCLI):
             scores = {"routed": asked.scores, "routing": asked.routing}
         report = Report(describe(bank), self.datamodule.protocol, scores, split=split)
         if self.trainer.is_global_zero:
-            terminal().print(report)
+            show(report, "result", json.loads(report.to_json()))
             if self.option("output"):
                 write_text(self.option("output"), report.to_json(), self.option("overwrite"), REPORT)
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from lit_merge import __version__
 from lit_merge.cli.shipped import with_shipped
 from lit_merge.cli.threads import settle_number, settle_waiting
+from lit_merge.cli.told import settle_manner
 from lit_merge.console import plain_warnings
 from lit_merge.errors import MergeError
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
         plain_warnings()
-        rest = with_shipped(settle_waiting(rest))
+        rest = with_shipped(settle_manner(verb, settle_waiting(rest)))
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.
         from lit_merge.checkpoints.inputs import one_command
 

@@ -8,10 +8,10 @@ from lit_merge.checkpoints import NamingName
 from lit_merge.checkpoints.conversion import DType, parse_size
 from lit_merge.choose.write import write_merge
 from lit_merge.cli.configuration import Configuration
-from lit_merge.cli.dry_run import dry_run, selection
+from lit_merge.cli.dry_run import dry_run, selected_weights, selection
 from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
-from lit_merge.console import terminal
+from lit_merge.console import note
 from lit_merge.merge.processes import Accelerator
 
 ABOUT = "Merges experts without adapting, as one safetensors file or as the folder of a model. Reads no label."
@@ -55,7 +55,8 @@ def merge(arguments: Sequence[str]) -> None:
             sources = config.sources()
             copied = write_merge(sources, output, config["naming"], size, config["overwrite"], processes, dtype)
             if processes.first and sources.experts is not None and sources.method is not None and sources.saved is None:
-                terminal().print(selection(sources.experts, sources.method), soft_wrap=True, highlight=False)
+                merged = sources.experts, sources.method
+                note(selection(*merged), "selected", selected_weights(*merged))
             say_copied(copied)
     if reports(processes):
         say_written(output)

@@ -1,6 +1,7 @@
 """The verb `sweep`: a grid of merges, and the best of them."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lit_merge.checkpoints.inputs import writes
@@ -8,7 +9,7 @@ from lit_merge.choose.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.written_output import say_folder
-from lit_merge.console import terminal
+from lit_merge.console import show
 from lit_merge.errors import MergeError
 from lit_merge.methods import MergeMethod
 
@@ -58,8 +59,9 @@ def sweep(arguments: Sequence[str]) -> None:
         raise MergeError("no method: give --model.method")
     grid = Grid(tuple(swept), tuple(config["rank_ratios"] or RANK_RATIOS), tuple(config["scalings"] or ()) or None)
     device = device_of(config["trainer"].accelerator)
-    run_sweep(
+    chosen = run_sweep(
         sources, data, grid, output, config["select"], config["inputs"], config["images"], config["overwrite"], device
     )
-    terminal().print((Path(output) / "table.txt").read_text(encoding="utf-8"), soft_wrap=True, highlight=False)
+    table = (Path(output) / "table.txt").read_text(encoding="utf-8")
+    show(table, "result", asdict(chosen), soft_wrap=True, highlight=False)
     say_folder(output)

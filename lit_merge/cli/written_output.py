@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_merge.console import terminal
+from lit_merge.console import note
 from lit_merge.report.weight_tree import megabytes
 
 
@@ -10,16 +10,16 @@ def say_written(output: str) -> None:
     """Names a file or folder, with its size."""
     path = Path(output)
     size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-    terminal().print(f"Written to {path}: {megabytes(size)}", soft_wrap=True)
+    note(f"Written to {path}: {megabytes(size)}", "written", {"path": str(path), "bytes": size})
 
 
 def say_folder(output: str) -> None:
     """Names a folder and what lies in it."""
-    names = ", ".join(sorted(path.name for path in Path(output).iterdir()))
-    terminal().print(f"Written to {output}: {names}", soft_wrap=True)
+    names = sorted(path.name for path in Path(output).iterdir())
+    note(f"Written to {output}: {', '.join(names)}", "written", {"path": str(output), "files": names})
 
 
 def say_copied(names: list[str]) -> None:
     """Names the files that were copied next to weights."""
     if names:
-        terminal().print(f"Copied next to the weights: {', '.join(names)}", soft_wrap=True, highlight=False)
+        note(f"Copied next to the weights: {', '.join(names)}", "copied", {"files": names})

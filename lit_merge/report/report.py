@@ -17,7 +17,7 @@ from lit_merge.bank.learnt import relative_size
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.json_text import parse_json, read_object
 from lit_merge.checkpoints.kinds import Kind
-from lit_merge.checkpoints.locations import resolve
+from lit_merge.checkpoints.locations import expanded, resolve
 from lit_merge.console import table, terminal
 from lit_merge.errors import MergeError
 from lit_merge.report.scores import TaskScore, mean_accuracy
@@ -86,7 +86,7 @@ class Report:
         Raises:
             MergeError: no such file, or another one.
         """
-        path = resolve(str(run))
+        path = expanded(run) if isinstance(run, Path) else resolve(run)
         path = path / METRICS if path.is_dir() else path
         found = read_object(path, "report of a run")
         try:

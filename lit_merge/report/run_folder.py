@@ -11,7 +11,7 @@ from typing import Any
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import entries_of, parse_json
-from lit_merge.checkpoints.locations import resolve
+from lit_merge.checkpoints.locations import expanded, resolve
 from lit_merge.errors import MergeError
 from lit_merge.report.report import METRICS, Report
 
@@ -44,7 +44,8 @@ class RunFolder:
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.path = resolve(str(location))
+        # What a command has written itself is none of its inputs.
+        self.path = expanded(location) if isinstance(location, Path) else resolve(location)
         if not self.path.is_dir() or not ((self.path / METRICS).is_file() or (self.path / "bank").is_dir()):
             raise MergeError(f"{location} is no run: give a folder that `fit` has written (it has a {METRICS})")
 

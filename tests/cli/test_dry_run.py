@@ -49,14 +49,15 @@ def test_plan(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^ ?{task} +{re.escape(str(folder))}\S*.* bfloat16", told, re.MULTILINE)
     assert re.search(r"model\.layers\.#\.mlp\.up_proj\.weight +2 +32 × 16 +matrix, rank 4", told)
     assert re.search(r"model\.norm\.weight +1 +16 +the rest", told)
-    assert "14 of 15 2-D weights are decomposed, others with --model.method.matrices" in told
+    assert "Decomposed as matrices: 14 of 15 2-D weights (" in told
+    assert "); the other 1 are taken as they are. --model.method.matrices says which." in told
     assert "Tied: the output layer is model.embed_tokens.weight (config.json)" in told
     assert re.search(r"Result: 26 weights, [\d.]+ kB; memory about [\d.]+ .B, time about \d+ seconds", told)
 
 
 def test_matrices_are_chosen(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = planned(capsys, made, "CART", "--model.method.matrices", '["*.q_proj.weight"]')
-    assert "2 of 15 2-D weights are decomposed" in told
+    assert "Decomposed as matrices: 2 of 15 2-D weights (" in told
     assert "14 of 15" in planned(capsys, made, "CART", "--model.method.matrices", "all")
 
 

@@ -69,7 +69,9 @@ def test_fit_leaves_a_whole_run_and_says_what_it_did(
     table = capsys.readouterr().out
     names = {"config.yaml", "versions.json", "coefficients.csv", "bank", "metrics.json", "metrics.csv", "table.txt"}
     pictures = {f"{name}.{suffix}" for name in ("accuracy", "training") for suffix in ("png", "svg")}
-    assert names | pictures | {"coefficients", "guard.csv", "log"} == {path.name for path in run.iterdir()}
+    assert names | pictures | {"coefficients", "guard.csv", "log", "samples.jsonl"} == {
+        path.name for path in run.iterdir()
+    }
     assert all(task in table for task in tiny.tasks)
     for heading in ("pretrained", "expert", "adapted", "entropy", "normalised", "Experts together"):
         assert heading in table
@@ -129,7 +131,7 @@ def test_predict_writes_a_line_per_image(
     assert main(["predict", "--config", config(data=data), "--output", str(output), *bar]) == 0
     told = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["file"] for row in told if row["task"] == "gamma"] == [f"{i:03d}.png" for i in range(13)]
-    assert "Predicting" in capsys.readouterr().err
+    assert "predicting: " in capsys.readouterr().err
 
 
 def test_predictions_of_another_kind(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,7 +253,7 @@ def test_a_process_dies_and_the_same_command_goes_on(
     assert capfd.readouterr().out.count("Written to two.safetensors") == 1
     going_on, selected = forks.told.read_text().splitlines()
     assert re.fullmatch(r"going on: \d of 8 weights are finished \(.two.safetensors.unfinished\)", going_on)
-    assert selected.startswith("2 of 3 2-D weights are decomposed")
+    assert selected.startswith("Decomposed as matrices: 2 of 3 2-D weights (")
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
     left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("merging-"))
     assert left == ["ended", "one.safetensors", "two.safetensors"]

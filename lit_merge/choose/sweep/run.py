@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.live import Live
 
 from lit_merge.choose.sample import Probe
 from lit_merge.choose.scale import doubts
@@ -13,9 +12,8 @@ from lit_merge.choose.sources import Sources
 from lit_merge.choose.sweep.folder import SweepFolder
 from lit_merge.choose.sweep.grid import Grid, walk
 from lit_merge.choose.sweep.points import Inputs, Point, Select, at_edge, choose
-from lit_merge.choose.sweep.tables import tables
+from lit_merge.choose.sweep.progress import SweepProgress
 from lit_merge.choose.unlabelled import built
-from lit_merge.console import terminal
 from lit_merge.data import TaskData
 from lit_merge.errors import MergeError, MergeWarning, check_between
 
@@ -81,15 +79,13 @@ def run_sweep(
         labelled = inputs == "validation"
         probe = Probe.labelled(network, data, "validation") if labelled else Probe.draw(network, data, images)
         probe.ask_experts(lambda task: {n: experts.checkpoints[task].read(n).float() for n in experts.shapes})
-        screen = terminal(markup=True, stderr=True)
-        with Live(console=screen, transient=True, auto_refresh=False) as live:
+        with SweepProgress(len(grid), select) as progress:
             for point in walk(grid, experts, probe, None, sources.transform, sources.decompositions, folder.points):
                 folder.add(point)
-                if screen.is_terminal:
-                    live.update(tables(list(folder.points.values()), None, select), refresh=True)
+                progress.update(list(folder.points.values()))
         chosen = choose(list(folder.points.values()), select)
         method = next(method for method in grid.methods if type(method).__name__ == chosen.method)
-        doubted = [] if select == "accuracy" else doubts(probe, chosen.balance)
+        doubted = [] if select == "accuracy" else doubts(probe, chosen.balance, select == "entropy")
         if at_edge(list(folder.points.values()), chosen):
             doubted.append(f"the chosen scaling {chosen.scaling:g} is at the edge of the grid: widen --scalings")
         for one in doubted:
