@@ -71,8 +71,8 @@ def with_coefficients(bank: TaskBank, method: MergeMethod, reset: bool) -> TaskB
 
 def open_expert(
     bank: TaskBank, task: str, expert: Source, base: Source | None = None, exclude: Sequence[str] = ()
-) -> Checkpoint:
-    """The expert, with the weights of the bank.
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The expert, with the weights of the bank; and what a bank's recipe says of its file.
 
     Raises:
         MergeError: it is of another architecture.
@@ -96,7 +96,8 @@ def open_expert(
                 "architecture",
                 weight=name,
             )
-    return file
+    inputs: Any = opened.recipe["inputs"]
+    return file, inputs
 
 
 def check_base(bank: TaskBank, file: Checkpoint, task: str) -> None:

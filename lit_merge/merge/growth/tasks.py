@@ -61,7 +61,7 @@ def add_task(
     if task in bank.tasks:
         raise MergeError(f"the bank has a task {task!r} already: choose another name, or remove that one first")
     bank = with_coefficients(bank, method, reset)
-    file = open_expert(bank, task, expert, base, exclude)
+    file, inputs = open_expert(bank, task, expert, base, exclude)
     check_base(bank, file, task)
     count = len(bank.tasks)
     selected = method.selected(bank.shapes, count + 1)
@@ -71,7 +71,7 @@ def add_task(
     weights, recut = GrownWeights(bank), Recut()
     for name in track(bank.origin, f"adding {task}", len(bank.origin)):
         weights.keep(name, *_grown(bank, method, name, file.read(name), name in selected, recut))
-    return weights.done(method, [*bank.tasks, task], f"added {task}", recut, grown=True)
+    return weights.done(method, [*bank.tasks, task], f"added {task}", recut, grown=inputs)
 
 
 def _grown(
@@ -88,7 +88,7 @@ def _grown(
         return moved, None
     if delta is None and not apart.any():
         return origin, None
-    rank = delta.rank if isinstance(delta, LowRank) else None
+    rank = max(1, delta.rank) if isinstance(delta, LowRank) else None
     if delta is None and matrix:
         rank = rank_for(method, old.shape, count + 1)
     dtype = origin.dtype if delta is None else stored_dtype(delta)
@@ -130,7 +130,7 @@ def remove_task(bank: TaskBank, task: str, *, expert: Source | None = None, rese
     if isinstance(method, WeightAveraging) and expert is None:
         raise MergeError(f"WeightAveraging keeps the mean only: give the expert of {task} with --expert", task=task)
     bank = with_coefficients(bank, method, reset)
-    file = None if expert is None else open_expert(bank, task, expert)
+    file = None if expert is None else open_expert(bank, task, expert)[0]
     place = bank.tasks.index(task)
     if file is not None and not isinstance(method, WeightAveraging):
         check_same(bank, file, task)
@@ -155,7 +155,7 @@ def _shrunk(
     own = dense_of(delta, place) if file is None else file.read(name).to(old.dtype) - old
     shift = own / others
     if rest is not None:
-        rank = rest.rank if isinstance(rest, LowRank) else None
+        rank = max(1, rest.rank) if isinstance(rest, LowRank) else None
         rest = recut(rest, shift.expand(others, *shift.shape), None, rank, stored_dtype(rest))
     return (old - shift).to(origin.dtype), rest
 
@@ -175,7 +175,9 @@ def rename_task(bank: TaskBank, task: str, name: str) -> TaskBank:
     if isinstance(options := method.get("init_args"), dict):
         # Some options are of every task.
         method["init_args"] = {key: _renamed(value, task, name) for key, value in options.items()}
-    return replace(bank, tasks=tuple(name if one == task else one for one in bank.tasks), method=method)
+    tasks = tuple(name if one == task else one for one in bank.tasks)
+    recipe = {key: _renamed(value, task, name) if key == "inputs" else value for key, value in bank.recipe.items()}
+    return replace(bank, tasks=tasks, method=method, recipe=recipe)
 
 
 def _renamed(value: Any, task: str, name: str) -> Any:

@@ -1,8 +1,8 @@
 """The weights of a bank that is made of another with a task more or less."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -89,27 +89,38 @@ class GrownWeights:
         tasks: Sequence[str],
         what: str,
         recut: Recut,
-        grown: bool = False,
+        grown: Mapping[str, Any] | None = None,
         removed: int | None = None,
         known: bool = True,
     ) -> Change:
-        """The bank of these weights, and what is to be said of it."""
-        rows = self._rows(len(tasks), method, grown, removed)
-        learnt = {key: self._learnt(key, value, grown, removed) for key, value in self.bank.learnt.items()}
+        """The bank of these weights, and what is to be said of it.
+
+        Args:
+            method: of the bank.
+            tasks: of the new one.
+            what: became of it.
+            recut: what was cut.
+            grown: of a task that was added, task → what the recipe says of its file.
+            removed: the place of a task that went.
+            known: whether the expert that went was at hand.
+        """
+        rows = self._rows(len(tasks), method, grown is not None, removed)
+        learnt = {key: self._learnt(key, value, grown is not None, removed) for key, value in self.bank.learnt.items()}
         note = "exact, at the ranks that the bank has"
         if isinstance(method, CART):
             note = f"origin {'exact' if known else 'approximate'}, the other deltas recentred: this cuts off "
             note += f"{100 * recut.share:.2g} % of their norm"
-        changes: Any = self.bank.method.get("changes", [])
-        about = dict(self.bank.method) | {"changes": [*changes, f"{what}: {note}"]}
+        recipe, before = dict(self.bank.recipe), cast(Any, self.bank.recipe)
+        inputs = {task: file for task, file in (before.get("inputs", {}) | (grown or {})).items() if task in tasks}
+        recipe |= {"inputs": inputs, "changes": [*before.get("changes", []), f"{what}: {note}"]}
         made = replace(
             self.bank,
             tasks=tuple(tasks),
             origin=self.origin,
             deltas=self.deltas,
             coefficients=rows,
-            method=about,
             learnt=learnt,
+            recipe=recipe,
         )
         return Change(made, recut.share, note)
 

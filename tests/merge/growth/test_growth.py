@@ -27,6 +27,7 @@ from lit_merge import (
 )
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.cli.main import main
+from lit_merge.merge.compressed_bank import compress_bank
 from lit_merge.merge.growth.checks import check_task_name
 
 TWO = ("alpha", "beta")
@@ -64,6 +65,7 @@ def test_tasks_by_themselves_grow_exactly(tiny: Any, method: Any) -> None:
     assert change.note.startswith("exact")
     # What goes was never of use to the others. TSV-Compress has the room of three tasks for two then.
     left = remove_task(change.bank, "beta").bank
+    assert list(left.recipe["inputs"]) == ["alpha", "gamma"]
     if method != TSVCompress():
         assert_same(left, of(tiny, ("alpha", "gamma"), method))
     kept = left.expert("gamma")
@@ -119,7 +121,9 @@ def test_cart_moves_its_mean_and_recentres(tiny: Any) -> None:
     assert change.cut == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
     assert "origin exact" in change.note
     assert f"{100 * change.cut:.2g} %" in change.note
-    assert grown.method["changes"] == [f"added gamma: {change.note}"]
+    assert grown.recipe["changes"] == [f"added gamma: {change.note}"]
+    assert grown.recipe["inputs"] == scratch.recipe["inputs"]
+    assert grown.method == scratch.method
 
 
 @pytest.mark.filterwarnings("ignore:CART of two experts")
@@ -237,6 +241,7 @@ def test_names(tiny: Any) -> None:
         bank = of(tiny, tiny.tasks, method)
         renamed = rename_task(bank, "beta", "delta")
         assert renamed.tasks == ("alpha", "delta", "gamma")
+        assert list(renamed.recipe["inputs"]) == ["alpha", "delta", "gamma"]
         own = renamed.expert("delta")
         for name, value in bank.expert("beta").items():
             assert torch.equal(own[name], value)
@@ -271,3 +276,20 @@ def test_the_commands(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_compressed_banks(tiny: Any, tmp_path: Path) -> None:
+    """Read as any bank; what they have lost stays lost, and the new task is whole."""
+    whole = of(tiny, TWO, TaskArithmetic(rank_ratio=1.0))
+    compress_bank(whole, tmp_path / "small", budget="2x")
+    small = TaskBank.load(tmp_path / "small")
+    grown = add_task(small, "gamma", tiny.experts["gamma"]).bank
+    scratch, expert = of(tiny, tiny.tasks, TaskArithmetic()).expert("gamma"), grown.expert("gamma")
+    for name, rank in grown.ranks.items():
+        value = scratch[name].double().numpy() - small.origin[name].double().numpy()
+        u, s, v = np.linalg.svd(value, full_matrices=False)
+        cut = small.origin[name].double().numpy() + (u[:, :rank] * s[:rank]) @ v[:rank]
+        np.testing.assert_allclose(expert[name].numpy(), cut, rtol=1e-3, atol=1e-4)
+    others = small.expert("beta")
+    for name, value in grown.expert("beta").items():
+        torch.testing.assert_close(value, others[name], rtol=1e-5, atol=1e-5)
