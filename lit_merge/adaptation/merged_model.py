@@ -19,7 +19,7 @@ from lit_merge.adaptation.sharpness import SharpnessAware
 from lit_merge.adaptation.stages import Stage, rates_at, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step, compared
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
-from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, comes_again
+from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, check_teachers, comes_again
 from lit_merge.adaptation.trainer import check_precision
 from lit_merge.adaptation.training_checkpoint import check_alike, digest, seal
 from lit_merge.bank.learnt import DIRECTIONS
@@ -152,6 +152,8 @@ class MergedModel(ScoredModule):
                 f"{self.asks_experts} asks every expert about inputs of its own task, and the data mixes "
                 "the tasks: take another objective"
             )
+        if self.asks_experts and self.experts is not None:
+            check_teachers(self._frame.recipe, self.experts)
 
     def set_rank(self, rank_ratio: float = 1.0, energy: float = 1.0) -> None:
         """Uses only the leading directions of every matrix from now on, as `TaskBank.truncate` takes them: factors are

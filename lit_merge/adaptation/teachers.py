@@ -13,6 +13,7 @@ from lit_merge.checkpoints import SafetensorsFile, write_safetensors
 from lit_merge.data import TaskData
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError
+from lit_merge.experts.experts import Experts
 
 Ask = Callable[[str, Tensor], Float[Tensor, "B C"]]
 """Logits, or features (B, d)."""
@@ -25,6 +26,20 @@ def comes_again(data: TaskData, trainer: Any) -> bool:
         return False
     drawn = trainer.max_steps * data.batch_size * trainer.world_size
     return all(len(source) <= drawn for source in data.unlabelled().values())
+
+
+def check_teachers(made_of: Mapping[str, Any], experts: Experts) -> None:
+    """Raises MergeError for experts whose files are not those that a bank was made of, as its recipe says; banks of
+    experts in memory, and of earlier programs, say nothing."""
+    known: Any = made_of.get("inputs", {})
+    given: Any = experts.recipe["inputs"]
+    for task, file in given.items():
+        if task in known and known[task]["digest"] != file["digest"]:
+            raise MergeError(
+                f"{experts.checkpoints[task].label} is not the expert of {task} that the bank was made of "
+                f"({known[task]['file']}): give that one as teacher, or leave model.experts out, and the bank teaches",
+                task=task,
+            )
 
 
 def ask_once(

@@ -166,6 +166,22 @@ def test_experts_are_asked_once_where_inputs_come_again(make_trainer: MakeTraine
         fit(make(), make_trainer, tiny.data())
 
 
+def test_teachers_are_what_the_bank_was_made_of(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({name: value + 1e-3 for name, value in load_file(tiny.experts["beta"]).items()}, other)
+    build_bank(tiny.experts, tiny.base, method=CART(0.5)).save(tmp_path / "bank")
+    bank, mixed = TaskBank.load(tmp_path / "bank"), tiny.experts | {"beta": str(other)}
+    stages = [Stage("layer", 1, 0.01)]
+    for experts in (mixed, {task: load_file(file) for task, file in mixed.items()}, None):
+        opened = None if experts is None else Experts(experts, tiny.base)
+        model = MergedModel(bank, tiny.encoder(), ExpertAgreement(), stages, experts=opened)
+        if experts is mixed:
+            with pytest.raises(MergeError, match=r"other.safetensors is not the expert of beta .*\(beta.safetensors\)"):
+                fit(model, make_trainer, tiny.data())
+        else:  # values in memory have no file to compare
+            fit(model, make_trainer, tiny.data())
+
+
 def test_features_are_compared_without_heads(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
     experts, network = Experts(tiny.experts, tiny.base), tiny.encoder()
     bank, data = build_bank(experts, method=CART(0.5)), tiny.data()
