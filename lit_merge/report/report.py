@@ -29,7 +29,7 @@ HEADINGS = {
     "expert_accuracy": "expert",
     "static_accuracy": "static\nmerge",
     "online_accuracy": "online",
-    "first_accuracy": "first",
+    "first_accuracy": "first\nobjective",
     "adapted_accuracy": "adapted",
     "routed_accuracy": "routed",
     "routing_accuracy": "routed to\nits task",
