@@ -29,7 +29,8 @@ class Command:
 def commands(root: Path) -> list[Command]:
     """All that write, on the inputs of `write_inputs`."""
     config = ("--config", str(root / "config.yaml"))
-    bank = ("--model.bank", str(root / "bank"))
+    bank, saved = ("--model.bank", str(root / "bank")), ("--bank", str(root / "bank"))
+    expert = str(root / "experts" / "alpha.safetensors")
     file, folder = ("--output", "out.safetensors"), ("--output", "out")
     shards, ratio = ("--max_shard_size", "20KB"), ("--model.method.rank_ratio", "0.25")
     pt, fit = str(root / "last.pt"), ("fit", "--config", str(root / "fit.yaml"), "--run", "out")
@@ -51,6 +52,11 @@ def commands(root: Path) -> list[Command]:
         ("export-merged", ("export", *bank, *file, "--format", "merged"), ("--dtype", "float16")),
         ("export-shards", ("export", *bank, *folder, "--format", "merged", *shards), ("--dtype", "float16")),
         ("export-task", ("export", *bank, *file, "--format", "task", "--task", "beta"), ("--task", "alpha")),
+        ("export-small", ("export", *bank, *folder, "--budget", "1.5x"), ("--budget", "2x")),
+        ("export-lora", ("export", *bank, *folder, "--format", "lora", "--task", "beta"), ("--task", "alpha")),
+        ("bank-add", ("bank", "add", *saved, "--task", "delta", "--expert", expert, *folder), ("--task", "other")),
+        ("bank-remove", ("bank", "remove", *saved, "--task", "beta", *folder), ("--task", "alpha")),
+        ("init", ("init", str(root), "--output", "out.yaml"), ()),
         ("convert-file", ("convert", pt, *file), ("--dtype", "float16")),
         ("convert-shards", ("convert", pt, *folder, *shards), ("--dtype", "float16")),
         ("predict-csv", ("predict", *config, "--output", "out.csv"), ratio),
