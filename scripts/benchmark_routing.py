@@ -2,7 +2,7 @@
 the same with the task known, on test inputs of all tasks shuffled into one stream.
 
 Prototypes are made of the unlabelled inputs to adapt on; nothing is chosen by labels. With the head known an input is
-classified among the classes of its own task, otherwise among those of all tasks..
+classified among the classes of its own task, otherwise among those of all tasks. Goes on where it was cut off..
 
     python scripts/benchmark_routing.py                                 # zoo:8
     python scripts/benchmark_routing.py --suites zoo:14 zoo:20 text:0   # once they are built
@@ -10,19 +10,22 @@ classified among the classes of its own task, otherwise among those of all tasks
 """
 
 import argparse
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from suites import open_suite
 from torch import Tensor
 
 from lit_merge import CART, Prototypes, TaskBank, build_bank
+from lit_merge.adaptation.routing.mean_tokens import mask_of, placed, run_watched
+from lit_merge.adaptation.routing.residuals import LayerRoutes, residuals
 from lit_merge.adaptation.routing.router import Route, Router
 from lit_merge.checkpoints import write_text
 from lit_merge.choose.sample import Probe
@@ -31,6 +34,10 @@ from lit_merge.data.class_names import MIXED
 from lit_merge.networks import Network, compute_dtype
 
 BATCH = 256
+RANK = 0.08
+"""Of ESM++'s residuals."""
+LAYERS_KNOWN = "layers, task known"
+NAMES = ("merge", "task known", *get_args(Route), LAYERS_KNOWN)
 Ask = Callable[[Tensor, str, str], tuple[Tensor, Tensor | None]]
 """Inputs, their task as far as it may be known, and their head → logits, and scores of every task."""
 
@@ -78,47 +85,53 @@ class Stream:
         return result | {"seconds": 1000 * seconds / len(self.whole)}
 
 
-def rows(bank: TaskBank, network: Network, data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is measured, row by row."""
-    dtype = compute_dtype(bank.dtypes.values())
-    network.heads.mix(bank.tasks)
-    stream = Stream(network, Probe.labelled(network, data, "test"))
-    merged = bank.merge(dtype=dtype, naming="canonical")
-    held: dict[str, Any] = {}
+class Rows:
+    """What is measured of a bank, row by row."""
 
-    def merge(inputs: Tensor, task: str, head: str) -> tuple[Tensor, None]:
-        return network(merged, {head: inputs})[head], None
+    def __init__(self, bank: TaskBank, network: Network, data: Any) -> None:
+        self.bank, self.network, self.data = bank, network, data
+        self.dtype = compute_dtype(bank.dtypes.values())
+        network.heads.mix(bank.tasks)
+        self.stream = Stream(network, Probe.labelled(network, data, "test"))
+        self.merged = placed(bank.merge(dtype=self.dtype, naming="canonical"), network, self.dtype)
+        self.held: dict[str, Any] = {}
 
-    def known(inputs: Tensor, task: str, head: str) -> tuple[Tensor, None]:
-        if task not in held:
-            held.clear()
-            held[task] = bank.expert(task, dtype, "canonical")
-        return network(held[task], {task: inputs})[task], None
-
-    yield (
-        "merge",
-        {"head known": stream.measure(bank.tasks, merge, False), "mixed": stream.measure(bank.tasks, merge, True)},
-    )
-    yield "task known", {"head known": stream.measure(bank.tasks, known, False)}
-    began = time.process_time()
-    prototypes = Prototypes.collect(bank, network, data)
-    spent = time.process_time() - began
-    for route in get_args(Route):
+    @functools.cached_property
+    def prototypes(self) -> tuple[Prototypes, float]:
+        """With the CPU seconds that they took."""
         began = time.process_time()
-        router = Router(bank, network, prototypes, route)
+        return Prototypes.collect(self.bank, self.network, self.data), time.process_time() - began
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        if name == "merge":
+            return self._both(self._merge)
+        if name == "task known":
+            return {"head known": self.stream.measure(self.bank.tasks, self._expert, False)}
+        (prototypes, spent), began = self.prototypes, time.process_time()
+        if name == LAYERS_KNOWN:
+            self.parts = residuals(self.bank, prototypes.layers, RANK)
+            return {"head known": self.stream.measure(self.bank.tasks, self._residual, False)}
+        router = Router(self.bank, self.network, prototypes, cast(Route, name), RANK)
         about = {"bytes": router.nbytes, "made in": spent + time.process_time() - began}
+        return self._both(lambda inputs, task, head: router(inputs, head)) | about
 
-        def routed(inputs: Tensor, task: str, head: str, router: Router = router) -> tuple[Tensor, Tensor]:
-            return router(inputs, head)
+    def _both(self, ask: Ask) -> dict[str, Any]:
+        return {name: self.stream.measure(self.bank.tasks, ask, name == "mixed") for name in ("head known", "mixed")}
 
-        yield (
-            route,
-            {
-                "head known": stream.measure(bank.tasks, routed, False),
-                "mixed": stream.measure(bank.tasks, routed, True),
-            }
-            | about,
-        )
+    def _merge(self, inputs: Tensor, task: str, head: str) -> tuple[Tensor, None]:
+        return self.network(self.merged, {head: inputs})[head], None
+
+    def _expert(self, inputs: Tensor, task: str, head: str) -> tuple[Tensor, None]:
+        if task not in self.held:
+            self.held = {task: self.bank.expert(task, self.dtype, "canonical")}
+        return self.network(self.held[task], {task: inputs})[task], None
+
+    def _residual(self, inputs: Tensor, task: str, head: str) -> tuple[Tensor, None]:
+        """As ESM++ would if every layer chose right."""
+        prototypes, _ = self.prototypes
+        routes = LayerRoutes(self.merged, prototypes, self.parts, len(inputs), mask_of(self.network, inputs))
+        routes.choices = dict.fromkeys(prototypes.layers, torch.full((len(inputs),), self.bank.tasks.index(task)))
+        return self.network.heads(run_watched(self.network, self.merged, inputs, routes), head), None
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
@@ -153,17 +166,15 @@ def main() -> int:
             opened = open_suite(suite)
             method = CART(options.rank_ratio, options.scaling)
             bank = build_bank(opened.experts, method=method)
-            found = {
-                "suite": suite,
-                "bank": str(method),
-                "bytes": bank.nbytes,
-                "threads": torch.get_num_threads(),
-                "rows": {},
-            }
-            for name, row in rows(bank, opened.network, opened.data):
-                found["rows"][name] = row
-                print(f"{suite} {name}: {row}", flush=True)
-            write_text(output, json.dumps(found, indent=1) + "\n", overwrite=True)
+            found: dict[str, Any] = {"suite": suite, "bank": str(method), "bytes": bank.nbytes, "rows": {}}
+            if output.exists() and (before := json.loads(output.read_text("utf-8")))["bank"] == found["bank"]:
+                found = before
+            measured = Rows(bank, opened.network, opened.data)
+            for name in NAMES:
+                if name not in found["rows"]:
+                    found["rows"][name] = measured[name]
+                    print(f"{suite} {name}: {found['rows'][name]}", flush=True)
+                    write_text(output, json.dumps(found, indent=1) + "\n", overwrite=True)
         print("\n".join(table(json.loads(output.read_text("utf-8")))), flush=True)
     return 0
 

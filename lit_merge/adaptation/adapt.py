@@ -16,6 +16,7 @@ from lit_merge.adaptation.scoring import Evaluator, ScoredModule
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import canonical_weights
+from lit_merge.choose.unlabelled import device_of
 from lit_merge.console import plain_warnings
 from lit_merge.data import TaskData, check_tasks
 from lit_merge.errors import MergeError
@@ -112,6 +113,7 @@ def evaluate(
     if route is not None:
         if not isinstance(weights, TaskBank):
             raise MergeError(f"route={route} chooses among the tasks of a bank: give a TaskBank")
+        network.to(device_of(accelerator))
         evaluator = RoutedModel(weights, network, prototypes or Prototypes.collect(weights, network, data), route)
     else:
         evaluator = _of_one_model(weights, network, data)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_merge import AdaRank, MergedModel, Stage, TaskArithmetic
+from lit_merge import AdaRank, MergedModel, Stage, TaskArithmetic, evaluate
 from lit_merge.adaptation.step import adaptation_step
 from lit_merge.adaptation.stored_bank import StoredBank, fits
 from lit_merge.objectives import ExpertAgreement
@@ -89,3 +89,11 @@ def test_a_bank_that_is_too_large_is_pinned(make_model: Make, monkeypatch: pytes
     assert all(value.is_pinned() for value in stored.open(torch.device("cpu")).tensors().values())
     weights = stored.open(device).merge()
     assert all(value.is_cuda for value in weights.values())
+
+
+@pytest.mark.parametrize("route", ["prototypes", "entropy", "layers"])
+def test_routes_are_those_of_the_cpu(route: Any, make_model: Make, tiny: Any) -> None:
+    bank, found = make_model().to_bank(), []
+    for accelerator in ("cpu", "gpu"):
+        found.append(evaluate(bank, tiny.encoder(), tiny.data(), route=route, accelerator=accelerator))
+    assert all(abs(score.entropy - found[1][task].entropy) < 0.05 for task, score in found[0].items())

@@ -63,7 +63,8 @@ class Router:
             head: of all inputs; `mixed` where it is unknown too: then the classes of the task that is found are the
                 possible ones among those of all tasks.
         """
-        with torch.autocast(self.network.device.type, enabled=False):
+        inputs = inputs.to(self.network.device)
+        with torch.autocast(inputs.device.type, enabled=False):
             if self.route == "layers":
                 return self._by_layer(inputs, head)
             scores = self.log_densities(inputs)
