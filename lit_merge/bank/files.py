@@ -107,7 +107,7 @@ def write_bank_folder(
     dtypes = {name: value.dtype for name, value in tensors.items()}
     with replacing(path, overwrite, BANK) as folder:
         folder.mkdir()
-        about = about | {DIGEST: _digest(_with_version(about), shapes, dtypes, read)}
+        about = {**about, DIGEST: _digest(_with_version(about), shapes, dtypes, read)}
         metadata = {"format": "pt", DIGEST: about[DIGEST]}
         values = ((name, read(name)) for name in tensors)
         write_stream(folder / "bank.safetensors", values, shapes, dtypes, metadata=metadata)
@@ -119,7 +119,7 @@ def sizes_of(
     about: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]
 ) -> list[int]:
     """Bytes of the files that `write_bank_folder` would write, whatever digests and checksums are."""
-    about = about | {DIGEST: "0" * DIGITS}
+    about = {**about, DIGEST: "0" * DIGITS}
     header, _ = make_header(shapes, shapes, dtypes, {"format": "pt", DIGEST: about[DIGEST]})
     values = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
     return [len(header) + values, *(len(text.encode()) for text in _texts(about).values())]
