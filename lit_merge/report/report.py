@@ -93,7 +93,8 @@ class Report:
             rows = found["tasks"]
             scores = {state: scores for state in STATES if (scores := _scores(rows, state))}
             return cls(
-                *(found[key] for key in ("method", "protocol")),
+                found["method"],
+                found["protocol"],
                 scores,
                 found.get("bytes", {}),
                 found["split"],
@@ -199,7 +200,7 @@ class Report:
 
     def kept_line(self) -> str:
         """What the guard kept, in words."""
-        return f"Kept: the coefficients of step {self.kept['step']}. {self.kept['why']}." if self.kept else ""
+        return f"Kept: the coefficients of step {self.kept['step']}: {self.kept['why']}." if self.kept else ""
 
     def size_line(self) -> str:
         """The sizes in words."""

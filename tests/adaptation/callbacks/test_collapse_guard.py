@@ -193,7 +193,7 @@ def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) ->
     told = f"step {kept['step']}"
     assert json.loads((run / "metrics.json").read_text())["kept"] == report.kept
     table = " ".join((run / "table.txt").read_text().split())
-    assert f"Kept: the coefficients of {told}. {guard.messages[-2]}." in table
+    assert f"Kept: the coefficients of {told}: {guard.messages[-2]}." in table
     note = f"those of {told} were kept, {guard.messages[-2]}"
     save_figure(coefficient_figure(replace(bank, coefficients=right), bank.coefficients, note), tmp_path / "right.png")
     drawn = run / "coefficients" / "coefficients_end.png"
