@@ -22,9 +22,14 @@ CART = """\
       scaling: 1.0 # `fit` learns it from here on; `sweep --select agreement` chooses it and the rank without labels
 """
 STAGES = """\
-  stages: # of `fit`: first one coefficient for the whole merge, then one for every task and weight
+  stages: # of `fit`: first by entropy one scale for the whole merge, then a coefficient for every direction by the experts
     - {granularity: tied, steps: 100, lr: 0.05}
-    - {granularity: layer, steps: 100, lr: 0.001}
+    - granularity: direction
+      steps: 100
+      lr: 0.04 # of the scale that the first stage has found
+      relative: true
+      decay: cosine
+      objective: {class_path: ExpertAgreement} # leave this stage out where there are no experts any more
 """
 
 
