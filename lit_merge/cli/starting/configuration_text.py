@@ -22,7 +22,7 @@ CART = """\
       scaling: 1.0 # `fit` learns it from here on; `sweep --select agreement` chooses it and the rank without labels
 """
 STAGES = """\
-  stages: # of `fit`: first by entropy one scale for the whole merge, then a coefficient for every direction by the experts
+  stages: # of `fit`: first one scale, by entropy; then a coefficient for every direction, by the experts
     - {granularity: tied, steps: 100, lr: 0.05}
     - granularity: direction
       steps: 100
