@@ -90,7 +90,8 @@ class Discriminants:
         made = cls(*(tensors[name] for name in names))
         tasks = len(made.means)
         wanted = [(len(made.centre), tasks - 1), (tasks, tasks - 1), (tasks, tasks - 1, tasks - 1)]
-        return made if [tuple(tensors[name].shape) for name in names[1:]] == wanted else None
+        fits = [tuple(tensors[name].shape) for name in names[1:]] == wanted
+        return made if fits and (made.roots.diagonal(dim1=-2, dim2=-1) > 0).all() else None
 
 
 def _root(values: Float[Tensor, "N q"]) -> Float[Tensor, "q q"]:

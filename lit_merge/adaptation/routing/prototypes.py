@@ -14,6 +14,7 @@ from lit_merge.adaptation.routing.discriminants import Discriminants
 from lit_merge.adaptation.routing.mean_tokens import RowOrder, mean_tokens, placed
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import SafetensorsFile, write_safetensors
+from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import track
 from lit_merge.data import TaskData, check_tasks
@@ -72,14 +73,10 @@ class Prototypes:
                 "of other data first, and name their file with --prototypes"
             )
         network.check(bank.shapes)
-        dtype = compute_dtype(bank.dtypes.values())
+        dtype, sources = compute_dtype(bank.dtypes.values()), data.unlabelled()
         origin = placed(bank.origin, network, dtype)
-        sources = data.unlabelled()
         some = network.join([sources[task].read(_drawn(data, len(sources[task]), 2)) for task in bank.tasks])
-        names = [name for name in bank.layers if len(bank.shapes[name]) == 2]
-        order = RowOrder.find(network, origin, names, some)
-        if not order.tokens_first:
-            raise MergeError("routing looks at what flows into matrices with deltas, and this bank has none in use")
+        order = _order(bank, network, origin, some)
         width = sum(bank.shapes[name][1] for name in order.tokens_first)
         samples = min(samples, max(16, MOST // (width * len(bank.tasks))))
         features, layers = [], []
@@ -130,7 +127,7 @@ class Prototypes:
                 f"{FORMAT_VERSION}: update it"
             )
         try:
-            tasks, first = tuple(json.loads(about["tasks"])), dict(json.loads(about["tokens_first"]))
+            tasks, first = tuple(parse_json(about["tasks"])), dict(parse_json(about["tokens_first"]))
             parts = {name: file.read(name) for name in file.shapes}
         except (LookupError, ValueError, TypeError) as error:
             raise MergeError(f"{file.path} is damaged: {again}") from error
@@ -141,7 +138,8 @@ class Prototypes:
             raise MergeError(f"{file.path} holds prototypes of another bank: {again}")
         made = Discriminants.of_tensors(parts)
         layers = {name: parts[f"layer/{name}"] for name in first if f"layer/{name}" in parts}
-        if made is None or layers.keys() != first.keys() or not _fits(made, layers, bank):
+        whole = layers.keys() == first.keys() and all(value.isfinite().all() for value in parts.values())
+        if made is None or not whole or not _fits(made, layers, bank):
             raise MergeError(f"{file.path} is damaged: {again}")
         return cls(tasks, made, layers, first, bank.fingerprint)
 
@@ -154,6 +152,14 @@ def check_routable(bank: TaskBank) -> None:
     if not bank.layers or bank.shared:
         name = bank.method.get("class_path", "this bank")
         raise MergeError(f"{name} has no delta of every task by itself, so there is nothing to route to")
+
+
+def _order(bank: TaskBank, network: Network, origin: Mapping[str, Tensor], inputs: Tensor) -> RowOrder:
+    """Of the layers that are looked at: the matrices with deltas that the network multiplies by."""
+    order = RowOrder.find(network, origin, [name for name in bank.layers if len(bank.shapes[name]) == 2], inputs)
+    if not order.tokens_first:
+        raise MergeError("routing looks at what flows into matrices with deltas, and this bank has none in use")
+    return order
 
 
 def _drawn(data: TaskData, there: int, count: int) -> list[int]:

@@ -235,9 +235,16 @@ def test_the_file_belongs_to_one_bank(made: SimpleNamespace, tiny: Any, tmp_path
 
     with safe_open(path, "pt") as file:
         about = file.metadata()
-    save_file(parts | {"means": parts["means"][:, :1].clone()}, path, about)
-    with pytest.raises(MergeError, match="is damaged"):
-        Prototypes.load(path, made.bank)
+    for wrong, said in (
+        ({"means": parts["means"][:, :1].clone()}, {}),
+        ({"roots": -parts["roots"]}, {}),
+        ({f"layer/{C_PROJ}": torch.full_like(parts[f"layer/{C_PROJ}"], torch.nan)}, {}),
+        ({}, {"tokens_first": "[" * 9999}),
+        ({}, {"tasks": "3"}),
+    ):
+        save_file(parts | wrong, path, about | said)
+        with pytest.raises(MergeError, match="is damaged"):
+            Prototypes.load(path, made.bank)
 
 
 def test_what_cannot_be_routed(made: SimpleNamespace, tiny: Any) -> None:
