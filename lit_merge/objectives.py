@@ -78,6 +78,9 @@ class Objective(Finite, ABC):
 class Entropy(Objective):
     """Mean entropy of the predictions (AdaMerging, arXiv 2310.02575).
 
+    Use it by default: it needs nothing but the inputs. A fit that goes on for too long may become sure of wrong
+    classes, which the guard watches for.
+
     Args:
         per_log_classes: divide by log C, so that tasks with many classes weigh no more than others.
     """
@@ -94,6 +97,8 @@ class InformationMaximisation(Objective):
     """Mean entropy of the predictions minus the entropy of their mean: sure of each, and all classes in use (SHOT,
     arXiv 2002.08546). The mean is that of the batch, which should hold several images of most classes.
 
+    Use it where entropy alone collapses to few classes, and batches hold most classes.
+
     Args:
         balance: weight of the second term.
     """
@@ -107,6 +112,8 @@ class InformationMaximisation(Objective):
 @dataclass(frozen=True)
 class ConfidentEntropy(Objective):
     """Entropy of confident predictions only (EATA, arXiv 2204.02610): those that are unsure have noisy gradients.
+
+    Use it where many inputs are corrupted or of no class.
 
     Args:
         threshold: share of log C above which a prediction is left out.
@@ -133,6 +140,9 @@ class ExpertAgreement(Objective):
     The experts are those of the configuration; without them, what the bank itself holds of every task (its origin and
     the task's delta). Where every input comes up again, the experts are asked once, before the first step; otherwise
     there is one more forward of each task's batch a step.
+
+    Use it where the experts, or a bank that keeps them well, are at hand: it is the objective that is least likely
+    to go wrong.
 
     Args:
         temperature: by which both logits are divided: above 1, classes that are not predicted count for more.

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import stat
 import threading
 import time
@@ -198,7 +199,9 @@ def _open(path: Path, expected: str) -> _Descriptor:
         try:
             descriptor = _Descriptor(os.open(path, READ))
         except FileNotFoundError as error:
-            raise MergeError(f"{path}: no such file") from error
+            # As the hub names its models; a path of one's own more often has a suffix, or a folder that exists.
+            hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) and not path.suffix and not path.parent.exists()
+            raise MergeError(f"{path}: no such file{f'; a model of the hub is hf://{path}' if hub else ''}") from error
         except IsADirectoryError as error:
             raise MergeError(f"{path} is a folder, expected {expected}") from error
         except (OSError, ValueError) as error:

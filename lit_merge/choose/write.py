@@ -19,7 +19,7 @@ from lit_merge.choose.sources import Sources
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
 from lit_merge.merge.export import DType, compress
-from lit_merge.merge.job import Job, Part, Svd
+from lit_merge.merge.job import Job, Part, Svd, check_made_of
 from lit_merge.merge.layout import Layout
 from lit_merge.merge.parts import bank_of, build_parts
 from lit_merge.merge.processes import ALONE, Processes
@@ -121,6 +121,7 @@ def merge_files(
         MergeError: experts that do not fit together, a method that lacks what it needs, an output that exists or cannot
             be written.
     """
+    check_made_of(experts, method, transform)
     opened = experts if isinstance(experts, Experts) else Experts(experts, base, exclude)
     if method.scale == "entropy":
         raise MergeError(

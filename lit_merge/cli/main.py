@@ -27,6 +27,7 @@ VERBS = {
     "bank": "compare saved task banks; `bank --help` lists its commands",
     "convert": "a checkpoint of any format (torch.save, shards, Hugging Face, LoRA, hf://…) as safetensors",
     "leaks": "look for test images among the images adapted on",
+    "explain": "what a method, objective, network, callback or option does, and when to use it",
     "zoo": "list the built-in suite of experts, or copy its files",
 }
 
@@ -42,6 +43,7 @@ HOMES = {
     "bank": ("bank", "bank_command"),
     "convert": ("convert", "convert_command"),
     "leaks": ("leaks", "leaks_command"),
+    "explain": ("explain", "explain_command"),
     "zoo": ("zoo", "zoo"),
 }
 # The verbs that need Lightning have two, which take the verb as well: the first one checks without Lightning.
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         if verb == "--print-completion":
             from lit_merge.cli.completion import completion
 
-            print(completion(rest, VERBS, lambda verb: _run(verb, [])), end="")
+            print(completion(rest, VERBS, lambda verb: run_verb(verb, [])), end="")
             return 0
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         from lit_merge.checkpoints.inputs import one_command
 
         with one_command():
-            _run(verb, rest)
+            run_verb(verb, rest)
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
         return 2
@@ -110,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(verb: str, arguments: Sequence[str]) -> None:
+def run_verb(verb: str, arguments: Sequence[str]) -> None:
     """Imports what a verb needs, and runs it."""
     for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
         run = getattr(import_module(f"lit_merge.cli.{module}"), name)

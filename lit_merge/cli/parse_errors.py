@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from abc import ABC
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -29,7 +30,25 @@ _UNKNOWN = re.compile(
 )
 _SWITCH = re.compile(r"Value not boolean: (.*)\.$")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
+_STRAY = re.compile(r"^unrecognized arguments: ([^-\s]\S*\.ya?ml)\b")
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
+# What an option takes, where its type says it in too many words.
+_FORMS = {
+    "model.experts": "a file or folder for each task, as {mnist: mnist.safetensors}, or one folder with all experts",
+    "model.stages": "a list of stages, as [{granularity: tied, steps: 100, lr: 0.01}]",
+    "model.exclude": 'a list of names or patterns, as ["head*"]',
+}
+# Other programs' words for a dtype.
+_DTYPES = {"half": "float16", "fp16": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+# Options whose value is a class: what those that may stand there derive from.
+_CLASSES = {
+    "model.stages": "lit_merge.adaptation.stages.Stage",
+    "model.method": "lit_merge.methods.base.MergeMethod",
+    "model.transform": "lit_merge.methods.base.Transform",
+    "model.objective": "lit_merge.objectives.Objective",
+    "model.network": "lit_merge.networks.network.Network",
+    "data": "lit_merge.data.task_data.TaskData",
+}
 
 
 def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = ()) -> str:
@@ -54,25 +73,32 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         return f"{files}: {match[1]}: {said}"
     if message.startswith("Problems parsing config:"):
         problem = message.removeprefix("Problems parsing config: ").replace('in "<unicode string>", ', "at ")
-        return f"{files} is not valid YAML: {problem}"
+        tabs = ": it wants spaces, and no tabs" if "cannot start any token" in problem else ""
+        return f"{files} is not valid YAML{tabs}: {problem}"
     if message.startswith("Unexpected config:"):
         return f"{files} is no configuration: expected a YAML mapping of options"
     if match := _OPTION.search(message):
         owner, name = match.groups()
         known = list(inspect.signature(_load(owner)).parameters)
         return f"{place}: {_short(owner)} has no option {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+    if place in _FORMS and "class_path" not in message and (match := re.search(r"Given value: (.*)$", message)):
+        return f"{place}: expected {_FORMS[place]}, got {match[1]}"
     if match := _VALUE.search(message):
         key = match["key"] if match["owner"] is None else f"{place}.{match['key']}"
-        return f"{key}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
+        return f"{key}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
     if (match := _CLASS.search(message)) and "." in match[1]:
         wanted, name = match.groups()
         known = sorted(_subclasses(_load(wanted)))
-        there = f"; there are {', '.join(known)}" if known else ""
+        there = f"; there are {', '.join(known)}, which `python -m lit_merge explain NAME` explains" if known else ""
+        if name in known:
+            return f"{place}: write {name} alone; its options are --{place}.OPTION"
         return f"{place}: there is no {_short(wanted)} {name!r}{nearest(name, known)}{there}"
     if match := _FIELD.search(message):
-        return f"{place}.{match['key']}: expected {_kind(match['kind'])}, got {match['value']}{_nearest_literal(match)}"
+        return f"{place}.{match['key']}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
     if match := _UNION.search(message):
-        return f"{place}: expected {_kind(match['kind'])}, got {match['value']}"
+        return f"{place}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
+    if match := _STRAY.search(message):
+        return f"{match[1]} stands alone: give a configuration with --config {match[1]}"
     if match := _UNKNOWN.search(message):
         return _unknown_option(match[1] or ".".join(filter(None, (match["group"], match["option"]))), options)
     if match := _REQUIRED.search(message):
@@ -87,6 +113,10 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
 def _unknown_option(name: str, options: Iterable[str]) -> str:
     """The first part of a dotted name that nothing is called, and the nearest of the names in its place."""
     parts = name.split(".")
+    options = list(options)
+    meant = _elsewhere(parts[0] if f"model.{parts[0]}" in options else parts[-1], options)
+    if meant is not None:
+        return f"no option {name!r}; {meant}"
     known = [option.split(".") for option in options]
     depth = next(
         (i for i in range(len(parts)) if not any(one[: i + 1] == parts[: i + 1] for one in known)), len(parts) - 1
@@ -97,22 +127,50 @@ def _unknown_option(name: str, options: Iterable[str]) -> str:
     return f"no option {'.'.join(parts[: depth + 1])!r}{near}; `python -m lit_merge VERB --help` lists them"
 
 
+def _elsewhere(name: str, options: Sequence[str]) -> str | None:
+    """Where an option is that was looked for in another place: under `model`, or of a class that is chosen there."""
+    if name in ("experts", "base", "method", "transform", "bank", "network", "stages") and f"model.{name}" in options:
+        return f"it is --model.{name}; in a file, {name} stands under model"
+    for place, path in _CLASSES.items():
+        if place in options and (owners := _with_option(_load(path), name)):
+            of = f"of {', '.join(owners[:3])}{', …' if owners[3:] else ''}"
+            if place == "model.stages":
+                return f"it is {of}, in --model.stages: {_FORMS[place]}"
+            return f"it is {of}: --{place}.{name}, after --{place}"
+    return None
+
+
+def _with_option(base: type, name: str) -> list[str]:
+    """Names of the classes, `base` or below it, that take an option of this name."""
+    found = [one for one in (base, *_classes(base)) if not inspect.isabstract(one) and not one.__name__.startswith("_")]
+    return sorted(one.__name__ for one in found if name in inspect.signature(one).parameters)
+
+
 def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     """The end of a message that names what may have been meant; empty where nothing is near."""
     found = {one.lower(): one for one in known}
-    near = get_close_matches(name.lower(), found, n=1, cutoff=0.4)
+    # One that begins like the other counts as near, however much longer it is.
+    begun = [one for one in found if name.lower().startswith(one) or one.startswith(name.lower())]
+    near = begun or get_close_matches(name.lower(), found, n=1, cutoff=0.54)
     return f"; the nearest is {prefix}{found[near[0]]}" if near else ""
 
 
-def _nearest_literal(match: re.Match[str]) -> str:
-    choices = re.findall(r"'([^']*)'", match["kind"].partition("Literal")[2])
-    return nearest(match["value"], choices)
+def _meant(match: re.Match[str]) -> str:
+    """The end of a message that says what a value may have been meant as."""
+    value, choices = match["value"], re.findall(r"'([^']*)'", match["kind"].partition("Literal")[2])
+    if _DTYPES.get(value) in choices:
+        return f": write {_DTYPES[value]}"
+    if "float" in match["kind"] and re.fullmatch(r"-?\d+,\d+", value):
+        return f": write {value.replace(',', '.')}, with a point"
+    if "float" in match["kind"] and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
+        return f": write {float(value.rstrip('% ')) / 100:g}"
+    return nearest(value, choices)
 
 
 def _kind(said: str) -> str:
     """Literals and classes of a type as jsonargparse writes it, in words."""
     said = said.replace(", <class 'NoneType'>", "")
-    *first, last = [_WORDS.get(name, name) for name in re.findall(r"'([\w.-]+)'", said)] or [said]
+    *first, last = [_WORDS.get(name, _short(name)) for name in re.findall(r"'([\w.-]+)'", said)] or [said]
     return f"{', '.join(first)} or {last}" if first else last
 
 
@@ -127,10 +185,20 @@ def _load(path: str) -> Any:
 
 def _subclasses(cls: type) -> set[str]:
     """Names of the package's classes that may stand where a `cls` is expected."""
-    found: set[str] = set()
-    queue: list[Any] = [cls]
+    return {
+        one.__name__
+        for one in _classes(cls)
+        if not (inspect.isabstract(one) or ABC in one.__bases__ or one.__name__.startswith("_"))
+    }
+
+
+def _classes(cls: type) -> list[type]:
+    """The package's classes below one."""
+    found: list[type] = []
+    queue: list[type] = [cls]
     while queue:
-        children = [child for child in queue.pop().__subclasses__() if child.__module__.startswith("lit_merge.")]
-        found |= {child.__name__ for child in children if not inspect.isabstract(child)}
+        below: list[type] = queue.pop().__subclasses__()
+        children = [child for child in below if child.__module__.startswith("lit_merge.")]
+        found += children
         queue += children
     return found

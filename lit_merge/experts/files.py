@@ -19,6 +19,11 @@ def expert_files(experts: dict[str, str] | str) -> dict[str, str]:
     if not isinstance(experts, str):
         return experts
     folder = lists(resolve(experts))
+    if folder.is_file():
+        raise MergeError(
+            f"{experts} is one file: name the task of each expert, as --model.experts.{folder.stem} {experts}, or give "
+            "a folder of experts"
+        )
     if not folder.is_dir():
         raise MergeError(f"{experts}: no such folder of experts")
     try:

@@ -8,7 +8,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Source
 from lit_merge.experts.decompositions import Decompositions
 from lit_merge.experts.experts import Experts
-from lit_merge.merge.job import Job, Svd
+from lit_merge.merge.job import Job, Svd, check_made_of
 from lit_merge.methods import Transform
 from lit_merge.methods.base import MergeMethod
 
@@ -42,6 +42,7 @@ def build_bank(
     Raises:
         MergeError: experts that do not fit together, a weight that is not finite, a base that is missing.
     """
+    check_made_of(experts, method, transform)
     if not isinstance(experts, Experts):
         # With the base also where the method needs none: LoRA experts do.
         experts = Experts(experts, base, exclude)

@@ -9,6 +9,7 @@ import torch
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, NamingName
 from lit_merge.checkpoints.conversion import DType, parse_size
+from lit_merge.checkpoints.folders import SUFFIXES
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
 from lit_merge.console import say
@@ -18,7 +19,7 @@ from lit_merge.merge.adapters.differences import Cut
 from lit_merge.merge.adapters.export import export_adapters
 from lit_merge.merge.adapters.parts import Rest
 from lit_merge.merge.clip_folders import Library, export_clip
-from lit_merge.merge.layout import Layout, is_file
+from lit_merge.merge.layout import PROGRAMS, Layout, is_file
 from lit_merge.merge.programs import Program, check_program, export_program
 from lit_merge.merge.state_files import TORCH, save_state
 from lit_merge.networks import Network
@@ -117,6 +118,10 @@ def check_export(output: str | Path, format: str, task: str | None, max_shard_si
     """Raises MergeError for options that do not go together, before a bank is built."""
     if format not in get_args(Format):
         raise MergeError(f"format={format!r}: expected {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
+    if format in ("bank", "lora", *get_args(Library)) and destination(output).suffix in (*SUFFIXES, *PROGRAMS):
+        raise MergeError(
+            f"{output}: format={format} writes a folder: choose a name without a suffix, or --format merged"
+        )
     if format == "task" and task is None:
         raise MergeError("format=task needs --task, one of the bank's tasks")
     if max_shard_size is not None:

@@ -30,6 +30,8 @@ from lit_merge.merge.weight_writer import WeightWriter
 
 # What transformers writes into one file at most.
 SHARD = 5 * 10**9
+# Of files with a program in them, which are written elsewhere.
+PROGRAMS = (".pt2", ".onnx")
 # In the name of a weight inside a numbered block.
 BLOCK = re.compile(r"(^|\.)\d+\.")
 
@@ -243,8 +245,11 @@ def is_file(output: Path) -> bool:
     """
     if output.suffix == ".safetensors":
         return True
-    if output.suffix in SUFFIXES:
-        raise MergeError(f"{output}: expected a name that ends in .safetensors, or the name of a folder")
+    if output.suffix in (*SUFFIXES, *PROGRAMS):
+        how = "`lit_merge export` writes .pt, .pt2 and .onnx" if output.suffix in (".pt", ".pth", *PROGRAMS) else ""
+        raise MergeError(
+            f"{output}: expected a name that ends in .safetensors, or the name of a folder{how and f'; {how}'}"
+        )
     if output.is_file():
         raise MergeError(f"{output} is a file, which a folder does not replace: choose another place")
     return False

@@ -14,7 +14,10 @@ from lit_merge.methods.base import MergeMethod, Scaling, whole_vectors
 
 @dataclass(frozen=True)
 class WeightAveraging(MergeMethod):
-    """W = mean_t θ_t, for every weight. Its bank has no deltas."""
+    """W = mean_t θ_t, for every weight. Its bank has no deltas.
+
+    Use it as the baseline, and for runs of one task that differ by their seeds or options (model soups): it needs no
+    pretrained checkpoint and has nothing to choose. For several tasks the other methods keep more of each."""
 
     needs_base: ClassVar[bool] = False
 
@@ -25,6 +28,9 @@ class WeightAveraging(MergeMethod):
 @dataclass(frozen=True)
 class TaskArithmetic(MergeMethod):
     """W = θ₀ + scaling · Σ_t (θ_t − θ₀), for every weight.
+
+    Use it as the baseline of most papers, for few tasks, and to start AdaMerging from. With many tasks the sum of all
+    task vectors needs a small scale, and accuracy falls.
 
     Args:
         scaling: the coefficient of every task vector; or a rule that finds it without labels.

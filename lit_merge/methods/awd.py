@@ -111,6 +111,9 @@ class AWD(Transform):
     An expert that equals the base (with `granularity: tensor`, in one weight) shares nothing: it is left out of the
     cosines and keeps its zero task vector.
 
+    Use it in front of methods that start from the pretrained checkpoint, where `analyze` shows task vectors with a
+    large mean |cos|; where they are nearly orthogonal already it changes little.
+
     Args:
         alpha: weight of ‖δ‖₂, in units of the root mean square norm s of the task vectors.
         step: of the descent, in the same units.

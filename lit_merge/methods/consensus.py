@@ -27,6 +27,9 @@ def consensus_mask(task_vectors: Float[Tensor, "T ..."], kappa: list[float], agr
 class ConsensusTA(MergeMethod):
     """W = θ₀ + scaling · (Σ_t m_t ≥ agree) ⊙ Σ_t τ_t for every weight, masks m_t = 1[|τ_t| ≥ kappa·|Σ_s τ_s − τ_t|].
 
+    Use it where many experts are merged with task arithmetic and some of their entries serve one task only: those
+    are left out.
+
     Args:
         kappa: how much a task's own entry must weigh against those of all others; one number, or one for every task.
             The authors choose each from .2, .3, .4, .5 and .6 by validation accuracy; 0.4 when nothing is known.

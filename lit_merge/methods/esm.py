@@ -71,6 +71,9 @@ def esm(
 class ESM(MomentsMethod):
     """W = θ₀ + scaling · Σ_t β_l · P̃_t·Ã_t for matrices; the rest is θ₀ + scaling · mean_t τ_t.
 
+    Use it with the pretrained checkpoint and a few unlabelled inputs of every task: directions are chosen by what
+    they change in the outputs, not by their size in the weights. Choose the scale by data; it differs by preset.
+
     Args:
         preset: `paper`, the equations as published (P̃·Ã has norm 1: `scaling` brings it to size); `official`, what the
             authors' code does to open_clip's image towers: essential subspaces, and `scaling`, for in_proj, c_fc and

@@ -32,6 +32,9 @@ def of_sum(rounding: float, tasks: int) -> float:
 class IsoC(MergeMethod):
     """W = θ₀ + scaling · iso(Σ_t τ_t); the rest is θ₀ + scaling · mean_t τ_t.
 
+    Use it for tasks that have much in common, with the pretrained checkpoint and without data. With many different
+    tasks `IsoCTS` keeps more of each.
+
     Args:
         scaling: α; or a rule that finds it without labels.
         matrices: see `select_matrices`; the authors decompose every 2-D weight but the text projection.

@@ -39,6 +39,8 @@ def iso_cts(
 class IsoCTS(MergeMethod):
     """W = θ₀ + scaling · iso(directions of Σ_t τ_t, and of what they leave of every τ_t); the rest as in `IsoC`.
 
+    Use it in place of `IsoC` where the tasks are many, or differ much: every task keeps directions of its own.
+
     Args:
         common_ratio: share of the directions that come from Σ_t τ_t, in [0, 1]; the others are divided among the tasks
             as evenly as they can be. A matrix with too few for one each is merged as by `IsoC`.

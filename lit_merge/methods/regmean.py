@@ -36,6 +36,9 @@ def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tenso
 class RegMean(MomentsMethod):
     """W = θ₀ + scaling · (regmean − θ₀) for matrices with second moments; all others are averaged.
 
+    Use it where a few unlabelled inputs of every task are at hand, and exact answers of linear layers matter more
+    than a small bank. It looks at those inputs first; keep what it saw with `moments`.
+
     Args:
         scaling: of the merged task vector; 1 is RegMean. Or a rule that finds it without labels.
         shrinkage: factor on the off-diagonal entries of the moments, in [0, 1].

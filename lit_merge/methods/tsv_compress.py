@@ -15,6 +15,8 @@ class TSVCompress(MergeMethod):
     """θ₀ and the leading directions of every task vector, for tasks that are known when the model is used: its bank
     is for `expert`, export's format `task`, rather than for one merged model.
 
+    Use it to store many experts in the space of about two models, where it is known which task an input is of.
+
     Args:
         rank_ratio: share of min(m, n) that every task keeps; 1/T, the authors' choice, by default: a matrix with fewer
             directions than there are tasks then goes with the rest.

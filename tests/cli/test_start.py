@@ -57,6 +57,9 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
         ["init", str(tiny.root), "--output", f"{tmp_path}/first.yaml"],
         ["report", f"{tmp_path}/run", "--output", f"{tmp_path}/report.html"],
         ["zoo"],
+        ["explain"],
+        ["explain", "CART"],
+        ["explain", "RankSchedule"],
     ]
     wrong = {
         "nearest is model.stages": [*fit, "--model.stagess", "3"],

@@ -175,6 +175,8 @@ class LoraFolder(Checkpoint):
     def _misfit(self, why: str, weight: str) -> MergeError:
         known = self._config.get("base_model_name_or_path")
         message = f"; give the model that it was trained on{f', {known},' if known else ''} as base (--model.base)"
+        if known and Path(str(known)).name == Path(self._base.label).name:
+            message = f"; it names {known} as its base: another model lies there by now, or one of both is damaged"
         return MergeError(
             f"{self.label} is a LoRA of another base than {self._base.label}: {why}{message}", weight=weight
         )

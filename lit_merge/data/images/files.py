@@ -131,7 +131,11 @@ def by_class(task: str, root: Path, paths: Sequence[Path]) -> tuple[Integer[Tens
     stray = next((path for path in paths if path.parent == root), None)
     if stray is not None:
         place = f"{stray} (task {task})"
-        raise MergeError(f"{place}: expected one subfolder per class, found images next to them", task=task)
+        raise MergeError(
+            f"{place}: expected one subfolder per class, found images next to them; images without labels go to "
+            "--data.adapt alone, which predict reads too",
+            task=task,
+        )
     return torch.tensor([names.index(path.relative_to(root).parts[0]) for path in paths]), names
 
 

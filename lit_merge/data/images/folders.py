@@ -23,7 +23,7 @@ class ImageFolders(TaskData):
 
     Args:
         adapt: task → folder of images, searched with its subfolders; or `mixed` → folder with images of all tasks,
-            where nobody says which is whose.
+            where nobody says which is whose. Not needed to `test` and `validate`.
         test: task → folder with one subfolder per class, whose sorted names are the rows of the task's head: as many
             as these, empty where there are no images.
         validation: the same, for `validate`.
@@ -47,7 +47,7 @@ class ImageFolders(TaskData):
 
     def __init__(
         self,
-        adapt: dict[str, str],
+        adapt: dict[str, str] | None = None,
         test: dict[str, str] | None = None,
         validation: dict[str, str] | None = None,
         online: bool = False,
@@ -62,13 +62,14 @@ class ImageFolders(TaskData):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
         self.image_size, self.on_bad_image, self.on_leak = image_size, on_bad_image, on_leak
-        if not adapt:
+        if not (adapt or test or validation):
             raise MergeError("no task: give --data.adapt, a folder of images for every task")
+        adapt = adapt or {}
         self.online, self.mixed = online, MIXED in adapt
         if self.mixed and len(adapt) > 1:
             raise MergeError(f"adapt: {MIXED} means that all images are in one folder, so it goes without other tasks")
         for task in [*(test or {}), *(validation or {})]:
-            if task not in adapt and not self.mixed:
+            if adapt and task not in adapt and not self.mixed:
                 raise MergeError(
                     f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task
                 )
@@ -80,7 +81,7 @@ class ImageFolders(TaskData):
     @property
     def tasks(self) -> tuple[str, ...]:
         known = [task for folders in self._labelled.values() for task in folders or ()]
-        return tuple(dict.fromkeys(known) if self.mixed and known else self._adapt)
+        return tuple(dict.fromkeys(known) if known and (self.mixed or not self._adapt) else self._adapt)
 
     @property
     def protocol(self) -> str:
@@ -88,6 +89,8 @@ class ImageFolders(TaskData):
         return "; ".join([self._images_used(), *online, *([MIXED_PROTOCOL] if self.mixed else [])])
 
     def _images_used(self) -> str:
+        if not self._adapt:
+            return "not adapted on any image"
         if not self.has_test:
             return "adapted on the given folders, tested on none"
         adapted = {path.resolve() for folder in self._adapt.values() for path in self._listed[folder]}
@@ -128,6 +131,8 @@ class ImageFolders(TaskData):
         return [*super().identity(split), self.image_size, self.on_bad_image, files]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
+        if not self._adapt:
+            raise MergeError("no images to adapt on: give --data.adapt, a folder of images for every task")
         return {
             name: ImageFiles(self._images(name, folder), self.image_size, resolve(folder))
             for name, folder in self._adapt.items()

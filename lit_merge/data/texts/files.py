@@ -31,7 +31,8 @@ class TextFiles(TaskData):
     one of several splits), or `hf://org/name`. To adapt, the columns of texts are read and no other.
 
     Args:
-        adapt: task → table; or `mixed` → table with texts of all tasks, where nobody says which is whose.
+        adapt: task → table; or `mixed` → table with texts of all tasks, where nobody says which is whose; {} to `test`
+            only.
         tokenizer: folder of the pretrained model, or of any expert, with the tokenizer's files.
         test: task → table with labels.
         validation: the same, for `validate`.
@@ -74,14 +75,14 @@ class TextFiles(TaskData):
     ) -> None:
         # Token ids come from memory: a reading process would only cost.
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed, augment=augment)
-        if not adapt:
+        if not (adapt or test or validation):
             raise MergeError("no task: give --data.adapt, a table of texts for every task")
         self.online, self.mixed = online, MIXED in adapt
         if self.mixed and len(adapt) > 1:
             raise MergeError(f"adapt: {MIXED} means that all texts are in one table, so it goes without other tasks")
         self._adapt, self._labelled = dict(adapt), {"test": test or {}, "validation": validation or {}}
         for task in [*self._labelled["test"], *self._labelled["validation"]]:
-            if task not in adapt and not self.mixed:
+            if adapt and task not in adapt and not self.mixed:
                 raise MergeError(
                     f"task {task} has labelled texts but none to adapt on: give --data.adapt.{task}", task=task
                 )
@@ -96,7 +97,7 @@ class TextFiles(TaskData):
     @property
     def tasks(self) -> tuple[str, ...]:
         known = [task for tables in self._labelled.values() for task in tables]
-        return tuple(dict.fromkeys(known) if self.mixed and known else self._adapt)
+        return tuple(dict.fromkeys(known) if known and (self.mixed or not self._adapt) else self._adapt)
 
     @property
     def protocol(self) -> str:
@@ -105,6 +106,8 @@ class TextFiles(TaskData):
 
     def _texts_used(self) -> str:
         test = self._labelled["test"]
+        if not self._adapt:
+            return "not adapted on any text"
         if not test:
             return "adapted on the given texts, tested on none"
         shared = [task for task, location in test.items() if location in self._adapt.values()]
@@ -126,6 +129,8 @@ class TextFiles(TaskData):
         return [*super().identity(split), options, self._label, self._classes, files]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
+        if not self._adapt:
+            raise MergeError("no texts to adapt on: give --data.adapt, a table of texts for every task")
         return {task: self._texts(task, location) for task, location in self._adapt.items()}
 
     def answers(self) -> Mapping[str, Answers]:
