@@ -45,5 +45,5 @@ def test_help_of_a_verb_lists_its_options(capsys: pytest.CaptureFixture[str]) ->
         main(["export", "--help"])
     assert stopped.value.code == 0
     told = capsys.readouterr().out
-    for option in ("--output", "--rank_ratio", "--format {bank,merged,task,lora,open_clip,hugging_face,torch_export,onnx}", "--model.bank"):
+    for option in ("--output", "--rank_ratio", "--format {bank,merged,task,lora,", "--model.bank"):
         assert option in told
