@@ -168,16 +168,17 @@ def adapted_scores(
     trainer: Trainer, model: MergedModel, data: TaskData, start: TaskBank, bank: TaskBank, samples: Samples | None
 ) -> dict[str, Mapping[str, TaskScore]]:
     """Scores of the adapted bank, and of what it was when another objective took over, where labels are known."""
+    if samples is None:
+        return {}
     banks = {"adapted": bank}
     if model.turn is not None:
         learnt = dict(model.turn)
         coefficients = learnt.pop("coefficients").to(start.coefficients.dtype)
         banks = {"first": replace(start, coefficients=coefficients, learnt=learnt)} | banks
     found: dict[str, Mapping[str, TaskScore]] = {}
-    for state, one in banks.items() if samples is not None else ():
+    for state, one in banks.items():
         merged = one.merge(dtype=model.compute_dtype, naming="canonical")
-        note = samples.of(state)
-        found[state] = score(trainer, model, data, "adapted", lambda task, merged=merged: merged, note)
+        found[state] = score(trainer, model, data, state, _same(merged), samples.of(state))
     return found
 
 
@@ -194,6 +195,11 @@ def score(
     evaluator = Evaluator(model.network, model.tasks, weights, label, note)
     trainer.test(evaluator, datamodule=data, verbose=False)
     return evaluator.scores
+
+
+def _same(weights: Mapping[str, Tensor]) -> Callable[[str], Mapping[str, Tensor]]:
+    """These weights for every task."""
+    return lambda task: weights
 
 
 def _as(model: MergedModel, value: Tensor) -> Tensor:

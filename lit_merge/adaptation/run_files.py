@@ -34,7 +34,7 @@ def _is_run(folder: Path) -> bool:
 RUN = Kind(
     "fit",
     _is_run,
-    r"bank/bank\.(json|safetensors)|metrics\.(json|csv)|table\.txt|coefficients\.csv|versions\.json|config\.yaml|"
+    rf"bank/({BANK.files})|metrics\.(json|csv)|table\.txt|coefficients\.csv|versions\.json|config\.yaml|"
     r"(accuracy|training)\.(png|svg)|guard\.csv|samples\.jsonl|coefficients/coefficients_\w+\.(csv|png|svg)|"
     # Of loggers, wherever in the run they write.
     r"(.+/)?(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+|checkpoints/[^/]+\.ckpt)",

@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -49,8 +50,9 @@ def accuracy_figure(run: Report | str | Path) -> Figure:
         axes.hlines(place, min(known), max(known), color="#c9ced6", linewidth=2.5, zorder=1)
     for state in states:
         shown = [(100 * value, i) for i, row in enumerate(rows) if (value := row[f"{state}_accuracy"]) is not None]
-        style = {"color": COLOURS[state], "marker": MARKERS[state], "edgecolors": "white", "linewidths": 0.5}
-        axes.scatter(*zip(*shown, strict=True), s=52, label=report.label(state), zorder=2, **style)
+        x, y = [percent for percent, _ in shown], [place for _, place in shown]
+        look: dict[str, Any] = {"color": COLOURS[state], "edgecolors": "white", "linewidths": 0.5, "zorder": 2}
+        axes.scatter(x, y, 52, marker=MARKERS[state], label=report.label(state), **look)
     axes.axhline(len(names) - 1.5, color="#888888", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), [shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)

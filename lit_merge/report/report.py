@@ -91,7 +91,8 @@ class Report:
         found = read_object(path, "report of a run")
         try:
             rows = found["tasks"]
-            scores = {state: scores for state in STATES if (scores := _scores(rows, state))}
+            scores: dict[str, Mapping[str, TaskScore]] = {state: _scores(rows, state) for state in STATES}
+            scores = {state: found for state, found in scores.items() if found}
             return cls(
                 found["method"],
                 found["protocol"],

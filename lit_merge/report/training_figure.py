@@ -50,10 +50,11 @@ def training_figure(run: RunFolder | str | Path) -> Figure:
 
 def _draw(axes: Axes, title: str, curves: Mapping[str, Curve], colours: Mapping[str, str], folder: RunFolder) -> None:
     for task, curve in curves.items():
-        style = {"color": MEAN, "linewidth": 2.2} if task == "mean" else {"color": colours[task], "linewidth": 0.9}
+        colour, width = (MEAN, 2.2) if task == "mean" else (colours[task], 0.9)
         # More than ten tasks share colours: the second ten are dashed.
         dashed = task != "mean" and list(colours).index(task) > 10
-        axes.plot(*(zip(*curve, strict=True) if curve else ([], [])), label=task, ls="--" if dashed else "-", **style)
+        x, y = [step for step, _ in curve], [value for _, value in curve]
+        axes.plot(x, y, label=task, ls="--" if dashed else "-", color=colour, linewidth=width)
     if folder.report is not None and folder.report.kept:
         axes.axvline(
             folder.report.kept["step"], color="#e0301e", linewidth=1, linestyle=":", label="step that was kept"

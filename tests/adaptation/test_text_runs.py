@@ -55,6 +55,15 @@ def test_fit_and_predict(texts: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(set(mine.values())) == 3
     assert (run / "coefficients" / "coefficients_end.png").exists()
     assert set(json.loads((run / "metrics.json").read_text())["mean"]) == {"pretrained", "static", "adapted", "expert"}
+    # Samples are texts of the tables, word by word, with their labels.
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    test = {
+        task: list(csv.DictReader(Path(path).read_text().splitlines())) for task, path in texts.tables("test").items()
+    }
+    assert {one["task"] for one in samples} == set(texts.tasks)
+    for one in samples:
+        row = test[one["task"]][one["index"]]
+        assert (one["text"], one["label"]) == (row["text"], f"LABEL_{row['label']}")
     assert main(["predict", *files, "--model.bank", str(run / "bank"), "--output", f"{tmp_path}/p.csv", *QUIET]) == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert [row["file"] for row in rows if row["task"] == "mood"] == [f"mood-test.csv:{i}" for i in range(13)]

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -140,7 +141,7 @@ def cosines_figure(analysis: Analysis) -> Figure:
 
 
 def _line(axes: Axes, x: list[float], y: list[float], anchor: Anchor) -> None:
-    style = {"color": COLOURS[anchor], "linewidth": WIDTHS[anchor], "label": LABELS[anchor]}
+    style: dict[str, Any] = {"color": COLOURS[anchor], "linewidth": WIDTHS[anchor], "label": LABELS[anchor]}
     axes.plot(x, y, marker=MARKERS[anchor], markersize=2 * WIDTHS[anchor], **style)
 
 
