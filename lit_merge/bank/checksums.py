@@ -5,6 +5,7 @@ import zlib
 
 from torch import Tensor
 
+from lit_merge.bank.learnt import is_learnt
 from lit_merge.checkpoints.tensor_values import bytes_of
 
 # Digits of one checksum.
@@ -28,7 +29,17 @@ def checksum(*values: Tensor) -> str:
 def checksums(name: str, value: Tensor) -> str:
     """The checksum of the tensor of this name in a bank's file; of those with a part for each task, of every part, one
     after the other."""
-    return "".join(map(checksum, value.unbind() if name.partition("/")[0] in PARTED else [value]))
+    return "".join(map(checksum, value.unbind() if parts(name, value) > 1 else [value]))
+
+
+def parts(name: str, value: Tensor) -> int:
+    """How many checksums a tensor of this name has."""
+    return len(value) if name.partition("/")[0] in PARTED else 1
+
+
+def is_summed(name: str) -> bool:
+    """Whether it has any: what adaptation changes is in the digest of the description."""
+    return name != "coefficients" and not is_learnt(name)
 
 
 def sum_at(sums: str, row: int) -> str:

@@ -1,7 +1,6 @@
 """The files of a compressed bank: their size to the byte before one is written, and the files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,13 @@ class CompressedFiles:
         """Bytes of all files, to the byte."""
         layout = self._layout(choice)
         rows = self.compression.rows + (self.base is not None)
-        sums = {}
+        sums: dict[str, str] = {}
         for name, packed in choice.weights.items():
             here = {key.partition("/")[0] for key in packed.layout(name)} - {"scale"}
             own = rows if name in self.compression.bank.deltas else 1
             sums |= {f"{kind}/{name}": "0" * WIDTH * (1 if kind == "origin" else own) for kind in here}
-        shapes, dtypes = ({name: kind[i] for name, kind in layout.items()} for i in range(2))
+        shapes = {name: shape for name, (shape, _) in layout.items()}
+        dtypes = {name: dtype for name, (_, dtype) in layout.items()}
         return sum(sizes_of(self._about(choice, layout, "0" * 32, sums), shapes, dtypes))
 
     def weights(self, choice: Choice) -> dict[str, int]:
@@ -80,7 +80,8 @@ class CompressedFiles:
 
     def _values(self, choice: Choice) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The packed tensors, and checksums by the names that they are read by."""
-        values, sums = {}, {}
+        values: dict[str, Tensor] = {}
+        sums: dict[str, str] = {}
         for name, packed in choice.weights.items():
             found = dict(self.compression.tensors(name, packed))
             values |= {key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in found.items()}
@@ -115,21 +116,12 @@ class CompressedFiles:
     def _about(self, choice: Choice, layout: Layout, fingerprint: str, sums: Mapping[str, str]) -> dict[str, Any]:
         bank = self.compression.bank
         low_rank = [name for name in bank.deltas if choice.weights[name].low_rank]
-        about = {
-            "method": bank.method,
-            "tasks": bank.tasks,
-            "layers": bank.layers,
+        about = bank.about(fingerprint, sums) | {
             "ranks": {name: choice.weights[name].largest_rank for name in low_rank},
-            "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in bank.dtypes.items()},
             "nbytes": _nbytes(layout),
-            "fingerprint": fingerprint,
-            "checksums": dict(sums),
-            "naming": asdict(bank.naming),
             "packed": {name: packed.describe() for name, packed in choice.weights.items()},
             "recipe": dict(bank.recipe) | dict(self.recipe) | {"kept": choice.kept},
         }
-        if bank.learnt:
-            about["learnt"] = list(bank.learnt)
         return about if self.base is None else about | {"base": dict(self.base)}
 
 

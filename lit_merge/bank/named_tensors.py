@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_merge.bank.checksums import checksums
+from lit_merge.bank.checksums import checksums, is_summed
 from lit_merge.bank.learnt import NOTHING, is_learnt
 from lit_merge.bank.low_rank import Delta, LowRank, tensors_of
 from lit_merge.bank.on_demand import OnDemand, mapping_like, without_values
@@ -120,7 +120,7 @@ def digest(about: object, names: Iterable[str], read: Callable[[str], Tensor]) -
     found, sums = hashlib.blake2b(digest_size=16), {}
     found.update(repr(about).encode())
     for name in names:
-        if name != "coefficients" and not is_learnt(name):
+        if is_summed(name):
             value = read(name)
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             found.update(bytes_of(value))

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_merge.bank.files import AnyFile, open_bank_folder, write_bank_folder
+from lit_merge.bank.checksums import WIDTH, is_summed, parts
+from lit_merge.bank.files import DIGITS, AnyFile, open_bank_folder, sizes_of, write_bank_folder
 from lit_merge.bank.learnt import CORRECTION, DIRECTIONS, of_weight, without
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks_at, tensors_of
@@ -353,7 +355,20 @@ class TaskBank:
             MergeError: the folder exists and `overwrite` is off, or cannot be written.
         """
         tensors = self.tensors()
-        fingerprint, sums = digest((self.tasks, self.layers), tensors, read or tensors.__getitem__)
+        about = self.about(*digest((self.tasks, self.layers), tensors, read or tensors.__getitem__))
+        write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of the files that `save` writes, to the byte."""
+        tensors = without_values(self.tensors())
+        sums = {name: "0" * WIDTH * parts(name, value) for name, value in tensors.items() if is_summed(name)}
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        dtypes = {name: value.dtype for name, value in tensors.items()}
+        return sum(sizes_of(self.about("0" * DIGITS, sums), shapes, dtypes))
+
+    def about(self, fingerprint: str, sums: Mapping[str, str]) -> dict[str, Any]:
+        """What `bank.json` says of this bank, whose tensors have these digests; see docs/bank_format.md."""
         about = {
             "method": self.method,
             "tasks": self.tasks,
@@ -362,12 +377,11 @@ class TaskBank:
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
             "nbytes": self.nbytes,
             "fingerprint": fingerprint,
-            "checksums": sums,
+            "checksums": dict(sums),
             "naming": asdict(self.naming),
         }
         about |= {"learnt": list(self.learnt)} if self.learnt else {}
-        about |= {"recipe": dict(self.recipe)} if self.recipe else {}
-        write_bank_folder(path, about, tensors, read or tensors.__getitem__, overwrite)
+        return about | ({"recipe": dict(self.recipe)} if self.recipe else {})
 
     @classmethod
     def load(cls, path: str | Path, base: str | Path | None = None) -> "TaskBank":

@@ -16,13 +16,14 @@ from lit_merge.cli.written_output import say_copied, say_written
 from lit_merge.console import terminal
 from lit_merge.errors import MergeError
 from lit_merge.merge.adapters.parts import Rest
-from lit_merge.merge.compressed_bank import Origin, StoredAs, compress_bank, is_compressed
-from lit_merge.merge.export import Format, check_export, export_bank
+from lit_merge.merge.compressed_bank import Origin, StoredAs, compress_bank, is_compressed, model_bytes
+from lit_merge.merge.export import Format, check_export, compress, export_bank
 from lit_merge.merge.processes import Accelerator
 from lit_merge.merge.programs import Program
 from lit_merge.networks import Network
+from lit_merge.report.weight_tree import megabytes
 
-SWITCHES = {"dry_run": "say what the compressed bank would hold, and its size to the byte: writes nothing"}
+SWITCHES = {"dry_run": "say what the bank would hold, and its size to the byte: writes nothing"}
 ABOUT = "Writes a task bank, compressed if asked; or the merged weights; or the weights of one task."
 
 
@@ -132,11 +133,16 @@ def _export_compressed(config: Configuration) -> None:
         )
     if config["devices"] > 1:
         raise MergeError(f"devices={config['devices']}: one process compresses a bank")
+    check_export("", "bank", None, config["max_shard_size"])
     output = None if config["dry_run"] else config.check_output("output", BANK)
     bank = config.sources().bank()
     bank = replace(bank, naming=bank.naming_of(config["naming"])).truncate(config["rank_ratio"], config["energy"])
-    options = {name: config[name] for name in ("budget", "max_size", "dtype", "origin", "overwrite")}
-    found = compress_bank(bank, output, base=config["model"].base, **options)
+    options = {name: config[name] for name in ("budget", "max_size", "dtype", "origin")}
+    if not is_compressed(*options.values()):
+        nbytes = compress(bank, dtype=config["dtype"]).saved_bytes
+        print(f"{nbytes:,} bytes ({megabytes(nbytes)}), {nbytes / model_bytes(bank):.3f} times one model")
+        return
+    found = compress_bank(bank, output, base=config["model"].base, overwrite=config["overwrite"], **options)
     console = terminal()
     console = console if console.is_terminal else terminal(width=200)
     console.print(compression_table(found), highlight=False)

@@ -66,13 +66,17 @@ def test_export_within_a_budget(tiny: Any, tmp_path: Path, capsys: pytest.Captur
     assert "transformer.resblocks.#.mlp.c_fc.weight (2 alike)" in said
     assert main(["inspect", f"{tmp_path}/bank"]) == 0
     assert "base.safetensors" in capsys.readouterr().out
-    assert (
-        main(["export", "--model.bank", f"{tmp_path}/bank", "--output", f"{tmp_path}/again", "--dtype", "float16"]) == 0
-    )
+    plain = ["export", "--model.bank", f"{tmp_path}/bank", "--dtype", "float16", "--rank_ratio", "0.5"]
+    assert main([*plain, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert main([*plain, "--output", f"{tmp_path}/again"]) == 0
+    nbytes = sum(file.stat().st_size for file in (tmp_path / "again").iterdir())
+    assert planned.startswith(f"{nbytes:,} bytes")
     capsys.readouterr()
     for options, message in (
         (["--budget", ".01x"], "a budget of "),
         (["--format", "merged", "--budget", "2x"], "are of format=bank: leave them out for merged"),
+        (["--budget", "2x", "--max_shard_size", "1MB"], "max_shard_size is of format=merged and format=task"),
         (["--budget", "2x", "--devices", "2"], "devices=2: one process compresses a bank"),
         (["--budget", "2x", "--max_size", "5MB"], "give one of them"),
     ):
