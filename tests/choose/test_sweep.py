@@ -1,6 +1,8 @@
 """Sweeps: one decomposition, every point as a merge of its own would read, resumed where it was cut off, chosen."""
 
 import csv
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,10 @@ from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArith
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
 from lit_merge.choose.sweep.folder import SweepFolder, sweep_figures, to_csv
 from lit_merge.choose.sweep.points import at_edge
+from lit_merge.choose.sweep.progress import SweepProgress
 from lit_merge.cli.lightning_cli import MergeRecipe
 from lit_merge.cli.main import main
+from lit_merge.console import Manner, use_manner
 
 pytestmark = pytest.mark.filterwarnings("ignore:select=")
 GRID = Grid((CART(), TSVM(), TaskArithmetic()), rank_ratios=(0.25, 0.5), scalings=(0.5, 1.0))
@@ -163,6 +167,27 @@ def test_curves_of_every_method_and_a_legend(tmp_path: Path) -> None:
     assert [line.get_xdata()[0] for line in stars] == [choose(POINTS, "accuracy").scaling] * 3
     titles = [one.get_title(loc="left") for one in figures["heatmap"].axes]
     assert {"TIES", "WeightAveraging", POINTS[0].method} <= set(titles)
+
+
+def test_progress_is_a_line_or_an_event_per_point(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for manner in (Manner(), Manner(json=True), Manner(quiet=True)):
+        use_manner(manner)
+        with SweepProgress(4, "agreement") as progress:
+            for i in range(1, len(POINTS) + 1):
+                progress.update(POINTS[:i])
+        told.append(capsys.readouterr())
+    use_manner(Manner())
+    lines, events, nothing = told
+    assert lines.out == ""
+    assert re.fullmatch(r"point 1 of 4, 0:0\d left: CART, rank ratio 0.1, scaling 1: .*", lines.err.splitlines()[0])
+    assert lines.err.splitlines()[-1].endswith("agreement 72.0 % (self-consistent)")
+    assert events.err == ""
+    found = [json.loads(line) for line in events.out.splitlines()]
+    assert [(one["event"], one["done"], one["agreement"]) for one in found] == [
+        ("point", min(i, 4), point.agreement) for i, point in enumerate(POINTS, 1)
+    ]
+    assert nothing == ("", "")
 
 
 def test_doubts_are_warnings(recipe: Any, tiny: Any, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def of_all(*languages: str) -> list[Any]:
 @cache
 def parser_of(verb: str, part: str = "") -> argparse.ArgumentParser:
     with parsers_only(), pytest.raises(ParserFound) as found:
-        front._run(verb, [part] if part else [])
+        front.run_verb(verb, [part] if part else [])
     return found.value.parser
 
 
