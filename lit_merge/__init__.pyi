@@ -38,6 +38,7 @@ from .experts.experts import Experts as Experts
 from .experts.moments import load_moments as load_moments
 from .experts.moments import save_moments as save_moments
 from .merge.build import build_bank as build_bank
+from .merge.compressed_bank import compress_bank as compress_bank
 from .merge.growth.tasks import add_task as add_task
 from .merge.growth.tasks import remove_task as remove_task
 from .merge.growth.tasks import rename_task as rename_task
