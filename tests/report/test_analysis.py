@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,35 @@ def test_figures_show_the_numbers(small: Any) -> None:
     expected = found.cosines("centred")
     assert numbers[0] == f"{expected[0, 1].item():.2f}".replace("-", "−")
     assert len(numbers) == 6
+
+
+@pytest.mark.pictures
+def test_panels_of_a_whole_clip(tmp_path: Path) -> None:
+    """Kinds in which nothing differs have no panel, and titles stay in theirs."""
+    kinds = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    towers = ("visual.transformer.resblocks", "transformer.resblocks", "a.very.long.name.of.a.third.tower.blocks")
+    names = [f"{tower}.{b}.{kind}" for tower in towers for b in range(2) for kind in kinds]
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(4, 4, generator=generator) for name in names}
+    experts = {
+        task: {
+            n: w if n.startswith("transformer") else w + torch.randn(4, 4, generator=generator) for n, w in base.items()
+        }
+        for task in ("a", "b", "c")
+    }
+    found = analyze(Experts(experts, base), ratios=[0.5, 1.0])
+    for draw in (energy_figure, spectra_figure):
+        figure = draw(found)
+        assert len(figure.axes) == 8
+        (legend,) = figure.legends
+        assert "no expert differs in them: transformer.resblocks.*.attn.in_proj" in " ".join(
+            legend.get_title().get_text().split()
+        )
+        figure.savefig(tmp_path / "figure.png")
+        for row in (figure.axes[:4], figure.axes[4:]):
+            boxes = [axes._left_title.get_window_extent() for axes in row]
+            assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+            assert boxes[-1].x1 < figure.bbox.x1
 
 
 @pytest.mark.pictures
