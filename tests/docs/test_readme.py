@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lit_merge.cli.main import main
+from lit_merge.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +49,7 @@ def test_the_readme_is_short_and_names_what_there_is() -> None:
     assert len(README.splitlines()) <= 110
     for name in re.findall(r"\]\(([^):]+)\)", README):
         assert (ROOT / name).exists(), name
+    assert not [verb for verb in VERBS if f"| `{verb}`" not in README and f", `{verb}`" not in README]
 
 
 @pytest.fixture
