@@ -59,7 +59,7 @@ class Compression:
         base: with it the origin is stored as a difference from this checkpoint, by canonical names.
 
     Raises:
-        MergeError: a base that lacks a weight of the bank, or has it in another shape.
+        MergeError: a base that lacks a weight of the bank, or has it in another shape; weights in int8.
     """
 
     def __init__(self, bank: TaskBank, dtype: str | None = None, base: Checkpoint | None = None) -> None:
@@ -159,7 +159,9 @@ class Compression:
     def _survey(self, name: str) -> None:
         """What can be stored of one weight."""
         origin = self.bank.origin[name]
-        if not origin.is_floating_point():
+        if origin.dtype == torch.int8:
+            raise MergeError(f"{name} is int8, which a compressed bank has for scaled numbers only", weight=name)
+        if not origin.is_floating_point() or not origin.numel():
             return
         if self.base is None:
             self.parts[f"origin/{name}"] = _origin_part(origin, self._origin_types(origin), self.rows)
@@ -193,7 +195,8 @@ class Compression:
         elif self.base is not None and f"delta/{name}" in levels:
             stored = BASE
         else:
-            stored = str(without_values(self.bank.origin)[name].dtype).removeprefix("torch.")
+            own = without_values(self.bank.origin)[name]
+            stored = "float32" if own.is_floating_point() else str(own.dtype).removeprefix("torch.")
         ranks = {}
         if (key := f"delta/{name}") in levels:
             ladder, rows = self.parts[key].ladder, self.rows + (self.base is not None)

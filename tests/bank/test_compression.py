@@ -243,3 +243,18 @@ def test_descriptions_that_are_none(
     with pytest.raises(MergeError, match=message) as refused:
         TaskBank.load(tmp_path / "bank")
     assert "\n" not in str(refused.value)
+
+
+def test_weights_without_a_value_and_in_integers(tmp_path: Path) -> None:
+    experts = {
+        task: {MATRIX: torch.randn(6, 5), "none": torch.zeros(0, 3), "mask": torch.tensor([True, False])}
+        for task in ("a", "b", "c")
+    }
+    bank = build_bank(experts, method=CART(rank_ratio=1.0))
+    compress_bank(bank, tmp_path / "bank", dtype="float32")
+    found = TaskBank.load(tmp_path / "bank").expert("b")
+    for name, value in bank.expert("b").items():
+        torch.testing.assert_close(found[name], value)
+    integers = {task: one | {"codes": torch.ones(2, dtype=torch.int8)} for task, one in experts.items()}
+    with pytest.raises(MergeError, match="codes is int8, which a compressed bank has for scaled numbers only"):
+        compress_bank(build_bank(integers, method=CART(rank_ratio=1.0)), None, dtype="int8")
