@@ -21,6 +21,8 @@ from lit_merge.errors import MergeError, first_line
 
 MODE = "omegaconf+"
 """Resolves interpolations after command-line options have gone over the file; plain omegaconf before."""
+# Packages of loggers, whose errors are of their options.
+LOGGERS = ("mlflow", "wandb", "comet_ml", "neptune")
 _load: Callable[[str], Any] = get_omegaconf_loader(MODE)
 
 
@@ -95,6 +97,8 @@ def cause_of(error: BaseException) -> MergeError | None:
     while found is not None and not isinstance(found, MergeError):
         if isinstance(found, ModuleNotFoundError):
             return MergeError(f"a package is missing: {first_line(found)}")
+        if type(found).__module__.partition(".")[0] in LOGGERS:
+            return MergeError(f"trainer.logger: {first_line(found)}")
         found = found.__cause__ or found.__context__
     return found
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_merge.adaptation.callbacks.collapse_guard import gone_back
 from lit_merge.adaptation.coefficients import by_row
+from lit_merge.adaptation.figure_logging import log_figure, log_histograms
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.task_bank import TaskBank
@@ -30,8 +30,9 @@ COEFFICIENTS = Kind(
 
 class CoefficientLog(Callback):
     """Writes the coefficients at the start of a fit, every so many steps, and at its end: lines of
-    `coefficients_log.csv` and a heat map of task × layer, as PNG and SVG. Where TensorBoard is a logger, it gets the
-    heat maps and a histogram per task. Every logger gets each task's mean, `coefficient/TASK`, at every step it logs.
+    `coefficients_log.csv` and a heat map of task × layer, as PNG and SVG. TensorBoard, Weights & Biases and MLflow get
+    the heat maps, the first two a histogram per task too. Every logger gets each task's mean, `coefficient/TASK`, at
+    every step it logs.
 
     Args:
         every_n_steps: optimiser steps between two looks; 0 looks at the start and at the end only.
@@ -98,17 +99,13 @@ class CoefficientLog(Callback):
         if step != self._logged:
             _append(self._folder / LOG, bank, step)
         self._logged = step
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        for board in boards:
-            for row, values in by_row(bank.tasks, bank.coefficients).items():
-                board.add_histogram(f"coefficients/{row}", values, step)
+        log_histograms(trainer.loggers, "coefficients", by_row(bank.tasks, bank.coefficients), step)
         if self.figures:
             back = gone_back(trainer)
             message = f"step {step}" if back is None else f"those of step {back['step']} were kept, {back['why']}"
             figure = coefficient_figure(bank, start, message)
             save_both(figure, self._folder, f"coefficients_{name}", overwrite=True)
-            for board in boards:
-                board.add_figure("coefficients", figure, step, close=False)
+            log_figure(trainer.loggers, "coefficients", figure, step)
 
 
 def _start_log(path: Path, layers: Sequence[str], step: int) -> int:
