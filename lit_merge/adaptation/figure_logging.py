@@ -33,5 +33,5 @@ def log_histograms(loggers: Iterable[Logger], name: str, values: Mapping[str, Te
         elif isinstance(logger, WandbLogger):
             import wandb
 
-            found = {f"{name}_histogram/{task}": wandb.Histogram(one.numpy()) for task, one in values.items()}
+            found = {f"{name}_histogram/{task}": wandb.Histogram(one.tolist()) for task, one in values.items()}
             logger.log_metrics(found, step)  # type: ignore[arg-type]
