@@ -158,7 +158,7 @@ class Evaluator(ScoredModule):
     ) -> None:
         super().__init__(network, tasks)
         if note is not None:
-            self.note = note  # type: ignore[method-assign]
+            self.note = note  # type: ignore[assignment, method-assign]
         self.weights, self.label = weights, label
         self._loaded: tuple[str, dict[str, Tensor]] | None = None
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class ClassifierHeads(Heads):
 
     def alone(self, task: str) -> nn.Module:
         self.require(task)
-        return _Classifier(self.model, self._weights_of(task))
+        return _Classifier(cast(nn.Module, self.model), self._weights_of(task))
 
     def _weights_of(self, task: str) -> dict[str, Tensor]:
         start = self.tasks.index(task) * len(self.shapes)
