@@ -97,6 +97,7 @@ def run_fit(
         if unfinished.scores is None and samples is not None:
             with isolate_rng():
                 scores = reference_scores(trainer, model, data, experts, samples)
+            samples.gather()
             if first:
                 unfinished.write(NOTED, samples.seen)
             unfinished.write_scores(scores)
@@ -108,6 +109,8 @@ def run_fit(
             scores["online"] = online.scores
         bank = model.to_bank()
         scores |= adapted_scores(trainer, model, data, start, bank, samples)
+        if samples is not None:
+            samples.gather()
         bank_bytes = _save_bank(bank, folder) if trainer.is_global_zero else bank.nbytes
         sizes = {"bank": bank_bytes} | ({"experts": experts.nbytes} if experts else {})
         kept = gone_back(trainer)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lit_merge.adaptation.callbacks.prediction_writer import class_names
 from lit_merge.adaptation.merged_model import MergedModel
@@ -52,6 +52,15 @@ class Samples:
                     about[state] = [found.indices.tolist(), [round(p, 4) for p in found.values.tolist()]]
 
         return note
+
+    def gather(self) -> None:
+        """Takes what other processes of the fit have noted, which score other tasks."""
+        if distributed.is_available() and distributed.is_initialized():
+            every: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(every, self.seen)
+            for one in every:
+                for key, about in one.items():
+                    self.seen[key] = about | self.seen.get(key, {})
 
     def write(self, folder: Path, model: MergedModel, data: TaskData) -> None:
         """`samples.jsonl`: task, index, file, picture (a data URI) or text, label, and state → classes with their

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 
 from lit_merge import __version__
@@ -97,7 +97,8 @@ def main(arguments: Sequence[str]) -> int:
         from lit_merge.checkpoints.inputs import one_command
 
         with one_command():
-            run_verb(verb, rest)
+            for run, given in calls(verb, rest):
+                run(given)
     except MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)
         return 2
@@ -112,9 +113,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run_verb(verb: str, arguments: Sequence[str]) -> None:
-    """Imports what a verb needs, and runs it."""
+def calls(verb: str, arguments: Sequence[str]) -> Iterator[tuple[Callable[[Sequence[str]], object], Sequence[str]]]:
+    """What runs a verb, one after the other, with its arguments; each is imported when its turn comes."""
     for module, name in [HOMES[verb]] if verb in HOMES else LIGHTNING:
         run = getattr(import_module(f"lit_merge.cli.{module}"), name)
         settle_number()
-        run(arguments if verb in HOMES else [verb, *arguments])
+        yield run, arguments if verb in HOMES else [verb, *arguments]
+
+
+def run_verb(verb: str, arguments: Sequence[str]) -> None:
+    """Runs a verb as `main` does, without what `main` makes of errors."""
+    for run, given in calls(verb, arguments):
+        run(given)

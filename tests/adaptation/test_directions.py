@@ -265,7 +265,11 @@ def test_bad_input(make_model: Make, tiny: Any) -> None:
 def test_a_stage_has_an_objective_of_its_own(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
     own = Stage("layer", 2, 0.01, objective=ExpertAgreement(2.0))
     model = make_model(stages=[Stage("layer", 2, 0.01), own])
-    assert model.options.plan()["stages"][1]["objective"] == {"class": "ExpertAgreement", "temperature": 2.0}
+    assert model.options.plan()["stages"][1]["objective"] == {
+        "class": "ExpertAgreement",
+        "temperature": 2.0,
+        "of": "predictions",
+    }
     seen: list[str] = []
 
     class Watch(Callback):

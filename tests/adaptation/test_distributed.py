@@ -156,6 +156,8 @@ def test_each_process_reads_its_part_only(runs: dict[str, Path]) -> None:
                 assert indices == first + second
                 assert len(first) == len(second) == 2
         else:
+            # Images of a report's samples are read again, one by one, by the process that writes.
+            whole, *parts = ([read for read in one if len(read[1]) > 1] for one in (whole, *parts))
             assert sorted(whole) == sorted([*parts[0], *parts[1]])
             assert not {task for task, _ in parts[0]} & {task for task, _ in parts[1]}
 

@@ -1,5 +1,6 @@
 """Loggers of other libraries, tried for real: each gets the numbers and the heat maps of a fit."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,12 @@ def test_weights_and_biases(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(pictures) == 2
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     # Names of metrics stand as they are in its records.
-    records = b"".join(path.read_bytes() for path in folder.glob("run-*.wandb"))
+    # Another process writes them.
+    for _ in range(100):
+        records = b"".join(path.read_bytes() for path in folder.glob("run-*.wandb"))
+        if b"coefficient/beta" in records:
+            break
+        time.sleep(0.1)
     assert b"coefficient/beta" in records
 
 

@@ -1,5 +1,6 @@
 """TaskBank: indexing, truncation, precision, fingerprint, files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_damaged_folders(bank: TaskBank, tmp_path: Path) -> None:
         ("{", "damaged"),
         ("[]", "format_version"),
         (about.replace('"format_version": 1', '"format_version": 99'), "update it"),
-        (about.replace('"gamma"', '"gamma", "delta"'), "different banks"),
+        (json.dumps(json.loads(about) | {"tasks": [*bank.tasks, "delta"]}), "different banks"),
     ):
         (path / "bank.json").write_text(text)
         with pytest.raises(MergeError, match=told) as error:

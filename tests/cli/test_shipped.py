@@ -36,7 +36,7 @@ def test_all_are_shipped_and_a_wheel_has_its_own(tmp_path: Path, monkeypatch: py
 
 
 def test_other_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(MergeError, match=r"^quickstat: no such configuration file.*the nearest is quickstart;"):
+    with pytest.raises(MergeError, match=r"^quickstat: no such configuration file.*the nearest is quickstart:"):
         with_shipped(["--config", "quickstat"])
     assert main(["fit", "--config", "quickstat"]) == 2
     told = capsys.readouterr().err
