@@ -26,9 +26,7 @@ def cart(experts: Float[Tensor, "T m n"], rank: int, by: Decomposer = FACTORS) -
 class CART(MergeMethod):
     """W = θ̄ + scaling · Σ_t SVD_k(θ_t − θ̄) for matrices; the rest keeps its whole centred differences, which cancel
     in a static merge and count once tasks are weighted or picked. The pretrained checkpoint cancels: none is needed.
-
-    Use it for three tasks or more, also where the pretrained checkpoint is lost; its bank is small, and adapts well
-    from a scale of 1. Of two experts it is their average. Choose the rank first: it matters most.
+    Use it for three tasks or more, also where that checkpoint is lost. Choose the rank first: it matters most.
 
     Args:
         rank_ratio: k = max(1, ⌊rank_ratio·min(m, n)⌋), in (0, 1]. The best one grows with the number of tasks: the

@@ -26,15 +26,12 @@ def consensus_mask(task_vectors: Float[Tensor, "T ..."], kappa: list[float], agr
 @dataclass(frozen=True)
 class ConsensusTA(MergeMethod):
     """W = θ₀ + scaling · (Σ_t m_t ≥ agree) ⊙ Σ_t τ_t for every weight, masks m_t = 1[|τ_t| ≥ kappa·|Σ_s τ_s − τ_t|].
-
-    Use it where many experts are merged with task arithmetic and some of their entries serve one task only: those
-    are left out.
+    Use it in place of task arithmetic with many experts: it leaves out entries that serve one task only.
 
     Args:
         kappa: how much a task's own entry must weigh against those of all others; one number, or one for every task.
             The authors choose each from .2, .3, .4, .5 and .6 by validation accuracy; 0.4 when nothing is known.
-        scaling: α of every task; or a rule that finds it without labels.
-        agree: how many tasks must keep an entry.
+        scaling, agree: α of every task, or a rule that finds it without labels; how many tasks must keep an entry.
     """
 
     kappa: float | dict[str, float] = 0.4
@@ -51,8 +48,8 @@ class ConsensusTA(MergeMethod):
     def check(self, experts: Experts) -> None:
         per_task("kappa", self.kappa, experts.tasks)
         if self.agree > (tasks := len(experts.tasks)):
-            text = f"ConsensusTA with agree={self.agree} keeps nothing of {tasks} experts: the merge is the pretrained"
-            warnings.warn(f"{text} checkpoint", MergeWarning, stacklevel=3)
+            text = f"ConsensusTA with agree={self.agree} keeps nothing of {tasks} experts: the merge is the base"
+            warnings.warn(text, MergeWarning, stacklevel=3)
 
     def prepare(self, weights: WeightStream) -> MergeMethod:
         return replace(self, kappa=per_task("kappa", self.kappa, weights.experts.tasks))

@@ -70,9 +70,7 @@ def esm(
 @dataclass(frozen=True)
 class ESM(MomentsMethod):
     """W = θ₀ + scaling · Σ_t β_l · P̃_t·Ã_t for matrices; the rest is θ₀ + scaling · mean_t τ_t.
-
-    Use it with the pretrained checkpoint and a few unlabelled inputs of every task: directions are chosen by what
-    they change in the outputs, not by their size in the weights. Choose the scale by data; it differs by preset.
+    Use it with the pretrained checkpoint and a few unlabelled inputs of every task; choose its scale by data.
 
     Args:
         preset: `paper`, the equations as published (P̃·Ã has norm 1: `scaling` brings it to size); `official`, what the
@@ -80,8 +78,7 @@ class ESM(MomentsMethod):
             c_proj only, directions weighted, scaled by 2·m_P·m_A (mean singular values of P and A); TSV-M elsewhere.
         rank_ratio: k = max(1, ⌊rank_ratio·m⌋) of m outputs, at most 1/T; ⌊m/T⌋, the authors' choice, by default.
         scaling: α; or a rule that finds it without labels. The authors search it on validation images.
-        matrices: see `select_matrices`; the authors decompose every 2-D weight but the text projection. One with fewer
-            outputs, or directions, than there are tasks goes with the rest.
+        matrices: see `select_matrices`. One with fewer outputs, or directions, than there are tasks goes with the rest.
         samples, moments: see `MomentsMethod`. Matrices without moments are taken with C = I, and a warning says so.
     """
 

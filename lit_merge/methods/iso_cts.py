@@ -30,15 +30,13 @@ def iso_cts(
     if not both.rank:
         return iso_c(total, by, rounded)
     # Rounding turns a direction by its share of the singular value: so much apart, two directions are the same.
-    apart = (rounded / both.S.min()).item()
-    U, V = (polar_factor(side[0], apart, by.exact)[None] for side in (both.U, both.V))
+    U, V = (polar_factor(side[0], (rounded / both.S.min()).item(), by.exact)[None] for side in (both.U, both.V))
     return LowRank(U, both.S.mean().expand_as(both.S).contiguous(), V)
 
 
 @dataclass(frozen=True)
 class IsoCTS(MergeMethod):
     """W = θ₀ + scaling · iso(directions of Σ_t τ_t, and of what they leave of every τ_t); the rest as in `IsoC`.
-
     Use it in place of `IsoC` where the tasks are many, or differ much: every task keeps directions of its own.
 
     Args:

@@ -17,9 +17,8 @@ from lit_merge.methods.with_moments import MomentsMethod
 
 
 def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tensor], shrinkage: float = 0.9) -> Tensor:
-    """W − θ₀ of Wᵀ = (Σ_t C_t)⁻¹ Σ_t C_t W_tᵀ with W_t = θ₀ + τ_t, in float64; θ₀ cancels from it. C_t (n, n) are
-    second moments of the inputs, to one common factor, one in memory at a time; their off-diagonal entries are
-    multiplied by `shrinkage`. Directions that no task's inputs have are averaged, see `ridge_solve`."""
+    """W − θ₀ of Wᵀ = (Σ_t C_t)⁻¹ Σ_t C_t θ_tᵀ, in float64, with second moments C_t (n, n) to one common factor, whose
+    off-diagonal entries are multiplied by `shrinkage`. Directions that no inputs have are averaged: `ridge_solve`."""
     (_, m, n), (tau, _, exponent) = task_vectors.shape, of_one_size(task_vectors.double())
     left, right = tau.new_zeros(n, n), tau.new_zeros(n, m)
     for C, own in zip(second_moments, tau, strict=True):
@@ -35,9 +34,7 @@ def regmean(task_vectors: Float[Tensor, "T m n"], second_moments: Iterable[Tenso
 @dataclass(frozen=True)
 class RegMean(MomentsMethod):
     """W = θ₀ + scaling · (regmean − θ₀) for matrices with second moments; all others are averaged.
-
-    Use it where a few unlabelled inputs of every task are at hand, and exact answers of linear layers matter more
-    than a small bank. It looks at those inputs first; keep what it saw with `moments`.
+    Use it where a few unlabelled inputs of every task are at hand; it looks at them first, and `moments` keeps that.
 
     Args:
         scaling: of the merged task vector; 1 is RegMean. Or a rule that finds it without labels.

@@ -60,8 +60,7 @@ class TIES(MergeMethod):
     """W = θ₀ + scaling · Σ_t τ̂_t: of every τ_t the largest entries, where they have the sign that the sum of all has,
     divided by the number of tasks that agree there.
 
-    Use it where task arithmetic is good enough but interference of signs is suspected: it treats every entry by itself,
-    so it merges models of any kind, and decomposes nothing.
+    Use it where signs interfere in task arithmetic: every entry is treated by itself, so models of any kind merge.
 
     A task keeps the entries at least as large as the ⌊keep·P⌋-th largest of its whole vector of P floating-point
     entries: more than that many where several equal it, whatever their order. Where what is left of all tasks sums to 0

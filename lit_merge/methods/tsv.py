@@ -38,9 +38,7 @@ def tsv_merge(
 @dataclass(frozen=True)
 class TSVM(MergeMethod):
     """W = θ₀ + scaling · Σ_t Ũ_t·Σ_t·Ṽ_tᵀ (see `tsv_merge`); the rest is θ₀ + scaling · mean_t τ_t.
-
-    Use it with the pretrained checkpoint at hand and without any data: it has no rank to choose, and its scale is
-    near 1 for any number of tasks.
+    Use it with the pretrained checkpoint and without any data: there is no rank to choose, and its scale is near 1.
 
     Args:
         rank_ratio: share of min(m, n) that every task keeps; 1/T, the authors' choice and the most, by default.

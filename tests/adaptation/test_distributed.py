@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from lit_merge import MergeError, TaskBank
+from lit_merge.adaptation.samples import spread
 from tests.forked_commands import as_torchrun
 
 STEPS = 7
@@ -156,7 +157,11 @@ def test_each_process_reads_its_part_only(runs: dict[str, Path]) -> None:
                 assert indices == first + second
                 assert len(first) == len(second) == 2
         else:
-            # Images of a report's samples are read again, one by one, by the process that writes.
+            # Images of a report's samples, of all tasks, are read again one by one, by the process that writes.
+            again = [[read for read in one if len(read[1]) == 1] for one in (whole, *parts)]
+            sizes = {task: len(indices) for task, indices in whole if len(indices) > 1}
+            samples = [(task, (i,)) for task, n in sizes.items() for i in spread(n)] if split == "test" else []
+            assert [sorted(one) for one in again] == [sorted(samples), sorted(samples), []]
             whole, *parts = ([read for read in one if len(read[1]) > 1] for one in (whole, *parts))
             assert sorted(whole) == sorted([*parts[0], *parts[1]])
             assert not {task for task, _ in parts[0]} & {task for task, _ in parts[1]}

@@ -11,8 +11,7 @@ from lit_merge.cli.main import main
 from lit_merge.methods.cart import cart
 
 PATH = Path(__file__).parents[2] / "scripts" / "measure_house.py"
-# Of which three say when to use the method, for `explain`.
-LINES = dict.fromkeys(("cart", "tsv", "tsv_compress", "iso", "iso_cts", "consensus", "regmean", "arithmetic"), 63)
+LINES = dict.fromkeys(("cart", "tsv", "tsv_compress", "iso", "iso_cts", "consensus", "regmean", "arithmetic"), 60)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def test_floors(script: Any) -> None:
 
 
 def test_a_method_is_its_formula(script: Any) -> None:
-    for name, most in (LINES | {"esm": 123, "ties": 121}).items():
+    for name, most in (LINES | {"esm": 120, "ties": 120}).items():
         assert len((script.PACKAGE / "methods" / f"{name}.py").read_text().splitlines()) <= most, name
 
 
