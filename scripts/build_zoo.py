@@ -16,6 +16,8 @@ from zoo.problem import Problem
 from zoo.stopping import Stopped, StopPoint
 from zoo.tasks import SUITES
 
+from lit_merge.checkpoints.locations import resolve
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the stages; 0 done, 1 a problem, 3 stopped in time with more to do."""
@@ -38,7 +40,7 @@ def _build(options: argparse.Namespace) -> None:
     """Fonts, masters, base, experts, files."""
     try:
         import torch
-        from zoo import finetuning, folder, masters, packages, pretraining
+        from zoo import finetuning, folder, masters, packages, pretraining, shipped
     except ModuleNotFoundError as missing:
         raise Problem(f"the package {missing.name} is missing: {_INSTALL}") from missing
     torch.set_num_threads(options.threads)
@@ -48,19 +50,20 @@ def _build(options: argparse.Namespace) -> None:
         packages.download(fonts / "debs")
         packages.unpack(fonts / "debs", fonts / "unpacked")
         masters.build_masters(fonts / "unpacked", work)
-    glyphs, base = masters.Masters(work), work / f"base{options.base_seed}"
+    glyphs, base = masters.Masters(work), work / ("shipped" if options.from_shipped else f"base{options.base_seed}")
     base.mkdir(parents=True, exist_ok=True)
-    if not (base / "base.safetensors").exists():
+    if not (base / "base.safetensors").exists() and options.from_shipped:
+        shipped.take_shipped(glyphs, resolve("zoo:8"), base)
+    elif not (base / "base.safetensors").exists():
         pretraining.pretrain(glyphs, base, options.base_seed, stop)
     names = SUITES[options.tasks]
     weights, table = pretraining.read_base(base)
     finetuning.train_experts(glyphs, weights, table, names, base, options.seed, stop)
     output = options.output or _cache() / "zoo" / f"{options.tasks}-seed{options.seed}"
-    command = (
-        f"python scripts/build_zoo.py --tasks {options.tasks} --seed {options.seed} --base-seed {options.base_seed}"
-    )
+    source = "--from-shipped" if options.from_shipped else f"--base-seed {options.base_seed}"
+    command = f"python scripts/build_zoo.py --tasks {options.tasks} --seed {options.seed} {source}"
     seeds = {"base_seed": options.base_seed, "seed": options.seed}
-    folder.write_zoo(glyphs, work, names, output=output, command=command, **seeds)
+    folder.write_zoo(glyphs, work, base, names, output=output, command=command, **seeds)
 
 
 _INSTALL = (
@@ -72,6 +75,11 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, choices=tuple(SUITES), default=8, help="how many tasks (default: 8)")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the experts (default: 0)")
+    parser.add_argument(
+        "--from-shipped",
+        action="store_true",
+        help="take the base, and with seed 0 the eight experts, that the package ships instead of training them",
+    )
     parser.add_argument("--base-seed", type=_seed, default=0, help="seed of the base (default: 0)")
     parser.add_argument(
         "--work", type=Path, default=_cache() / "zoo-build", help="work folder, kept (default: %(default)s)"

@@ -134,6 +134,7 @@ class MergedModel(ScoredModule):
             raise MergeError(f"{method} has no coefficients, so there is nothing to fit: use merge, test or export")
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         check_precision(self.trainer, self.compute_dtype, self.options)
         device = self.trainer.strategy.root_device
         self.stored.settle(device)

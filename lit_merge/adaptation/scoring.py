@@ -79,6 +79,11 @@ class ScoredModule(LightningModule):
         self.label_rows: dict[str, Tensor] = {}
         self.scores: dict[str, TaskScore] = {}
 
+    def setup(self, stage: str) -> None:
+        # Before the first loader is made.
+        if isinstance(data := getattr(self.trainer, "datamodule", None), TaskData):
+            data.suit(self.network)
+
     def weights_for(self, task: str) -> Mapping[str, Tensor]:
         """The weights that a task's inputs are run with."""
         raise NotImplementedError

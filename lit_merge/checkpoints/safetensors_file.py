@@ -83,7 +83,7 @@ def read_header(file: InputFile) -> tuple[dict[str, Any], int]:
     if length > LONGEST_HEADER and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
         raise MergeError(
             f"{path} is a PyTorch pickle, not a safetensors file: "
-            "`python -m lit_merge convert` makes one of what torch.save wrote"
+            "`lit-merge convert` makes one of what torch.save wrote"
         )
     text = file.read(8, length) if length <= LONGEST_HEADER else b""
     if text[:1] == b"{" and len(text) < length:

@@ -75,6 +75,7 @@ class Probe:
         """
         if images < 1:
             raise MergeError(f"images={images}: expected at least 1 of every task")
+        data.suit(network)
         data.label_rows("adaptation", network.heads.rows_of)
         inputs = {}
         for task, source in data.unlabelled().items():
@@ -91,6 +92,7 @@ class Probe:
             MergeError: other classes than those of the heads.
         """
         inputs, labels = {}, {}
+        data.suit(network)
         data.check_classes(split, network.heads.classes)
         rows = data.label_rows(split, network.heads.rows_of)
         for task, (source, targets) in data.labelled(split).items():

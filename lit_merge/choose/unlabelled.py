@@ -88,6 +88,7 @@ class Unlabelled:
                 f"{type(method).__name__} looks at inputs of every task by itself, and the data mixes them: name a "
                 "folder of moments with --model.method.moments"
             )
+        data.suit(network)
         with self._on_device(network):
             sources = data.unlabelled()
             try:

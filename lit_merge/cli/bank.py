@@ -14,14 +14,14 @@ COMMANDS = {
     "rename": ("another name for a task", "bank_changes", "rename"),
 }
 HELP = f"""\
-usage: python -m lit_merge bank COMMAND …
+usage: lit-merge bank COMMAND …
 
 Works on saved task banks, without the experts that they were made of.
 
 commands:
 {chr(10).join(f"  {name:8s} {text}" for name, (text, *_) in COMMANDS.items())}
 
-`python -m lit_merge bank COMMAND --help` lists a command's options.
+`lit-merge bank COMMAND --help` lists a command's options.
 """
 
 
@@ -37,8 +37,6 @@ def bank_command(arguments: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
-        raise MergeError(
-            f"bank: no command {name!r}; the nearest is {near}; `python -m lit_merge bank --help` lists them"
-        )
+        raise MergeError(f"bank: no command {name!r}; the nearest is {near}; `lit-merge bank --help` lists them")
     _, module, function = COMMANDS[name]
     getattr(import_module(f"lit_merge.cli.{module}"), function)(rest)

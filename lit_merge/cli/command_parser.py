@@ -39,7 +39,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, verb: str, about: str | None) -> None:
         self.verb = verb
-        super().__init__(prog=f"python -m lit_merge {verb}", description=about, allow_abbrev=False)
+        super().__init__(prog=f"lit-merge {verb}", description=about, allow_abbrev=False)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         offer(self)

@@ -37,7 +37,7 @@ def listing() -> Iterator[str]:
             width = max(len(entry.name) for entry in entries)
             yield from (_shortened(f"  {entry.name:{width}}  {entry.title}") for entry in entries)
             yield ""
-    yield "`python -m lit_merge explain NAME` explains one of these, or any option, as rank_ratio."
+    yield "`lit-merge explain NAME` explains one of these, or any option, as rank_ratio."
 
 
 def explanation(name: str) -> Iterator[str]:

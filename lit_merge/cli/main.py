@@ -50,7 +50,7 @@ HOMES = {
 LIGHTNING = ("lightning_verbs", "check"), ("lightning_cli", "run")
 
 HELP = f"""\
-usage: python -m lit_merge VERB [--config FILE.yaml] [--option value …]
+usage: lit-merge VERB [--config FILE.yaml] [--option value …]
 
 Merges fine-tuned models that share a pretrained checkpoint, adapts the merge on unlabelled data, and exports the
 result as a small low-rank task bank.
@@ -59,12 +59,12 @@ verbs:
 {chr(10).join(f"  {verb:9s} {text}" for verb, text in VERBS.items())}
 
 One YAML file describes a merge and serves every verb; options on the command line go over it:
-  python -m lit_merge fit    --config configs/quickstart.yaml
-  python -m lit_merge merge  --config configs/cart.yaml --model.method.rank_ratio 0.12 --output merged.safetensors
-  python -m lit_merge test   --config configs/cart.yaml --model.bank runs/cart/bank
-  python -m lit_merge export --config configs/cart.yaml --model.bank runs/cart/bank --output small --dtype float16
+  lit-merge fit    --config configs/quickstart.yaml
+  lit-merge merge  --config configs/cart.yaml --model.method.rank_ratio 0.12 --output merged.safetensors
+  lit-merge test   --config configs/cart.yaml --model.bank runs/cart/bank
+  lit-merge export --config configs/cart.yaml --model.bank runs/cart/bank --output small --dtype float16
 
-`python -m lit_merge VERB --help` lists a verb's options; `--print-completion bash` (or zsh) prints a script by which a
+`lit-merge VERB --help` lists a verb's options; `--print-completion bash` (or zsh) prints a script by which a
 shell completes them. Exit code 2 and one line say what is wrong with an input.
 """
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
-            raise MergeError(f"no verb {verb!r}; the nearest is {near}; `python -m lit_merge --help` lists them")
+            raise MergeError(f"no verb {verb!r}; the nearest is {near}; `lit-merge --help` lists them")
         plain_warnings()
         rest = with_shipped(settle_manner(verb, settle_waiting(rest)))
         # Imported here: torch takes seconds, and Lightning more, which a --help or a typing error must not.

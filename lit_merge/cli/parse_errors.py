@@ -14,6 +14,11 @@ _VALUE = re.compile(
     r"Expected an? (?P<kind>.*?)\. Got value: (?P<value>.*?)(?= - |$)"
 )
 _CLASS = re.compile(r"<class '([\w.]+)'>.*Expected a dot import path string: ([\w.]+)")
+# The same of a field of a chosen class, as a stage's objective.
+_FIELD_CLASS = re.compile(
+    r"Parser key \"(?P<key>[\w.]+)\": Does not validate against any of the Union subtypes Subtypes: "
+    r"\[<class '(?P<wanted>[\w.]+)'>[^]]*\] Errors: - Expected a dot import path string: (?P<name>[\w.]+) "
+)
 _UNION = re.compile(r"of the Union subtypes Subtypes: \[(?P<kind>.*?)\] Errors: .*Given value: (?P<value>.*)$")
 # A field of a chosen class that takes one of several types: the innermost complaint.
 _FIELD = re.compile(
@@ -86,13 +91,10 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _VALUE.search(message):
         key = match["key"] if match["owner"] is None else f"{place}.{match['key']}"
         return f"{key}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
+    if match := _FIELD_CLASS.search(message):
+        return _no_class(f"{place}.{match['key']}", match["wanted"], match["name"])
     if (match := _CLASS.search(message)) and "." in match[1]:
-        wanted, name = match.groups()
-        known = sorted(_subclasses(_load(wanted)))
-        there = f"; there are {', '.join(known)}, which `python -m lit_merge explain NAME` explains" if known else ""
-        if name in known:
-            return f"{place}: write {name} alone; its options are --{place}.OPTION"
-        return f"{place}: there is no {_short(wanted)} {name!r}{nearest(name, known)}{there}"
+        return _no_class(place, match[1], match[2])
     if match := _FIELD.search(message):
         return f"{place}.{match['key']}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
     if match := _UNION.search(message):
@@ -110,6 +112,15 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     return f"{place}: {said}" if place else said
 
 
+def _no_class(place: str, wanted: str, name: str) -> str:
+    """That no class below `wanted` is called so, the nearest, and all that there are."""
+    known = sorted(_subclasses(_load(wanted)))
+    there = f"; there are {', '.join(known)}, which `lit-merge explain NAME` explains" if known else ""
+    if name in known:
+        return f"{place}: write {name} alone; its options are --{place}.OPTION"
+    return f"{place}: there is no {_short(wanted)} {name!r}{nearest(name, known)}{there}"
+
+
 def _unknown_option(name: str, options: Iterable[str]) -> str:
     """The first part of a dotted name that nothing is called, and the nearest of the names in its place."""
     parts = name.split(".")
@@ -124,7 +135,7 @@ def _unknown_option(name: str, options: Iterable[str]) -> str:
     prefix = ".".join(parts[:depth])
     there = sorted({one[depth] for one in known if len(one) > depth and one[:depth] == parts[:depth]})
     near = nearest(parts[depth], there, prefix and prefix + ".")
-    return f"no option {'.'.join(parts[: depth + 1])!r}{near}; `python -m lit_merge VERB --help` lists them"
+    return f"no option {'.'.join(parts[: depth + 1])!r}{near}; `lit-merge VERB --help` lists them"
 
 
 def _elsewhere(name: str, options: Sequence[str]) -> str | None:

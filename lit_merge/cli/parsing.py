@@ -35,7 +35,7 @@ class _VerbParser(ArgumentParser):
 def parser_of(verb: str, about: str) -> ArgumentParser:
     """The parser of a verb that takes configuration files, with no other option yet; `about` says what it does."""
     made = _VerbParser(
-        prog=f"python -m lit_merge {verb}",
+        prog=f"lit-merge {verb}",
         description=about,
         exit_on_error=False,
         parser_mode=MODE,

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_merge.checkpoints.json_text import read_object
+from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
 
 # What transformers takes by default: two classes without names.
@@ -123,6 +125,26 @@ def read_lines(path: Path, what: str) -> list[str]:
             f"{path} ({what}) is no text in UTF-8: {error.reason} at byte {error.start}: save it in UTF-8"
         ) from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def read_class_names(task: str, location: str) -> list[str]:
+    """Names of a head's rows: from the folder of a fine-tuned model, or a text file with one on every line.
+
+    Raises:
+        MergeError: no such file, no names in it, or one twice.
+    """
+    path = resolve(location)
+    names = _of_model(path) if path.is_dir() else read_lines(path, f"class names of task {task}")
+    return distinct_names(task, [name for name in names if name], str(path))
+
+
+def _of_model(folder: Path) -> list[str]:
+    path = folder / "config.json"
+    about = read_object(path, "configuration")
+    try:
+        return id2label(about)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MergeError(f"{path} names no classes (id2label): give a text file with one name on every line") from error
 
 
 def distinct_names(task: str, names: Sequence[str], where: str) -> list[str]:

@@ -101,6 +101,13 @@ class TaskData(ClassNames, DataModule):
     def labelled(self, split: str) -> Mapping[str, Labelled]:
         """task → images and labels of `validation` or `test`."""
 
+    def suit(self, network: Any) -> None:
+        """Takes from a network what was not chosen: the side of its images."""
+        side, wanted = getattr(self, "side", None), getattr(network, "image_size", None)
+        if side is not None and wanted is not None and not side.chosen:
+            side.pixels = wanted
+            self.__dict__.pop("fingerprint", None)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {len(self.tasks)} tasks ({listed(self.tasks)}); {self.protocol}"
 

@@ -48,7 +48,7 @@ class SquareImages(Network, ABC):
         if inputs.shape[-2:] != (self.image_size, self.image_size):
             raise MergeError(
                 f"images of {' × '.join(map(str, inputs.shape[-2:]))} for a network that takes squares of "
-                f"{self.image_size}: set --data.image_size {self.image_size}"
+                f"{self.image_size}: leave --data.image_size out, or set it to {self.image_size}"
             )
         images = inputs if inputs.ndim == 4 else inputs[:, None].expand(-1, 3, -1, -1)
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std

@@ -21,10 +21,17 @@ COUNTS = {"validation": (300, 101), "adaptation": (400, 102), "test": (500, 103)
 
 
 def write_zoo(
-    masters: Masters, work: Path, names: Sequence[str], *, base_seed: int, seed: int, output: Path, command: str
+    masters: Masters,
+    work: Path,
+    base_folder: Path,
+    names: Sequence[str],
+    *,
+    base_seed: int,
+    seed: int,
+    output: Path,
+    command: str,
 ) -> None:
     """Writes every file of a zoo, each whole or not at all, and prints a table of accuracies on validation images."""
-    base_folder = work / f"base{base_seed}"
     severity = severities(base_folder)
     (output / "experts").mkdir(parents=True, exist_ok=True)
     table = load_file(base_folder / "table.safetensors")["table"]

@@ -103,14 +103,14 @@ def pretrain(masters: Masters, folder: Path, seed: int, stop: StopPoint) -> None
     run.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
     if run.current_epoch < _EPOCHS:
         stop.now()
-    write_base(module, folder)
+    write_weights(folder, module.network.state_dict(), module.class_table())
 
 
-def write_base(module: Pretraining, folder: Path) -> None:
+def write_weights(folder: Path, base: dict[str, Tensor], table: Tensor) -> None:
     """The base as it is shipped; the table goes first, so that a base is there only with its table."""
     for name, tensors in (
-        ("table", {"table": module.class_table().contiguous()}),
-        ("base", {name: weight.half().contiguous() for name, weight in module.network.state_dict().items()}),
+        ("table", {"table": table.contiguous()}),
+        ("base", {name: weight.half().contiguous() for name, weight in base.items()}),
     ):
         save_file(tensors, folder / f".{name}.part")
         (folder / f".{name}.part").replace(folder / f"{name}.safetensors")

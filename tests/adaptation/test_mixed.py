@@ -178,7 +178,7 @@ def test_predictions_are_called_by_task_and_class(tiny: Any, folder: str, tmp_pa
     """With test folders, whose names are the classes; without them classes have numbers."""
     network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
     options = ["--model.experts", f"{tiny.root}/experts", "--model.base", tiny.base, *network]
-    adapt = ["--data", "ImageFolders", "--data.adapt", json.dumps({"mixed": folder}), "--data.image_size", "16"]
+    adapt = ["--data", "ImageFolders", "--data.adapt", json.dumps({"mixed": folder})]
     start = [
         "predict",
         "--config",

@@ -205,7 +205,7 @@ def test_without_experts_there_are_fewer_columns(
 def test_without_labelled_images_there_are_no_accuracies(
     make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
 ) -> None:
-    data = ImageFolders(tiny.adapt_folders, image_size=16, batch_size=4)
+    data = ImageFolders(tiny.adapt_folders, batch_size=4)
     model, run = make_model(), tmp_path / "run"
     report = run_fit(make_trainer(max_steps=2), model, data, run, Experts(tiny.experts, tiny.base))
     assert report.states == []

@@ -76,7 +76,6 @@ def test_all_that_lies_beside_the_experts_is_found_and_fit_runs(tiny: Any, capsy
     assert made["data"]["init_args"] == {
         "adapt": {task: f"images/{task}" for task in TASKS},
         "test": {task: f"labelled/{task}" for task in TASKS},
-        "image_size": 16,
     }
     assert main(["fit", "--config", "my.yaml", *SHORT]) == 0
     report = json.loads(Path("runs/my/metrics.json").read_text())
@@ -132,7 +131,7 @@ def test_a_name_of_open_clip_from_shapes_alone() -> None:
     made, text = written()
     assert made["model"]["network"]["init_args"]["config"] == "ViT-B-32"
     assert "# ViT-B-32-quickgelu for OpenAI's weights" in text
-    assert made["data"]["init_args"]["image_size"] == 224
+    assert "images of 224 × 224" in text
     assert "base" not in made["model"]
 
 

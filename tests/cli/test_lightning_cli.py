@@ -125,7 +125,7 @@ def test_predict_writes_a_line_per_image(
     assert lines[0].startswith("task,index,file,class_1,class_2,class_3,class_4,class_5,probability_1")
     assert {line.count(",") for line in lines} == {lines[0].count(",")}
     # Images without a label are enough.
-    data = {"class_path": "ImageFolders", "init_args": {"adapt": tiny.adapt_folders, "image_size": 16}}
+    data = {"class_path": "ImageFolders", "init_args": {"adapt": tiny.adapt_folders}}
     output = tmp_path / "predictions.jsonl"
     bar = ["--trainer.enable_progress_bar", "true"]
     assert main(["predict", "--config", config(data=data), "--output", str(output), *bar]) == 0

@@ -80,6 +80,10 @@ CASES = [
     ("FIT --model.lr .nan", "no option 'model.lr'; it is of Stage, in --model.stages: a list of stages, as [{granul"),
     ("FIT --model.stages 3", "model.stages: expected a list of stages, as [{granularity: tied, steps: 100, lr: 0.01}]"),
     ("FIT --model.stages [{granularity:tied,steps:5,lr:.nan}]", "model.stages"),
+    (
+        "FIT --model.stages [{granularity:tied,objective:{class_path:Entropie}}]",
+        "model.stages.objective: there is no Objective 'Entropie'; the nearest is Entropy; there are ConfidentEntropy",
+    ),
     ("FIT --data.batch_size 0", "batch_size=0, eval_batch_size=500: expected at least 1"),
     ("FIT --data.path nowhere", "nowhere/images.safetensors: no such file"),
     ("FIT --data Suit", "there is no TaskData 'Suit'; the nearest is Suite; there are HubImages, ImageFolders"),
@@ -165,14 +169,14 @@ def test_from_python(experts: Any, method: Any, told: str, tmp_path: Path) -> No
 
 def test_test_images_alone_are_enough_to_evaluate(tiny: Any) -> None:
     bank = build_bank(tiny.experts, method=WeightAveraging())
-    data = ImageFolders(test=tiny.test_folders, image_size=16)
+    data = ImageFolders(test=tiny.test_folders)
     scores = evaluate(bank, tiny.encoder(), data)
     whole = evaluate(bank, tiny.encoder(), ImageFolders(tiny.adapt_folders, tiny.test_folders, image_size=16))
     assert {task: one.accuracy for task, one in scores.items()} == {t: one.accuracy for t, one in whole.items()}
     with pytest.raises(MergeError, match=r"^no images to adapt on: give --data.adapt, a folder of images for every"):
         data.unlabelled()
-    with pytest.raises(MergeError, match=r"images of 224 × 224 for a network that takes squares of 16: set --data.im"):
-        evaluate(bank, tiny.encoder(), ImageFolders(test=tiny.test_folders))
+    with pytest.raises(MergeError, match=r"images of 224 × 224 for a network that takes squares of 16: leave --data"):
+        evaluate(bank, tiny.encoder(), ImageFolders(test=tiny.test_folders, image_size=224))
 
 
 def test_images_without_labels_are_no_test_images(tiny: Any) -> None:

@@ -13,7 +13,7 @@ from lit_merge.cli.main import main
 from tests.clip_models import EMBED, moved, open_clip_config, open_clip_model, state
 
 PAGE = (Path(__file__).parents[2] / "docs" / "exports.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line) for line in re.findall(r"^python -m lit_merge (.*)$", PAGE, re.MULTILINE)]
+COMMANDS = [shlex.split(line) for line in re.findall(r"^lit-merge (.*)$", PAGE, re.MULTILINE)]
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

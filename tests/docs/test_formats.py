@@ -47,7 +47,7 @@ def test_commands_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     name = "encoder.layer.0.attention.self.query.weight"
     expected = (2 * models[1].state_dict()[name] + adapted.merge_and_unload().state_dict()[name]) / 3
     torch.testing.assert_close(merged[name], expected)
-    commands = re.findall(r"^python -m lit_merge (.*)$", TEXT, re.MULTILINE)
+    commands = re.findall(r"^lit-merge (.*)$", TEXT, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert main(shlex.split(command)) == 0

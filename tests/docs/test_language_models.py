@@ -11,7 +11,7 @@ import pytest
 from lit_merge.cli.main import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "language_models.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python -m lit_merge (.*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^lit-merge (.*)$", PAGE, re.MULTILINE)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -16,9 +16,9 @@ from lit_merge.cli.main import main
 from tests.clip_models import EMBED, hugging_face_tower, moved, open_clip_model, state
 
 PAGE = (Path(__file__).parents[2] / "docs" / "namings.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python -m lit_merge (.*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^lit-merge (.*)$", PAGE, re.MULTILINE)
 TASKS = {"birds": "alpha", "cars": "beta", "signs": "gamma"}
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--data.image_size", "16"]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
 
 def as_named(weights: dict[str, Tensor], naming: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from lit_merge.cli.main import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "texts.md").read_text(encoding="utf-8")
 YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = re.findall(r"^python -m lit_merge (.*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^lit-merge (.*)$", PAGE, re.MULTILINE)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TASKS = ("reviews", "topics", "questions", "emotions", "intents", "spam", "languages", "sections")
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]

@@ -477,7 +477,7 @@ def test_a_base_of_another_shape(config: Config, tiny: Any, tmp_path: Path, caps
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "analyze.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^python -m lit_merge (.*)$", page, re.MULTILINE)
+    (command,) = re.findall(r"^lit-merge (.*)$", page, re.MULTILINE)
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")

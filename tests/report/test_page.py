@@ -194,7 +194,7 @@ def test_the_page_needs_nothing_else(run: Path, bare: Path) -> None:
     assert "default-src 'none'" in page
     assert "owned" in markup
     assert not re.search(r"<script|<img src=x", markup)
-    for text in ("Copyright 2010-2026 Mike Bostock", "python -m lit_merge fit --config", "2.14.1", html.escape(WHY)):
+    for text in ("Copyright 2010-2026 Mike Bostock", "lit-merge fit --config", "2.14.1", html.escape(WHY)):
         assert text in page
     told = report_page(bare)
     for text in (

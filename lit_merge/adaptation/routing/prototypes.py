@@ -73,6 +73,7 @@ class Prototypes:
                 "of other data first, and name their file with --prototypes"
             )
         network.check(bank.shapes)
+        data.suit(network)
         dtype, sources = compute_dtype(bank.dtypes.values()), data.unlabelled()
         origin = placed(bank.origin, network, dtype)
         some = network.join([sources[task].read(_drawn(data, len(sources[task]), 2)) for task in bank.tasks])

@@ -70,7 +70,7 @@ def configuration_text(
         about += f" in {library_of(checkpoint)}'s names" + (f": {sizes}" if sizes else "")
         _image_network(made, files, checkpoint, sizes)
         made.text += CART + STAGES
-        _images(made, files, sizes)
+        _images(made, files)
     elif kind is ModelKind.TEXT:
         _text_network(made, files)
         made.text += CART + STAGES
@@ -147,12 +147,10 @@ def _clip_configuration(files: FoundFiles, sizes: TowerSizes | None) -> tuple[st
     return names[0], f"{quick} for OpenAI's weights: no weight shows which activation a model was trained with"
 
 
-def _images(made: ConfigurationText, files: FoundFiles, sizes: TowerSizes | None) -> None:
+def _images(made: ConfigurationText, files: FoundFiles) -> None:
     made.add("", "data:", "  class_path: ImageFolders", "  init_args:")
     _inputs(made, files, "images", lambda task: f"images/{task}", "a folder of images without labels for every task")
     _labelled(made, files, lambda task: f"labelled/{task}", "a folder for every class")
-    if sizes is not None:
-        made.add(f"    image_size: {sizes.image_size} # what the network takes")
 
 
 def _text_network(made: ConfigurationText, files: FoundFiles) -> None:

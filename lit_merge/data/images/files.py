@@ -4,6 +4,7 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,15 +21,34 @@ from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError, MergeWarning
 
 
+@dataclass
+class Side:
+    """The side of the squares that images become, in pixels; one that nobody has chosen may become the network's."""
+
+    pixels: int
+    chosen: bool = True
+
+    @classmethod
+    def of(cls, image_size: int | None) -> "Side":
+        """The one that was chosen, or else 224, which most CLIPs take.
+
+        Raises:
+            MergeError: below 1.
+        """
+        if image_size is not None and image_size < 1:
+            raise MergeError(f"image_size={image_size}: expected the side of the images in pixels, at least 1")
+        return cls(224, chosen=False) if image_size is None else cls(image_size)
+
+
 class Pictures(ImageSource):
     """Images of any size, which become squares as CLIP makes them when read.
 
     Args:
-        image_size: side of the squares.
+        side: of the squares, in pixels.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+    def __init__(self, side: Side | int) -> None:
+        self.side = side if isinstance(side, Side) else Side(side)
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
@@ -39,7 +59,7 @@ class Pictures(ImageSource):
         """
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return torch.stack([square(self.picture(i), self.image_size) for i in indices])
+        return torch.stack([square(self.picture(i), self.side.pixels) for i in indices])
 
     def pixels(self, index: int) -> bytes:
         picture = self.picture(index)
@@ -47,18 +67,18 @@ class Pictures(ImageSource):
 
 
 class ImageFiles(Pictures):
-    """Image files, decoded when read: upright, shorter side resized to `image_size`, centre cropped, RGB.
+    """Image files, decoded when read: upright, shorter side resized to `side`, centre cropped, RGB.
 
     A file's content says what it is, not its suffix. Of an animation it is the first frame.
 
     Args:
         paths: the files.
-        image_size: side of the squares.
+        side: of the squares, in pixels.
         root: the folder that `names` are relative to; without it there are none.
     """
 
-    def __init__(self, paths: Sequence[Path], image_size: int, root: Path | None = None) -> None:
-        super().__init__(image_size)
+    def __init__(self, paths: Sequence[Path], side: Side | int, root: Path | None = None) -> None:
+        super().__init__(side)
         self.paths = list(paths)
         self.root = root
 

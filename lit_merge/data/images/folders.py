@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.augmentation import ImageAugmentation
-from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
-from lit_merge.data.images.files import ImageFiles, by_class, class_names, find_images, readable
+from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, match, read_class_names
+from lit_merge.data.images.files import ImageFiles, Side, by_class, class_names, find_images, readable
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
@@ -33,12 +33,15 @@ class ImageFolders(TaskData):
             they are used, and leaves out those that cannot be, with a warning that counts and names them.
         on_leak: copies of test images among others that are adapted on, found by their files: `warn`, `refuse` or
             `ignore`. Folders that are named both times are meant.
-        image_size: side of the squares that the network takes.
+        image_size: side of the squares, in pixels; by default what the network takes.
         batch_size: images of each task, or of the mixed folder, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that decode images.
         seed: of the order in which images are drawn.
         augment: changes images to adapt on a little each time that they come up; see `ImageAugmentation`.
+        classes: task → the names of the head's rows in their order: a text file with one on every line, or the folder
+            of a model whose config.json has them. `predict` writes them, also where no image is labelled; folders of
+            classes go by these names then, and a class without images needs none.
 
     Raises:
         MergeError: a folder that is missing, unreadable or without images; an image that cannot be decoded, or a task
@@ -53,15 +56,16 @@ class ImageFolders(TaskData):
         online: bool = False,
         on_bad_image: Literal["refuse", "skip"] = "refuse",
         on_leak: OnLeak = "warn",
-        image_size: int = 224,
+        image_size: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
         augment: ImageAugmentation | None = None,
+        classes: dict[str, str] | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
-        self.image_size, self.on_bad_image, self.on_leak = image_size, on_bad_image, on_leak
+        self.side, self.on_bad_image, self.on_leak = Side.of(image_size), on_bad_image, on_leak
         if not (adapt or test or validation):
             raise MergeError("no task: give --data.adapt, a folder of images for every task")
         adapt = adapt or {}
@@ -73,10 +77,13 @@ class ImageFolders(TaskData):
                 raise MergeError(
                     f"task {task} has labelled images but none to adapt on: give --data.adapt.{task}", task=task
                 )
-        self._adapt = dict(adapt)
+        self._adapt, self._classes = dict(adapt), dict(classes or {})
+        self._labelled = {"test": test, "validation": validation}
+        for task in self._classes:
+            if task not in self.tasks and self.tasks != (MIXED,):
+                raise MergeError(f"classes: there is no task {task!r}; there are {', '.join(self.tasks)}", task=task)
         self._listed = {folder: find_images(task, folder) for task, folder in adapt.items()}
         self._readable: dict[str, list[Path]] = {}
-        self._labelled = {"test": test, "validation": validation}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -111,8 +118,8 @@ class ImageFolders(TaskData):
             return super().leaks(pixels)
         # Files as they lie there: none has to be decoded to see whether it can be.
         folders = self._labelled["test"] or {}
-        tested = {task: ImageFiles(find_images(task, folder), self.image_size) for task, folder in folders.items()}
-        adapted = {task: ImageFiles(self._listed[folder], self.image_size) for task, folder in self._adapt.items()}
+        tested = {task: ImageFiles(find_images(task, folder), self.side) for task, folder in folders.items()}
+        adapted = {task: ImageFiles(self._listed[folder], self.side) for task, folder in self._adapt.items()}
         return find_leaks(adapted, tested)
 
     def has(self, split: str) -> bool:
@@ -128,13 +135,13 @@ class ImageFolders(TaskData):
             ]
             for task, folder in folders.items()
         }
-        return [*super().identity(split), self.image_size, self.on_bad_image, files]
+        return [*super().identity(split), self.side.pixels, self.on_bad_image, files]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         if not self._adapt:
             raise MergeError("no images to adapt on: give --data.adapt, a folder of images for every task")
         return {
-            name: ImageFiles(self._images(name, folder), self.image_size, resolve(folder))
+            name: ImageFiles(self._images(name, folder), self.side, resolve(folder))
             for name, folder in self._adapt.items()
         }
 
@@ -161,13 +168,20 @@ class ImageFolders(TaskData):
             raise MergeError(f"no {split} images: pass --data.{split} with a folder of class folders per task")
         found = {task: self._by_class(task, folder) for task, folder in folders.items()}
         return {
-            task: (ImageFiles(paths, self.image_size, resolve(folders[task])), labels)
+            task: (ImageFiles(paths, self.side, resolve(folders[task])), labels)
             for task, (paths, labels) in found.items()
         }
 
     def check_classes(self, split: str, classes: Callable[[str], int]) -> None:
         for task, folder in (self._labelled[split] or {}).items():
-            found, expected = len(class_names(resolve(folder))), classes(task)
+            expected = classes(task)
+            found = len(self.class_names(task) or ()) if task in self._classes else len(class_names(resolve(folder)))
+            if found != expected and task in self._classes:
+                raise MergeError(
+                    f"{self._classes[task]} names {found} classes, the head of task {task} has {expected}: a name for "
+                    "every row, in the order of the rows",
+                    task=task,
+                )
             if found != expected:
                 raise MergeError(
                     f"{folder} has {found} class folders, the head of task {task} {expected} classes: sorted, the "
@@ -176,13 +190,15 @@ class ImageFolders(TaskData):
                 )
 
     def class_names(self, task: str) -> list[str] | None:
+        if task in self._classes:
+            return read_class_names(task, self._classes[task])
         folders = (self._labelled[split] or {} for split in ("test", "validation"))
         found = next((labelled[task] for labelled in folders if task in labelled), None)
         return None if found is None else class_names(resolve(found))
 
     def label_names(self, task: str, split: str) -> list[str] | None:
         folder = (self._labelled.get(split) or {}).get(task)
-        return self.class_names(task) if folder is None else class_names(resolve(folder))
+        return self.class_names(task) if folder is None or task in self._classes else class_names(resolve(folder))
 
     def _images(self, task: str, folder: str) -> list[Path]:
         """All images of a folder, sorted, or those that can be read."""
@@ -192,10 +208,20 @@ class ImageFolders(TaskData):
             return self._listed[folder]
         if folder not in self._readable:
             listed = self._listed[folder]
-            good = readable(task, ImageFiles(listed, self.image_size))
+            good = readable(task, ImageFiles(listed, self.side))
             self._readable[folder] = [listed[i] for i in good]
         return self._readable[folder]
 
     def _by_class(self, task: str, folder: str) -> tuple[list[Path], Integer[Tensor, " N"]]:
         paths, root = self._images(task, folder), resolve(folder)
-        return paths, by_class(task, root, paths)[0]
+        labels, folders = by_class(task, root, paths)
+        if task not in self._classes:
+            return paths, labels
+        places = match(folders, read_class_names(task, self._classes[task]))
+        if (strange := next((name for i, name in enumerate(folders) if i not in places), None)) is not None:
+            raise MergeError(
+                f"{root / strange} (task {task}): {self._classes[task]} names no such class: rename the folder, or "
+                "name the class in the place of its row",
+                task=task,
+            )
+        return paths, torch.tensor([places[i] for i in range(len(folders))])[labels]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lit_merge.data.datasets_tables import open_tables
 from lit_merge.data.images.decoding import UnreadableImage, decode
-from lit_merge.data.images.files import Pictures
+from lit_merge.data.images.files import Pictures, Side
 from lit_merge.data.images.splits import Split, SplitName, SplitTasks
 from lit_merge.errors import MergeError
 
@@ -25,12 +25,12 @@ class HubPictures(Pictures):
     Args:
         table: a `datasets.Dataset`, whose column is cast to `Image(decode=False)`.
         column: its name.
-        image_size: side of the squares.
+        side: of the squares.
         where: what messages call the table.
     """
 
-    def __init__(self, table: Any, column: str, image_size: int, where: str) -> None:
-        super().__init__(image_size)
+    def __init__(self, table: Any, column: str, side: Side, where: str) -> None:
+        super().__init__(side)
         self.table, self.column, self.where = table, column, where
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Tables:
         where: a folder, or `hf://org/name`.
         called: our splits → what the data set may call each of them.
         image, label: names of the columns, of which the first that is there counts.
-        image_size: side of the squares.
+        side: of the squares.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Tables:
         called: Mapping[str, Sequence[str]],
         image: Sequence[str],
         label: Sequence[str],
-        image_size: int,
+        side: Side,
     ) -> None:
         self.where, self.called = where, called
-        self.image, self.label, self.image_size = image, label, image_size
+        self.image, self.label, self.side = image, label, side
 
     @functools.cached_property
     def tables(self) -> Mapping[str, Any]:
@@ -123,7 +123,7 @@ class Tables:
         if None in values or (values and min(values) < 0):
             row = next(i for i, value in enumerate(values) if value is None or value < 0)
             raise MergeError(f"{where}: row {row} has no class in column {number} ({values[row]})")
-        pictures = HubPictures(table.cast_column(picture, ImageColumn(decode=False)), picture, self.image_size, where)
+        pictures = HubPictures(table.cast_column(picture, ImageColumn(decode=False)), picture, self.side, where)
         names = tuple(kind.names) if isinstance(kind, ClassLabel) else None
         return Split(pictures, torch.tensor(values, dtype=torch.long), names)
 
@@ -171,7 +171,7 @@ class HubImages(SplitTasks):
             raise MergeError("no task: give --data.paths, a data set for every task")
         super().__init__(list(paths), adapt, **options)
         called = CALLED | {split: (name,) for split, name in (splits or {}).items()}
-        self._tables = {task: Tables(path, called, (image,), (label,), self.image_size) for task, path in paths.items()}
+        self._tables = {task: Tables(path, called, (image,), (label,), self.side) for task, path in paths.items()}
         for tables in self._tables.values():
             # Opened now: what is wrong with a data set is wrong with the configuration.
             tables.splits()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, readable_name
-from lit_merge.data.images.files import Pictures, readable
+from lit_merge.data.images.files import Pictures, Side, readable
 from lit_merge.data.leaks import OnLeak
 from lit_merge.data.streams import Answers, ArrangedImages, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
@@ -95,7 +95,7 @@ class SplitTasks(StreamedTasks):
         on_bad_image: `refuse` ends with the first image that cannot be decoded; `skip` decodes all once and leaves
             those out, with a warning that counts and names them.
         on_leak: test images among others that are adapted on, found by their files: `warn`, `refuse` or `ignore`.
-        image_size: side of the squares that the network takes.
+        image_size: side of the squares, in pixels; by default what the network takes.
         batch_size: images of each task, or of the mixed stream, per adaptation step and process.
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that decode images.
@@ -111,7 +111,7 @@ class SplitTasks(StreamedTasks):
         mixed: bool = False,
         on_bad_image: Literal["refuse", "skip"] = "refuse",
         on_leak: OnLeak = "warn",
-        image_size: int = 224,
+        image_size: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 128,
         num_workers: int = 0,
@@ -121,7 +121,7 @@ class SplitTasks(StreamedTasks):
         super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
         self._tasks, self.adapt = tuple(tasks), adapt
         self.online, self.mixed = online, mixed
-        self.on_bad_image, self.on_leak, self.image_size = on_bad_image, on_leak, image_size
+        self.on_bad_image, self.on_leak, self.side = on_bad_image, on_leak, Side.of(image_size)
         # Not functools.cache: it would keep every instance alive, and does not pickle.
         self._opened: dict[tuple[str, str], tuple[ImageSource, Tensor, tuple[str, ...] | None]] = {}
 
@@ -152,7 +152,7 @@ class SplitTasks(StreamedTasks):
         for task in self.tasks if self.has(which) else ():
             listed = repr(self._source(task, which)[0].lengths())
             lengths[task] = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
-        return [*super().identity(split), self.image_size, self.on_bad_image, lengths]
+        return [*super().identity(split), self.side.pixels, self.on_bad_image, lengths]
 
     def adapted(self, task: str) -> tuple[ImageSource, Callable[[], Tensor]]:
         images, labels, _ = self._source(task, self.adapt)

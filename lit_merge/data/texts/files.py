@@ -12,11 +12,11 @@ from torch import Tensor
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import say
 from lit_merge.data.augmentation import WordDropout
-from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL
+from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, read_class_names
 from lit_merge.data.datasets_tables import files_of, is_hub, place_and_split
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
-from lit_merge.data.texts.labels import RawLabels, names_in, read_class_names
+from lit_merge.data.texts.labels import RawLabels, names_in
 from lit_merge.data.texts.tables import read_table
 from lit_merge.data.texts.tokens import Text, TokenisedTexts, Tokens
 from lit_merge.errors import MergeError, MergeWarning
@@ -31,8 +31,8 @@ class TextFiles(TaskData):
     one of several splits), or `hf://org/name`. To adapt, the columns of texts are read and no other.
 
     Args:
-        adapt: task → table; or `mixed` → table with texts of all tasks, where nobody says which is whose; {} to `test`
-            only.
+        adapt: task → table; or `mixed` → table with texts of all tasks, where nobody says which is whose. Not needed
+            to `test` and `validate`.
         tokenizer: folder of the pretrained model, or of any expert, with the tokenizer's files.
         test: task → table with labels.
         validation: the same, for `validate`.
@@ -57,8 +57,8 @@ class TextFiles(TaskData):
 
     def __init__(
         self,
-        adapt: dict[str, str],
-        tokenizer: str,
+        adapt: dict[str, str] | None = None,
+        tokenizer: str | None = None,
         test: dict[str, str] | None = None,
         validation: dict[str, str] | None = None,
         text: str | list[str] | dict[str, str | list[str]] = "text",
@@ -77,6 +77,9 @@ class TextFiles(TaskData):
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed, augment=augment)
         if not (adapt or test or validation):
             raise MergeError("no task: give --data.adapt, a table of texts for every task")
+        if tokenizer is None:
+            raise MergeError("no tokenizer: give --data.tokenizer, the folder of the pretrained model or of any expert")
+        adapt = adapt or {}
         self.online, self.mixed = online, MIXED in adapt
         if self.mixed and len(adapt) > 1:
             raise MergeError(f"adapt: {MIXED} means that all texts are in one table, so it goes without other tasks")

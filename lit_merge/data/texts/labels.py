@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from lit_merge.checkpoints.json_text import read_object
-from lit_merge.checkpoints.locations import resolve
-from lit_merge.data.class_names import distinct_names, id2label, match, pair, read_lines
+from lit_merge.data.class_names import match, pair
 from lit_merge.errors import MergeError
 
 
@@ -84,23 +81,3 @@ def names_in(labels: Sequence[RawLabels]) -> list[str] | None:
     if all(_is_number(value) for one in labels for value in one.values if value not in (None, "")):
         return None
     return sorted({str(value) for one in labels for value in one.values if value not in (None, "")})
-
-
-def read_class_names(task: str, location: str) -> list[str]:
-    """Names of a head's rows: from the folder of a fine-tuned model, or a text file with one on every line.
-
-    Raises:
-        MergeError: no such file, no names in it, or one twice.
-    """
-    path = resolve(location)
-    names = _of_model(path) if path.is_dir() else read_lines(path, f"class names of task {task}")
-    return distinct_names(task, [name for name in names if name], str(path))
-
-
-def _of_model(folder: Path) -> list[str]:
-    path = folder / "config.json"
-    about = read_object(path, "configuration")
-    try:
-        return id2label(about)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise MergeError(f"{path} names no classes (id2label): give a text file with one name on every line") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lit_merge.data.images.files import ImageFiles, by_class, class_names, find_images
+from lit_merge.data.images.files import ImageFiles, Side, by_class, class_names, find_images
 from lit_merge.data.images.splits import Split
 from lit_merge.errors import MergeError
 
@@ -26,7 +26,7 @@ class Layout(ABC):
         """Which of train, validation and test are there; none where the task is not."""
 
     @abstractmethod
-    def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
+    def read(self, task: str, root: Path, split: str, side: Side) -> Split:
         """One of these splits.
 
         Raises:
@@ -48,11 +48,11 @@ class ClassFolders(Layout):
         names = {"train": "train", "validation": "val", "test": "test"}
         return tuple(split for split, name in names.items() if (root / self.folder / name).is_dir())
 
-    def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
+    def read(self, task: str, root: Path, split: str, side: Side) -> Split:
         place = root / self.folder / {"validation": "val"}.get(split, split)
         paths = find_images(task, str(place))
         labels, names = by_class(task, place, paths)
-        return Split(ImageFiles(paths, image_size, place), labels, tuple(names))
+        return Split(ImageFiles(paths, side, place), labels, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Listed(Layout):
     def splits(self, root: Path) -> tuple[str, ...]:
         return tuple(split for split, name in self.lists.items() if (root / name).is_file())
 
-    def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
+    def read(self, task: str, root: Path, split: str, side: Side) -> Split:
         place = root / self.folder
         try:
             lines = (root / self.lists[split]).read_text(encoding="utf-8").split()
@@ -97,5 +97,5 @@ class Listed(Layout):
                 f"classes of {place}",
                 task=task,
             )
-        pictures = ImageFiles([place / line for line in within], image_size, place)
+        pictures = ImageFiles([place / line for line in within], side, place)
         return Split(pictures, torch.tensor([rows[name] for name in classes]), tuple(names))

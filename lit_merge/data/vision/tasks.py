@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.datasets_tables import HUB, is_table_folder
+from lit_merge.data.images.files import Side
 from lit_merge.data.images.hub import CALLED, Tables
 from lit_merge.data.images.splits import Split, SplitName, SplitTasks
 from lit_merge.data.vision.layouts import ClassFolders, Layout
@@ -26,7 +27,7 @@ class Place:
     task: str
     layout: Layout
     root: Path
-    image_size: int
+    side: Side
 
     def splits(self) -> Collection[str]:
         """Which of train, validation and test are there."""
@@ -34,7 +35,7 @@ class Place:
 
     def read(self, split: str) -> Split:
         """One of these splits. See `Layout.read`."""
-        return self.layout.read(self.task, self.root, split, self.image_size)
+        return self.layout.read(self.task, self.root, split, self.side)
 
 
 class VisionTasks(SplitTasks):
@@ -73,7 +74,7 @@ class VisionTasks(SplitTasks):
                 raise MergeError(f"locations: there is no task {name!r}; there are {', '.join(known)}", task=name)
         self._known = known
         self._places = {
-            name: find_place(replace(task, name=name), path, (locations or {}).get(name), download, self.image_size)
+            name: find_place(replace(task, name=name), path, (locations or {}).get(name), download, self.side)
             for name, task in known.items()
         }
         self._numbered: set[str] = set()
@@ -109,7 +110,7 @@ def task_names(tasks: int | list[str]) -> list[str]:
     return tasks
 
 
-def find_place(task: VisionTask, path: str, location: str | None, download: bool, image_size: int) -> Place | Tables:
+def find_place(task: VisionTask, path: str, location: str | None, download: bool, side: Side) -> Place | Tables:
     """Where a task's images are; they are fetched first where that was asked for and they are missing.
 
     Raises:
@@ -119,7 +120,7 @@ def find_place(task: VisionTask, path: str, location: str | None, download: bool
 
     def tables(where: str) -> Tables:
         called = CALLED | {split: (*CALLED[split], other) for split, other in task.splits}
-        return Tables(where, called, IMAGE, LABEL, image_size)
+        return Tables(where, called, IMAGE, LABEL, side)
 
     if location is not None and (location.startswith(HUB) or is_table_folder(root)):
         return tables(location if location.startswith(HUB) else str(root))
@@ -130,11 +131,11 @@ def find_place(task: VisionTask, path: str, location: str | None, download: bool
     if folder := next((root / name for name in names if is_table_folder(root / name)), None):
         return tables(str(folder))
     if found := next((layout for layout in layouts if "test" in layout.splits(root)), None):
-        return Place(task.name, found, root, image_size)
+        return Place(task.name, found, root, side)
     fetched = next((one for one in task.layouts if isinstance(one, Torchvision) and one.downloads), None)
     if download and fetched is not None:
         fetched.download(task.name, root)
-        return Place(task.name, fetched, root, image_size)
+        return Place(task.name, fetched, root, side)
     if download and task.hub is not None:
         return tables(HUB + task.hub)
     looked = ", ".join([*(layout.looked_for for layout in task.layouts), names[0]])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lit_merge.data.images.decoding import to_rgb
-from lit_merge.data.images.files import ImageFiles, Pictures
+from lit_merge.data.images.files import ImageFiles, Pictures, Side
 from lit_merge.data.images.splits import Split
 from lit_merge.data.vision.layouts import Layout
 from lit_merge.errors import MergeError, first_line
@@ -20,8 +20,8 @@ class ItemPictures(Pictures):
     """Images of one size: arrays (N, H, W) or (N, H, W, 3) of uint8, or what a torchvision data set reads one at a
     time."""
 
-    def __init__(self, items: Any, image_size: int, where: str) -> None:
-        super().__init__(image_size)
+    def __init__(self, items: Any, side: Side, where: str) -> None:
+        super().__init__(side)
         self.items, self.where = items, where
 
     def __len__(self) -> int:
@@ -45,46 +45,46 @@ Take = Callable[[Any, Path, int, str], tuple[Pictures, Sequence[int]]]
 """A torchvision data set, the root, the side of squares and what messages call it → images and labels."""
 
 
-def files(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+def files(dataset: Any, root: Path, side: Side, where: str) -> tuple[Pictures, Sequence[int]]:
     """The images of a data set whose loader was `Path`: items are paths, so nothing is decoded to learn the labels."""
     items = [dataset[i] for i in range(len(dataset))]
-    return ImageFiles([path for path, _ in items], image_size, root), [int(label) for _, label in items]
+    return ImageFiles([path for path, _ in items], side, root), [int(label) for _, label in items]
 
 
-def signs(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+def signs(dataset: Any, root: Path, side: Side, where: str) -> tuple[Pictures, Sequence[int]]:
     """The images of GTSRB, which takes no loader."""
-    return ImageFiles([Path(path) for path, _ in dataset._samples], image_size, root), [y for _, y in dataset._samples]
+    return ImageFiles([Path(path) for path, _ in dataset._samples], side, root), [y for _, y in dataset._samples]
 
 
-def pets(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+def pets(dataset: Any, root: Path, side: Side, where: str) -> tuple[Pictures, Sequence[int]]:
     """The images of OxfordIIITPet, which takes no loader."""
-    return ImageFiles(dataset._images, image_size, root), dataset._labels
+    return ImageFiles(dataset._images, side, root), dataset._labels
 
 
-def arrays(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+def arrays(dataset: Any, root: Path, side: Side, where: str) -> tuple[Pictures, Sequence[int]]:
     """The images of a data set that holds all images in memory, channels last or first."""
     images = np.asarray(dataset.data)
     if images.ndim == 4 and images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)
     labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return ItemPictures(images, image_size, where), np.asarray(labels).tolist()
+    return ItemPictures(images, side, where), np.asarray(labels).tolist()
 
 
-def faces(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+def faces(dataset: Any, root: Path, side: Side, where: str) -> tuple[Pictures, Sequence[int]]:
     """FER2013, a table of pixels."""
     items = [dataset[i] for i in range(len(dataset))]
     if any(label is None for _, label in items):
         raise MergeError(f"{root}/fer2013: test.csv has no labels: take fer2013.csv or icml_face_data.csv")
     images = np.stack([np.asarray(image) for image, _ in items])
-    return ItemPictures(images, image_size, where), [label for _, label in items]
+    return ItemPictures(images, side, where), [label for _, label in items]
 
 
-def patches(dataset: Any, root: Path, image_size: int, where: str) -> tuple[Pictures, Sequence[int]]:
+def patches(dataset: Any, root: Path, side: Side, where: str) -> tuple[Pictures, Sequence[int]]:
     """PCAM: seven gigabytes, read image by image; labels are small."""
     path = dataset._base_folder / dataset._FILES[dataset._split]["targets"][0]
     with dataset.h5py.File(path) as targets:
         labels = np.asarray(targets["y"]).reshape(-1)
-    return ItemPictures(dataset, image_size, where), labels.tolist()
+    return ItemPictures(dataset, side, where), labels.tolist()
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ class Torchvision(Layout):
     def splits(self, root: Path) -> tuple[str, ...]:
         return tuple(self.arguments) if (self._root(root) / self.folder).exists() else ()
 
-    def read(self, task: str, root: Path, split: str, image_size: int) -> Split:
+    def read(self, task: str, root: Path, split: str, side: Side) -> Split:
         place = self._root(root)
         dataset = self._open(task, place, split, False)
-        pictures, labels = self.take(dataset, place, image_size, f"{place / self.folder}, split {split}")
+        pictures, labels = self.take(dataset, place, side, f"{place / self.folder}, split {split}")
         names = getattr(dataset, "classes", None)
         return Split(pictures, torch.tensor(labels, dtype=torch.long), tuple(names) if names else None)
 

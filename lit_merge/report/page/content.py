@@ -54,7 +54,7 @@ def command_of(run: RunFolder) -> str:
     """The command that makes such a run; empty where the configuration was not kept."""
     if not run.config:
         return ""
-    return f"python -m lit_merge fit --config {shlex.quote(str(run.path / 'config.yaml'))} --run another-run"
+    return f"lit-merge fit --config {shlex.quote(str(run.path / 'config.yaml'))} --run another-run"
 
 
 def sizes_of(run: RunFolder) -> list[tuple[str, int]]:

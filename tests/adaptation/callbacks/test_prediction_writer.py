@@ -61,6 +61,26 @@ def test_files_and_names_of_classes(make_model: Make, make_trainer: MakeTrainer,
         assert hits / len(mine) == pytest.approx(model.scores[task].accuracy)
 
 
+def test_names_of_classes_for_images_without_labels(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    named = {}
+    for task, folder in tiny.test_folders.items():
+        names = [f"{task} {path.name}" for path in sorted(Path(folder).iterdir())]
+        (tmp_path / f"{task}.txt").write_text("\n".join(names) + "\n")
+        named[task] = str(tmp_path / f"{task}.txt")
+    found = {}
+    for name, options in (("named", {"classes": named}), ("numbers", {})):
+        path = tmp_path / f"{name}.csv"
+        make_trainer(callbacks=[PredictionWriter(str(path))]).predict(make_model(), datamodule=folders(tiny, **options))
+        found[name] = [[row["task"], *(row[f"class_{i}"] for i in range(1, 6))] for row in read(path)]
+    expected = [
+        [task, *((tmp_path / f"{task}.txt").read_text().splitlines()[int(row)] if row else "" for row in rows)]
+        for task, *rows in found["numbers"]
+    ]
+    assert found["named"] == expected
+
+
 def test_unlabelled_images_only(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     make_trainer(callbacks=[PredictionWriter(str(path))]).predict(make_model(), datamodule=folders(tiny))

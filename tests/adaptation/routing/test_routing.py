@@ -278,14 +278,7 @@ def test_the_verbs(made: SimpleNamespace, tiny: Any, tmp_path: Path, capsys: pyt
     for task, folder in tiny.adapt_folders.items():
         for path in Path(folder).iterdir():
             (everything / f"{task}-{path.name}").write_bytes(path.read_bytes())
-    mixed = [
-        "--data",
-        "ImageFolders",
-        "--data.adapt",
-        json.dumps({"mixed": str(everything)}),
-        "--data.image_size",
-        "16",
-    ]
+    mixed = ["--data", "ImageFolders", "--data.adapt", json.dumps({"mixed": str(everything)})]
     output = tmp_path / "p.csv"
     assert main(["predict", *start, *mixed, "--route", "prototypes", *file, "--output", str(output)]) == 0
     rows = list(csv.DictReader(output.read_text().splitlines()))

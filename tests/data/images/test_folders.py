@@ -12,7 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_merge import ImageFolders, MergedModel, MergeError, MergeWarning, OnlineScores, Stage
+from lit_merge import (
+    CART,
+    ImageFolders,
+    MergedModel,
+    MergeError,
+    MergeWarning,
+    OnlineScores,
+    Prototypes,
+    Stage,
+    adapt,
+    build_bank,
+    evaluate,
+)
+from lit_merge.choose.sample import Probe
 
 
 def folders(tiny: Any, **options: Any) -> ImageFolders:
@@ -239,3 +252,42 @@ def test_one_pass_over_folders_is_scored_where_labels_are_known(
         task: model.scores[task].accuracy for task in ("beta", "gamma")
     }
     assert folders(tiny, test=None, online=True).answers() == {}
+
+
+def test_images_are_as_large_as_the_network_takes_them(tiny: Any, make_trainer: Callable[..., Any]) -> None:
+    """For every use of data with a network; before one is met, they are as most CLIPs take them."""
+    chosen, left = folders(tiny), folders(tiny, image_size=None)
+    assert left.test_dataloader().dataset[0]["images"].shape[-2:] == (224, 224)
+    assert left.fingerprint != chosen.fingerprint
+    bank = build_bank(tiny.experts, method=CART(0.5, 1.0))
+    assert evaluate(bank, tiny.encoder(), left) == evaluate(bank, tiny.encoder(), chosen)
+    assert left.fingerprint == chosen.fingerprint
+    for use in (
+        lambda data: adapt(bank, tiny.encoder(), data, stages=[Stage("tied", 2, 0.1)]).coefficients,
+        lambda data: Probe.draw(tiny.encoder(), data, 5).inputs,
+        lambda data: Probe.labelled(tiny.encoder(), data, "test").inputs,
+        lambda data: Prototypes.collect(bank, tiny.encoder(), data, 5).layers,
+    ):
+        torch.testing.assert_close(use(folders(tiny, image_size=None)), use(folders(tiny)), rtol=0, atol=0)
+    refused(lambda: folders(tiny, image_size=0), "image_size=0: expected the side of the images in pixels")
+    refused(
+        lambda: evaluate(bank, tiny.encoder(), folders(tiny, image_size=24)), "24 × 24", "leave --data.image_size out"
+    )
+
+
+def test_folders_of_classes_go_by_the_names_that_are_given(tiny: Any, tmp_path: Path) -> None:
+    """In the order of the file, not of the alphabet, and without a folder for a class that has no images."""
+    shutil.copytree(tiny.test_folders["alpha"], tmp_path / "test")
+    first, *others = sorted(path.name for path in (tmp_path / "test").iterdir())
+    shutil.rmtree(tmp_path / "test" / first)
+    (tmp_path / "classes.txt").write_text("\n".join([*reversed(others), first]))
+    data = ImageFolders(test={"alpha": str(tmp_path / "test")}, classes={"alpha": str(tmp_path / "classes.txt")})
+    source, labels = data.labelled("test")["alpha"]
+    assert labels is not None
+    names = [*reversed(others), first]
+    assert [names[label] for label in labels] == [Path(source.label(i)).parent.name for i in range(len(source))]
+    data.check_classes("test", lambda task: len(names))
+    refused(lambda: data.check_classes("test", lambda task: 9), f"names {len(names)} classes", "has 9")
+    (tmp_path / "classes.txt").write_text("\n".join(others[1:]))
+    refused(lambda: data.labelled("test"), str(tmp_path / "test" / others[0]), "names no such class")
+    refused(lambda: folders(tiny, classes={"delta": "d.txt"}), "classes: there is no task 'delta'; there are alpha")

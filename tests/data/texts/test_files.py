@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from lit_merge import MergeError, MergeWarning, TextFiles
+from lit_merge import (
+    HuggingFaceTextEncoder,
+    MergeError,
+    MergeWarning,
+    TextFiles,
+    WeightAveraging,
+    build_bank,
+    evaluate,
+)
 from lit_merge.data.texts.tokens import PADDING, SEGMENT, Tokens
 
 
@@ -172,3 +180,15 @@ def test_numbers_of_a_table_that_knows_its_classes(texts: Any, table: Any, tmp_p
     data = TextFiles(test, texts.folder("bert"), test=test, classes={"x": table("a\nb\nnews\n", "names.txt")})
     with pytest.raises(MergeError, match=r"task x: .*'Sea_Lake', 'spam', only the head 'a', 'b'"):
         data.labelled("test")
+
+
+def test_test_texts_alone_are_enough_to_evaluate(texts: Any) -> None:
+    bank = build_bank(texts.experts("bert"), exclude=["classifier*"], method=WeightAveraging())
+    network = HuggingFaceTextEncoder(texts.folder("bert"), texts.experts("bert"))
+    tested = {"tokenizer": texts.folder("bert"), "test": texts.tables("test")}
+    alone = evaluate(bank, network, TextFiles(**tested))
+    assert alone == evaluate(bank, network, TextFiles(texts.tables("adapt"), **tested))
+    with pytest.raises(MergeError, match=r"^no texts to adapt on: give --data.adapt, a table of texts for every task$"):
+        TextFiles(**tested).unlabelled()
+    with pytest.raises(MergeError, match=r"^no tokenizer: give --data.tokenizer, the folder of the pretrained model"):
+        TextFiles(test=texts.tables("test"))
