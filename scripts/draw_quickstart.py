@@ -1,8 +1,10 @@
 """Draws the README's figure, docs/figures/quickstart.svg, from the table of the run that scripts/quickstart makes."""
 
 import argparse
+import sys
 from pathlib import Path
 
+from lit_merge.errors import MergeError
 from lit_merge.report.accuracy_figure import accuracy_figure
 from lit_merge.report.figure_files import save_figure
 
@@ -14,5 +16,8 @@ if __name__ == "__main__":
     parser.add_argument("--output", default=ROOT / "docs" / "figures" / "quickstart.svg", type=Path)
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(accuracy_figure(options.run), options.output, overwrite=True)
+    try:
+        save_figure(accuracy_figure(options.run), options.output, overwrite=True)
+    except MergeError as error:
+        sys.exit(f"draw_quickstart: {error}")
     print(options.output)
