@@ -114,8 +114,8 @@ def _clear(workplace: Path, target: Path) -> None:
 
 
 def clear_workplaces(folder: Path) -> None:
-    """Removes what killed processes left in a folder that this process has locked, whatever they wrote."""
-    for workplace in folder.glob(f".*{SUFFIX}"):
+    """Removes what is left of workplaces in a folder that this process alone uses, whatever was written there."""
+    for workplace in list(folder.rglob(f".*{SUFFIX}")):
         with suppress(OSError, MergeError):
             check_own(workplace)
             unlock(lock(workplace))  # nobody else is writing there

@@ -15,6 +15,7 @@ from lit_merge.checkpoints.lasting import settle, sync_folders
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.locks import (
     clear_leftovers,
+    clear_workplaces,
     is_workplace,
     make_folders,
     make_workplace,
@@ -94,6 +95,8 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind 
         # Of what is part of another output, that one takes care.
         inner = any(is_workplace(folder) for folder in target.parents)
         if not inner:
+            # Of parts of it, where the disk has failed to remove them.
+            clear_workplaces(new)
             settle(new, target)
         # A folder cannot be renamed over a full one.
         if not (target.is_dir() and _exchange(new, target)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import DTYPES, LARGEST_EMPTY, Checkpoint, unfit_dtypes
+from lit_merge.checkpoints.checksums import Checksums
 from lit_merge.checkpoints.input_file import LONGEST_TEXT, InputFile
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.errors import MergeError
@@ -30,7 +31,8 @@ BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64} | {
 
 
 class SafetensorsFile(Checkpoint):
-    """One safetensors file. Opening it reads and checks the header only.
+    """One safetensors file. Opening it reads and checks the header only; where it has checksums, a tensor is looked at
+    the first time that it is read.
 
     Args:
         path: of the file.
@@ -49,6 +51,7 @@ class SafetensorsFile(Checkpoint):
         header = {name: entry for name, entry in header.items() if name not in self.unfit}
         self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         self.dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
+        self._checksums = Checksums(self.path, self.metadata, self.shapes, self.dtypes)
         self.nbytes = file.size
         self._starts = {name: begin + entry["data_offsets"][0] for name, entry in header.items()}
 
@@ -58,6 +61,7 @@ class SafetensorsFile(Checkpoint):
             raise MergeError(f"{self.path} has no tensor {name}", weight=name)
         value = torch.empty(self.shapes[name], dtype=self.dtypes[name])
         self.read_into(name, value)
+        self._checksums.check(name, value)
         return value
 
     def read_into(self, name: str, out: Tensor, row: int = 0) -> None:
@@ -111,10 +115,12 @@ def _wrong(header: dict[str, Any], size: int) -> str | None:
         if name == "__metadata__":
             continue
         shape, offsets, dtype = entry.get("shape"), entry["data_offsets"], entry.get("dtype")
-        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+        listed = isinstance(shape, list) and isinstance(offsets, list)
+        numbers = [*shape, *offsets] if listed else []
         if (
-            len(offsets) != 2
-            or len(shape or ()) > MOST_DIMENSIONS
+            not listed
+            or len(offsets) != 2
+            or len(shape) > MOST_DIMENSIONS
             or not all(type(number) is int and 0 <= number < LARGEST for number in numbers)
         ):
             return f"the shape or the place of {name[:100]} is none"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.checkpoint import DTYPES
+from lit_merge.checkpoints.checksums import with_checksums
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.outputs import replacing
@@ -262,7 +263,9 @@ def write_safetensors(
     overwrite: bool = False,
 ) -> None:
     """Writes one safetensors file, whole or not at all: of equal tensors the same bytes, which safetensors' own writer,
-    with metadata, does not promise. Raises MergeError for values that are not finite too."""
+    with metadata, does not promise. It carries checksums, which `SafetensorsFile` looks at. Raises MergeError for
+    values that are not finite too."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     dtypes = {name: value.dtype for name, value in tensors.items()}
-    write_stream(path, tensors.items(), shapes, dtypes, metadata=metadata, overwrite=overwrite)
+    about = with_checksums(metadata or {"format": "pt"}, tensors)
+    write_stream(path, tensors.items(), shapes, dtypes, metadata=about, overwrite=overwrite)

@@ -86,8 +86,8 @@ class Together(Campaign):
         """An expert's file changes between two reads of one opened checkpoint: what is read is of the old file."""
         suffix = draw.choice(["safetensors", "pt"])
         how = draw.choice(["renamed", "overwritten", "cut", "grown", "removed"])
-        after, mapped = draw.randint(0, 4), draw.random() < 0.5 and suffix == "safetensors"
-        about = f"a .{suffix} file {how} after {after} reads, {'mapped' if mapped else 'read'}"
+        after = draw.randint(0, 4)
+        about = f"a .{suffix} file {how} after {after} reads"
         path = work / f"expert.{suffix}"
 
         def reads() -> int:
@@ -106,7 +106,7 @@ class Together(Campaign):
                 if i == after:
                     change(path, how, lambda other: save({f"w{i}": torch.randn(80, 64) for i in range(6)}, other))
                 try:
-                    held[name] = opened.map(name) if mapped else opened.read(name)
+                    held[name] = opened.read(name)
                     if not torch.equal(held[name], old[name]):
                         print(f"{name} is read as something else", file=sys.stderr)
                         return 1

@@ -142,6 +142,8 @@ def write_header(path: Path, header: dict[str, Any], values: int) -> None:
         ({"dtype": ["F32"]}, "a dtype that safetensors files do not know"),
         ({"data_offsets": [4, 12]}, "overlap|holes"),
         ({"data_offsets": [8, 16, 24]}, "is none"),
+        ({"shape": -1}, "is none"),
+        ({"shape": 10**19}, "is none"),
     ],
 )
 def test_headers_that_are_none(change: dict[str, Any], told: str, tmp_path: Path) -> None:

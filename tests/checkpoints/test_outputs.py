@@ -259,6 +259,16 @@ def test_leftovers_go_with_the_next_command_even_a_refused_one(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_failing_disk_has_left_of_parts_is_no_part_of_the_output(tmp_path: Path) -> None:
+    with replacing(tmp_path / "out") as beside:
+        for left in (beside / ".part.12.writing", beside / "inner" / ".part.34.writing"):
+            left.mkdir(parents=True)
+            (left / "part").touch()
+        (beside / "inner" / "whole").touch()
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert found == ["out", "out/inner", "out/inner/whole"]
+
+
 def test_a_link_is_no_leftover(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "out.old").write_text("mine")

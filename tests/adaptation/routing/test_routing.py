@@ -235,6 +235,10 @@ def test_the_file_belongs_to_one_bank(made: SimpleNamespace, tiny: Any, tmp_path
 
     with safe_open(path, "pt") as file:
         about = file.metadata()
+    save_file(parts | {"centre": parts["centre"] + 1e-3}, path, about)
+    with pytest.raises(MergeError, match="centre is not as it was saved"):
+        Prototypes.load(path, made.bank)
+    del about["lit_merge_checksums"]
     for wrong, said in (
         ({"means": parts["means"][:, :1].clone()}, {}),
         ({"roots": -parts["roots"]}, {}),
