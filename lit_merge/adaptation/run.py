@@ -20,7 +20,7 @@ from lit_merge.adaptation.callbacks.resume_point import LogFirst
 from lit_merge.adaptation.fellows import ending_together
 from lit_merge.adaptation.fit_plan import fit_plan
 from lit_merge.adaptation.merged_model import MergedModel
-from lit_merge.adaptation.run_files import RUN, draw_training, write_guard, write_run
+from lit_merge.adaptation.run_files import RUN, draw_training, note_files, write_guard, write_run
 from lit_merge.adaptation.run_logs import log_into, put_logs
 from lit_merge.adaptation.samples import Samples
 from lit_merge.adaptation.scoring import Evaluator
@@ -122,6 +122,7 @@ def run_fit(
                 samples.write(folder, model, data)
             put_logs(trainer, folder, unfinished)
             draw_training(folder)
+            note_files(folder)
             unfinished.placing(folder)
     return report
 

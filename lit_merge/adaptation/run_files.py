@@ -18,12 +18,14 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
+from lit_merge.checkpoints.manifest import write_manifest
 from lit_merge.report.accuracy_figure import accuracy_figure
 from lit_merge.report.figure_files import save_both
 from lit_merge.report.report import Report
 from lit_merge.report.run_folder import GUARD, RunFolder
 from lit_merge.report.training_figure import training_figure
 
+TEXTS = (".csv", ".json", ".jsonl", ".txt", ".yaml")
 PACKAGES = ("lit_merge", "lightning", "torch", "torchmetrics", "open_clip_torch", "safetensors")
 
 
@@ -34,8 +36,8 @@ def _is_run(folder: Path) -> bool:
 RUN = Kind(
     "fit",
     _is_run,
-    rf"bank/({BANK.files})|metrics\.(json|csv)|table\.txt|coefficients\.csv|versions\.json|config\.yaml|"
-    r"(accuracy|training)\.(png|svg)|guard\.csv|samples\.jsonl|coefficients/coefficients_\w+\.(csv|png|svg)|"
+    rf"bank/({BANK.files})|metrics\.(json|csv)|table\.txt|coefficients\.csv|(versions|digests)\.json|"
+    r"config\.yaml|(accuracy|training)\.(png|svg)|guard\.csv|samples\.jsonl|coefficients/coefficients_\w+\.(csv|png|svg)|"
     # Of loggers, wherever in the run they write.
     r"(.+/)?(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+|checkpoints/[^/]+\.ckpt)",
 )
@@ -93,6 +95,12 @@ def write_guard(folder: Path, trainer: Trainer) -> None:
             seen = (look["entropy"][task], look["balance"][task], look["agreement"].get(task), look["churn"])
             writer.writerow([look["step"], task, *("" if value is None else f"{value:.6g}" for value in seen)])
     write_text(folder / GUARD, text.getvalue())
+
+
+def note_files(folder: Path) -> None:
+    """Notes the digests of all texts of a run that is whole; its bank has some of its own."""
+    texts = [path for path in folder.rglob("*") if path.suffix in TEXTS and (folder / "bank") not in path.parents]
+    write_manifest(folder, texts)
 
 
 def draw_training(folder: Path) -> None:

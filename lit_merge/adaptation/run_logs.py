@@ -85,7 +85,7 @@ def log_into(trainer: Trainer, output: str | Path, unfinished: UnfinishedFit) ->
         # Before checkpoints, which Lightning wants last.
         trainer.callbacks.insert(0, CoefficientLog())
     for log, folder in _coefficient_logs(trainer, unfinished):
-        log.run_folder = folder
+        log.run_folder, log.goes_on = folder, unfinished.step is not None
         if log.folder is not None and unfinished.first and not unfinished.owns(log.folder):
             check_output(log.folder, log.overwrite, COEFFICIENTS)
 

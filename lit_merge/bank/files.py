@@ -42,9 +42,13 @@ class BankFile(SafetensorsFile):
 
     def __init__(self, path: Path, sums: Mapping[str, str]) -> None:
         super().__init__(path)
-        self.stored: SafetensorsFile = self
         self._sums = sums
         self._seen: set[tuple[str, int | None]] = set()
+
+    @property
+    def stored(self) -> SafetensorsFile:
+        """What lies on the disk. No attribute: in a cycle the file would stay open until garbage is collected."""
+        return self
 
     def read(self, name: str) -> Tensor:
         value = super().read(name)

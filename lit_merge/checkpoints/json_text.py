@@ -55,11 +55,15 @@ def parse_sealed(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it was cut or changed since, or is something else.
     """
-    found = parse_json(text, unicode=False)
-    digest = found.pop("digest", None) if isinstance(found, dict) else None
-    if digest != _digest(json.dumps(found)):
+    return unsealed(parse_json(text, unicode=False))
+
+
+def unsealed(found: Any) -> dict[str, Any]:
+    """What was parsed of `sealed`, without the digest. Raises ValueError as `parse_sealed`."""
+    rest = {key: value for key, value in found.items() if key != "digest"} if isinstance(found, dict) else None
+    if rest is None or found.get("digest") != _digest(json.dumps(rest)):
         raise ValueError("it was changed after it was written")
-    return dict(found)
+    return rest
 
 
 def _digest(text: str) -> str:

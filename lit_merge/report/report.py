@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from lit_merge.bank.learnt import relative_size
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.checkpoints.json_text import parse_json, read_object
+from lit_merge.checkpoints.json_text import parse_json, read_object, sealed, unsealed
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import expanded, resolve
 from lit_merge.console import table, terminal
@@ -84,25 +83,25 @@ class Report:
         """What `to_json` has written: the folder of a run, or a file such as `test --output` leaves.
 
         Raises:
-            MergeError: no such file, or another one.
+            MergeError: no such file, another one, or one that was changed since.
         """
         path = expanded(run) if isinstance(run, Path) else resolve(run)
         path = path / METRICS if path.is_dir() else path
         found = read_object(path, "report of a run")
         try:
-            rows = found["tasks"]
-            scores: dict[str, Mapping[str, TaskScore]] = {state: _scores(rows, state) for state in STATES}
-            scores = {state: found for state, found in scores.items() if found}
-            return cls(
-                found["method"],
-                found["protocol"],
-                scores,
-                found.get("bytes", {}),
-                found["split"],
-                found.get("kept"),
-                tuple(objectives) if (objectives := found.get("objectives")) else None,
-            )
-        except (LookupError, TypeError, AttributeError) as error:
+            # Those of earlier versions have no digest.
+            found = unsealed(found) if "digest" in found else found
+        except ValueError as error:
+            raise MergeError(f"{path} was changed after it was written: copy it again, or make it anew") from error
+        try:
+            scores = {state: of_state for state in STATES if (of_state := _scores(found["tasks"], state))}
+            sizes = {name: int(size) for name, size in found.get("bytes", {}).items()}
+            if kept := found.get("kept"):
+                kept = {**kept, "step": int(kept["step"]), "why": str(kept["why"])}
+            first, second = found.get("objectives") or ("", "")
+            turn = (str(first), str(second)) if first else None
+            return cls(str(found["method"]), str(found["protocol"]), scores, sizes, str(found["split"]), kept, turn)
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise MergeError(f"{path} holds no results of a run: give a folder that `fit` has written") from error
 
     @property
@@ -164,7 +163,7 @@ class Report:
         }
         content |= {"kept": dict(self.kept)} if self.kept else {}
         content |= {"objectives": list(self.objectives)} if self.objectives else {}
-        return json.dumps(content, indent=1) + "\n"
+        return sealed(content, indent=1) + "\n"
 
     def to_csv(self) -> str:
         text = io.StringIO()
@@ -214,10 +213,10 @@ class Report:
         return f"Experts together {experts / 1e6:.1f} MB, {size}: {bank / experts:.0%} of that."
 
 
-def _scores(rows: Mapping[str, Mapping[str, Any]], state: str) -> dict[str, TaskScore]:
+def _scores(rows: Mapping[str, Mapping[str, Any]], state: str) -> Mapping[str, TaskScore]:
     """Task → score of one state; where the entropy was not written, it is NaN."""
     return {
-        task: TaskScore(value, row.get(f"{state}_entropy", math.nan), row["images"])
+        task: TaskScore(float(value), float(row.get(f"{state}_entropy", math.nan)), int(row["images"]))
         for task, row in rows.items()
         if (value := row.get(f"{state}_accuracy")) is not None
     }

@@ -12,6 +12,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import entries_of, parse_json
 from lit_merge.checkpoints.locations import expanded, resolve
+from lit_merge.checkpoints.manifest import check_noted
 from lit_merge.errors import MergeError
 from lit_merge.report.report import METRICS, Report
 
@@ -64,7 +65,7 @@ class RunFolder:
     @functools.cached_property
     def log(self) -> list[dict[str, float]]:
         """What was logged, by step; what a step did not log is left out."""
-        rows = self._rows(self._log_file())
+        rows = self._rows(self._log_file(), "step")
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
     def series(self, name: str) -> list[tuple[int, float]]:
@@ -74,7 +75,7 @@ class RunFolder:
     @functools.cached_property
     def guard(self) -> list[dict[str, Any]]:
         """What the guard saw: step, task, entropy, balance, agreement (None where it was not asked), churn."""
-        rows = self._rows(self.path / GUARD)
+        rows = self._rows(self.path / GUARD, "step", "task", "entropy", "balance", "agreement", "churn")
         return [
             {"task": row.pop("task"), "step": int(row.pop("step"))}
             | {name: float(value) if value else None for name, value in row.items()}
@@ -84,11 +85,13 @@ class RunFolder:
     @functools.cached_property
     def coefficients(self) -> tuple[list[str], list[Look]]:
         """Names of the weights, and their coefficients at every step that was looked at, start and end among them."""
-        rows = self._rows(self.path / COEFFICIENTS)
+        rows = self._rows(self.path / COEFFICIENTS, "step", "task")
         layers = [name for name in rows[0] if name not in ("step", "task")] if rows else []
         looks: dict[int, dict[str, list[float]]] = {}
         for row in rows:
-            looks.setdefault(int(row["step"]), {})[row["task"]] = [float(row[name]) for name in layers]
+            looks.setdefault(int(row["step"]), {})[row["task"]] = [float(row[name] or "nan") for name in layers]
+        if any(look.keys() != looks[int(rows[0]["step"])].keys() for look in looks.values()):
+            raise self._damaged(COEFFICIENTS)
         return layers, [Look(step, values) for step, values in sorted(looks.items())]
 
     @property
@@ -103,8 +106,10 @@ class RunFolder:
     @property
     def samples(self) -> list[dict[str, Any]]:
         try:
-            return [parse_json(line) for line in self._text(self.path / SAMPLES).split("\n") if line]
-        except ValueError as error:
+            return [_sample(parse_json(line)) for line in self._text(self.path / SAMPLES).split("\n") if line]
+        except MergeError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise self._damaged(SAMPLES) from error
 
     def _log_file(self) -> Path:
@@ -113,12 +118,14 @@ class RunFolder:
         others = sorted(path for path in self.path.glob("*/**/metrics.csv") if path != own)
         return own if own.is_file() or not others else others[-1]
 
-    def _rows(self, path: Path) -> list[dict[str, str]]:
+    def _rows(self, path: Path, *needed: str) -> list[dict[str, str]]:
         text = self._text(path)
         try:
             # A cell more than there are columns has the key None.
             rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if None not in row]
             for row in rows:
+                if not row.keys() >= set(needed) or not row["step"].isdecimal():
+                    raise ValueError("a line without its step, or another column")
                 _check_numbers({name: value for name, value in row.items() if name != "task"})
         except (csv.Error, ValueError) as error:
             raise self._damaged(path.name) from error
@@ -127,13 +134,27 @@ class RunFolder:
     def _text(self, path: Path) -> str:
         if not path.is_file():
             return ""
+        content = InputFile(path, EXPECTED).text(EXPECTED, LONGEST)
+        check_noted(self.path, path, content)
         try:
-            return InputFile(path, EXPECTED).text(EXPECTED, LONGEST).decode()
+            return content.decode()
         except UnicodeDecodeError as error:
             raise self._damaged(path.name) from error
 
     def _damaged(self, name: str) -> MergeError:
         return MergeError(f"{self.path / name} is damaged: remove it, and the report goes without")
+
+
+def _sample(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a line of samples, what is shown. Fails in many ways where it is something else."""
+    picture, text = about.get("picture"), about.get("text")
+    if picture is not None and not picture.startswith("data:image/"):
+        raise ValueError("a picture that is elsewhere")
+    predictions = {
+        str(state): [(str(name), float(p)) for name, p in found] for state, found in about["predictions"].items()
+    }
+    place = {"task": str(about["task"]), "index": int(about["index"]), "label": str(about["label"])}
+    return place | {"picture": picture, "text": text if text is None else str(text), "predictions": predictions}
 
 
 def _check_numbers(row: Mapping[str, str | None]) -> None:

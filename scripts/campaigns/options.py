@@ -144,7 +144,7 @@ class Options(Campaign):
 
         left = [path.name for path in work.rglob(".*")]
         wrong = f"{left[0]} is left" if left else ""
-        for path in [] if wrong else work.glob("*.safetensors"):
+        for path in [] if wrong else filter(Path.is_file, work.glob("*.safetensors")):
             if not all(np.isfinite(one).all() for one in _load(path).values()):
                 wrong = f"{path.name} is not finite"
         return failed(about, wrong) if wrong else Result(RIGHT, about)

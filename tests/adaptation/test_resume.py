@@ -298,6 +298,25 @@ def test_damaged_state(name: str, make_model: Make, make_trainer: MakeTrainer, t
         run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "run")
 
 
+def test_a_digit_in_the_log_of_coefficients(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path
+) -> None:
+    stopped(make_model, make_trainer, tiny.data(), tmp_path / "run")
+    (log,) = (tmp_path / ".run.unfinished" / "coefficients").rglob("coefficients_log.csv")
+    whole = log.read_bytes()
+    for damaged in (whole.replace(b"0,alpha,1", b"0,alpha,2"), whole[:-9], b""):
+        assert damaged != whole
+        log.write_bytes(damaged)
+        with pytest.raises(MergeError, match=r"coefficients_log\.csv is damaged: remove .*unfinished to start afresh"):
+            run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "run")
+    # What was logged after the checkpoint is logged again.
+    log.write_bytes(whole + b"3,alpha,9\nhalf of a li")
+    run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "run")
+    run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "undisturbed")
+    found, wanted = (tmp_path / name / "coefficients" / log.name for name in ("run", "undisturbed"))
+    assert found.read_bytes() == wanted.read_bytes()
+
+
 def test_resume_points_are_for_runs(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
     with pytest.raises(MergeError, match="ModelCheckpoint"):
         make_trainer(max_steps=1, callbacks=[ResumePoint()]).fit(make_model(), datamodule=tiny.data())

@@ -119,6 +119,7 @@ def test_a_run(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path:
         "training.png",
         "training.svg",
         "versions.json",
+        "digests.json",
     }
     assert yaml.safe_load((run / "config.yaml").read_text()) == {"some": "config"}
     assert (run / "metrics.csv").read_text() == report.to_csv()

@@ -84,16 +84,26 @@ def test_goes_on_where_it_was_cut_off(recipe: Any, tiny: Any, tmp_path: Path, mo
     run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "whole", images=8)
     wanted = (tmp_path / "whole" / "results.csv").read_text()
     lines = wanted.splitlines(keepends=True)
-    read, reads = Probe.read, 0
+    read, reads, most = Probe.read, 0, len(lines) - 1 - 3
 
     def counted(self: Probe, weights: Any) -> Any:
         nonlocal reads
+        if reads == most:
+            raise KeyboardInterrupt
         reads += 1
         return read(self, weights)
 
-    run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "cut", images=8)
-    (tmp_path / "cut" / "results.csv").write_text("".join(lines[:-3]))
     monkeypatch.setattr(Probe, "read", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "cut", images=8)
+    # A digit that is changed is seen, and the sweep goes on from what it was.
+    kept = tmp_path / ".cut.unfinished" / "points.jsonl"
+    whole = kept.read_text()
+    kept.write_text(whole.replace('"scaling": 1.0', '"scaling": 2.0', 1))
+    with pytest.raises(MergeError, match=r"points\.jsonl is damaged: remove .*unfinished to start afresh"):
+        run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "cut", images=8)
+    kept.write_text(whole)
+    reads, most = 0, 99
     run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "cut", images=8)
     assert reads == 3
     assert (tmp_path / "cut" / "results.csv").read_text() == wanted
@@ -112,6 +122,11 @@ def test_another_sweep_is_not_overwritten(recipe: Any, tiny: Any, tmp_path: Path
     (tmp_path / "other").mkdir()
     with pytest.raises(MergeError, match="is no sweep"):
         run_sweep(recipe().sources, tiny.data(), small, tmp_path / "other", images=8)
+    before = (tmp_path / "sweep" / "results.csv").read_text()
+    (tmp_path / "sweep" / "results.csv").write_text(before.replace("1", "2", 1))
+    with pytest.raises(MergeError, match=r"results\.csv is not as it was written: its digest in digests\.json"):
+        run_sweep(recipe().sources, tiny.data(), replace(small, scalings=(0.1,)), tmp_path / "sweep", images=8)
+    (tmp_path / "sweep" / "digests.json").unlink()
     (tmp_path / "sweep" / "results.csv").write_text("method,rank_ratio\nCART,x\n")
     with pytest.raises(MergeError, match="is damaged"):
         run_sweep(recipe().sources, tiny.data(), replace(small, scalings=(0.1,)), tmp_path / "sweep", images=8)
@@ -273,7 +288,7 @@ def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert f"Chosen by {select}: CART, rank ratio" in told
     assert {path.name for path in Path(output).iterdir()} == {
         "sweep.json", "results.csv", "table.txt", "chosen.yaml",
-        "heatmap.png", "heatmap.svg", "curves.png", "curves.svg",
+        "heatmap.png", "heatmap.svg", "curves.png", "curves.svg", "digests.json",
     }  # fmt: skip
     several = ["--methods", '[{"class_path": "CART"}, {"class_path": "IsoC"}]', *grid]
     assert main([*command[:-4], "--output", str(tmp_path / "several"), *several]) == 0

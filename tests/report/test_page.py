@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from lit_merge import LowRank, MergeError, TaskBank, report_page, write_report
+from lit_merge.checkpoints.manifest import write_manifest
 from lit_merge.cli.main import main
 from lit_merge.report.analysis.of_bank import analyze_bank
 from lit_merge.report.page.write import LARGEST
@@ -115,6 +116,48 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     (folder / "metrics.json").write_text(Report("TIES of 2", "adapted on folders").to_json())
     return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("metrics.json", lambda text: text.replace("0.", "1.", 1)),
+        ("metrics.json", lambda text: '{"tasks": {"a": {"static_accuracy": "x", "images": 3}}}'),
+        ("metrics.json", lambda text: '{"tasks": {"a": {"static_accuracy": [], "images": 3}}}'),
+        ("guard.csv", lambda text: text.replace("step", "stop", 1)),
+        ("guard.csv", lambda text: text.replace("\n0,", "\n0.5,", 1)),
+        ("coefficients/coefficients_log.csv", lambda text: "\n".join(text.splitlines()[:-1]) + "\n"),
+        ("log/metrics.csv", lambda text: text.replace("step", "x", 1)),
+        ("samples.jsonl", lambda text: text.replace('"predictions"', '"said"')),
+        ("samples.jsonl", lambda text: text.replace("data:image", "http://image")),
+        ("samples.jsonl", lambda text: "3\n"),
+        ("samples.jsonl", lambda text: text.replace("0.6", '"x"')),
+    ],
+)
+def test_files_that_were_changed(run: Path, tmp_path: Path, name: str, change: Any) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    old = (copy / name).read_text()
+    (copy / name).write_text(change(old))
+    assert (copy / name).read_text() != old
+    with pytest.raises(MergeError, match=f"^{copy}"):
+        report_page(copy)
+
+
+@pytest.mark.parametrize("name", ["guard.csv", "samples.jsonl", "config.yaml"])
+def test_digests_of_a_run(run: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    write_manifest(copy, [path for path in copy.rglob("*") if path.suffix in (".json", ".csv", ".jsonl", ".yaml")])
+    found = json.loads((copy / "digests.json").read_text())
+    assert found[name] == hashlib.blake2b((copy / name).read_bytes(), digest_size=16).hexdigest()
+    assert "<main" in report_page(copy)
+    (copy / name).write_text((copy / name).read_text() + "\n")
+    with pytest.raises(MergeError, match=rf"{name} is not as it was written: its digest in digests\.json"):
+        report_page(copy)
+    (copy / "digests.json").write_text("{}")
+    with pytest.raises(MergeError, match=r"digests\.json is damaged"):
+        report_page(copy)
 
 
 def browse(page: str, folder: Path) -> tuple[dict[str, Any], str]:

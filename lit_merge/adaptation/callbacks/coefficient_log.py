@@ -1,10 +1,13 @@
 """CoefficientLog: every coefficient of a fit as numbers and as pictures."""
 
 import csv
+import hashlib
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -53,6 +56,23 @@ class CoefficientLog(Callback):
         self.every_n_steps, self.folder, self.figures, self.overwrite = every_n_steps, folder, figures, overwrite
         self.run_folder: Path | None = None
         """Set by a run, which puts what is written there in its place when it is whole."""
+        self.goes_on = False
+        """Set by a run whose checkpoint is of an earlier attempt: what that one had logged lies in `run_folder`."""
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Several may log in one fit."""
+        return self._generate_state_key(folder=self.folder, every_n_steps=self.every_n_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Size and digest of the log, for an attempt that goes on from here."""
+        path = self._folder / LOG
+        content = path.read_bytes() if path.is_file() else b""
+        return {"size": len(content), "digest": _digest(content)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, MergedModel):
@@ -68,6 +88,8 @@ class CoefficientLog(Callback):
         if trainer.is_global_zero:
             if trainer.global_step == 0 and self.run_folder is None:
                 check_output(self._folder, self.overwrite, COEFFICIENTS)
+            if self.goes_on and self._state is not None:
+                _cut_log(self._folder / LOG, **self._state)
             self._logged = _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)
             if self._logged < 0:
                 self._look(trainer, pl_module, f"step_{trainer.global_step:05d}" if trainer.global_step else "start")
@@ -123,12 +145,34 @@ def _start_log(path: Path, layers: Sequence[str], step: int) -> int:
     return int(kept[-1][0]) if kept else -1
 
 
+def _cut_log(path: Path, size: int, digest: str) -> None:
+    """Takes away what was logged after a checkpoint.
+
+    Raises:
+        MergeError: what was logged until then is not there as it was.
+    """
+    try:
+        with open(path, "rb", opener=own) as file:
+            content = file.read()[:size]
+    except OSError:
+        content = b""
+    if _digest(content) != digest:
+        raise MergeError(f"{path} is damaged: remove {path.parents[2]} to start afresh")
+    write_text(path, content.decode(), overwrite=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def _append(path: Path, bank: TaskBank, step: int) -> None:
     rows = by_row(bank.tasks, bank.coefficients).items()
     text = _csv([str(step), row, *(f"{value:.9g}" for value in values.tolist())] for row, values in rows)
     try:
         with open(path, "ab", buffering=0, opener=own) as file:
             file.write(text.encode())
+            # A checkpoint that lasts says what it holds.
+            os.fsync(file.fileno())
     except OSError as error:
         raise MergeError(f"{path} could not be written: {error.strerror}") from error
 

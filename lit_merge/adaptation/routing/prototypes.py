@@ -129,7 +129,6 @@ class Prototypes:
             )
         try:
             tasks, first = tuple(parse_json(about["tasks"])), dict(parse_json(about["tokens_first"]))
-            parts = {name: file.read(name) for name in file.shapes}
         except (LookupError, ValueError, TypeError) as error:
             raise MergeError(f"{file.path} is damaged: {again}") from error
         for task in bank.tasks:
@@ -137,6 +136,7 @@ class Prototypes:
                 raise MergeError(f"{file.path} has no prototype of the bank's task {task}: {again}", task=task)
         if about.get("bank") != bank.fingerprint:
             raise MergeError(f"{file.path} holds prototypes of another bank: {again}")
+        parts = {name: file.read(name) for name in file.shapes}
         made = Discriminants.of_tensors(parts)
         layers = {name: parts[f"layer/{name}"] for name in first if f"layer/{name}" in parts}
         whole = layers.keys() == first.keys() and all(value.isfinite().all() for value in parts.values())

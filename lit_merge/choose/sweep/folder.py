@@ -12,9 +12,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from lit_merge.checkpoints import check_output, replacing, write_text
-from lit_merge.checkpoints.json_text import parse_sealed
+from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination, resolve
+from lit_merge.checkpoints.manifest import check_noted, write_manifest
 from lit_merge.checkpoints.own import own
 from lit_merge.checkpoints.unfinished import UnfinishedOutput, differing
 from lit_merge.choose.sweep.figures import curves_figure, scale_figure
@@ -28,17 +29,19 @@ from lit_merge.report.figure_files import save_both
 # As far as they round.
 SHARES = (-1e-3, 1 + 1e-3)
 RESULTS = "results.csv"
+# Of a sweep that is not finished: a line of JSON for every point.
+POINTS = "points.jsonl"
 PLAN = "sweep.json"
 SWEEP = Kind(
     "sweep",
     lambda folder: (folder / PLAN).is_file(),
-    r"sweep\.json|results\.csv|table\.txt|chosen\.yaml|(heatmap|curves)\.(png|svg)",
+    r"(sweep|digests)\.json|results\.csv|table\.txt|chosen\.yaml|(heatmap|curves)\.(png|svg)",
 )
 COLUMNS = [one.name for one in fields(Point)]
 
 
 class SweepFolder(UnfinishedOutput):
-    """`.NAME.unfinished` of the sweep `NAME`: its plan, and `results.csv`, which grows with every point. The folder
+    """`.NAME.unfinished` of the sweep `NAME`: its plan, and `points.jsonl`, which grows with every point. The folder
     itself appears when the sweep is whole. A context, which one command at a time has.
 
     Args:
@@ -71,7 +74,7 @@ class SweepFolder(UnfinishedOutput):
                 raise self.of_another(folder, differs)
             found = _points(folder / RESULTS, keys) if known else []
             if self.goes_on(plan, overwrite):
-                found += _points(self.folder / RESULTS, keys) if (self.folder / RESULTS).exists() else []
+                found += self._found()
             else:
                 self.begin(plan)
             self.points = {point.key: point for point in found}
@@ -80,12 +83,24 @@ class SweepFolder(UnfinishedOutput):
             raise
 
     def outlives(self, error: BaseException | None) -> bool:
-        return error is not None and (self.folder / RESULTS).exists()
+        return error is not None and (self.folder / POINTS).exists()
 
     def add(self, point: Point) -> None:
         """Remembers a point, on disk too."""
         self.points[point.key] = point
-        write_text(self.folder / RESULTS, to_csv(self.points.values()), overwrite=True)
+        lines = "".join(sealed(asdict(one)) + "\n" for one in self.points.values())
+        write_text(self.folder / POINTS, lines, overwrite=True)
+
+    def _found(self) -> list[Point]:
+        try:
+            with open(self.folder / POINTS, "rb", opener=own) as file:
+                return [Point(**parse_sealed(line)) for line in file.read().splitlines()]
+        except FileNotFoundError:
+            return []
+        except MergeError:
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            raise self.damaged(POINTS) from error
 
     def finish(self, chosen: Point, method: MergeMethod, select: Select) -> None:
         """Writes the folder: results, table, figures, and `chosen.yaml`, which goes over the configuration of the
@@ -108,6 +123,7 @@ class SweepFolder(UnfinishedOutput):
             write_text(folder / "table.txt", console.file.getvalue())  # type: ignore[attr-defined]
             for name, figure in figures.items():
                 save_both(figure, folder, name)
+            write_manifest(folder, [*folder.glob("*.csv"), *folder.glob("*.yaml"), *folder.glob("*.txt")])
             self.placing(folder)
 
 
@@ -147,9 +163,10 @@ def _plan(path: Path) -> dict[str, Any]:
 
 def _points(path: Path, keys: Set[Key] | None) -> list[Point]:
     try:
-        with open(path, encoding="utf-8", opener=own) as file:
-            text = file.read()
-        found = [from_row(row) for row in csv.DictReader(io.StringIO(text))]
+        with open(path, "rb", opener=own) as file:
+            content = file.read()
+        check_noted(path.parent, path, content)
+        found = [from_row(row) for row in csv.DictReader(io.StringIO(content.decode()))]
         if keys is not None and not {point.key for point in found} <= keys:
             raise ValueError("a point that is none of the sweep's")
         return found
