@@ -30,6 +30,8 @@ METHODS = {
     "IsoC": ({"scaling": 0.9}, references.iso),
     "IsoCTS": ({"scaling": 0.9, "common_ratio": 0.5}, references.iso_cts),
     "ESM": ({"scaling": 1.1}, references.esm),
+    "ESM official": ({"scaling": 1.1, "preset": "official"}, references.esm_official),
+    "AWD TaskArithmetic": ({"scaling": 0.3}, references.awd),
     "RegMean": ({}, references.regmean),
 }
 
@@ -100,8 +102,9 @@ def merge(method: str, values: dict[str, np.ndarray], dtype: str, svd: Any) -> i
     # Of half the precision, what the method computes counts: factors that are kept in it are off by its last place.
     kept = torch.float32 if dtype in ("bfloat16", "float16") else None
     try:
-        made = getattr(lit_merge, method)(**options)
-        bank = lit_merge.build_bank(experts, states[0], method=made, svd=svd, dtype=kept)
+        transform = lit_merge.AWD() if method.startswith("AWD ") else None
+        made = getattr(lit_merge, method.removeprefix("AWD ").removesuffix(" official"))(**options)
+        bank = lit_merge.build_bank(experts, states[0], method=made, transform=transform, svd=svd, dtype=kept)
         merged = {name: one.double().numpy() for name, one in bank.merge().items()}
     except lit_merge.MergeError as error:
         print(f"lit_merge: error: {error}", file=sys.stderr)

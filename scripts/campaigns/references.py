@@ -146,6 +146,58 @@ def esm(tau: Weights, base: Weights) -> dict[str, Array]:
     return {name: 1.1 * delta * ((norms[name] / mean) ** 2 if name in room else 1) for name, delta in deltas.items()}
 
 
+def esm_official(tau: Weights, base: Weights) -> dict[str, Array]:
+    """What the authors' code does to c_fc, with C = I. Directions that a task lacks count as zeros in means."""
+
+    def one(vectors: Array) -> Array:
+        tasks, (m, n) = len(vectors), vectors.shape[1:]
+        rank = m // tasks
+        parts = [np.linalg.svd(vector, full_matrices=False) for vector in vectors]
+        weights = [s[:rank] ** 0.3 / ((s[:rank] ** 0.3).sum() / rank) for _, s, _ in parts]
+        norms = np.array([np.linalg.norm(vector) for vector in vectors])
+        factors = (norms / norms.mean()) ** 2
+        P = np.concatenate([u[:, :rank] * w for (u, _, _), w in zip(parts, weights, strict=True)], 1)
+        rows = [u[:, :rank].T @ vector for (u, _, _), vector in zip(parts, vectors, strict=True)]
+        A = np.concatenate([f * w[:, None] * a for f, w, a in zip(factors, weights, rows, strict=True)])
+        columns = np.linalg.norm(A, axis=0)
+        A = A * (columns / columns.mean()) ** 2
+        means = [np.linalg.svd(part, compute_uv=False).sum() for part in (P, A)]
+        return 2 * means[0] / (tasks * rank) * means[1] / min(tasks * rank, n) * _polar(P) @ _polar(A)
+
+    room = {name for name, one in tau.items() if _is_matrix(one) and len(one) <= min(one.shape[1:])}
+    deltas = {name: one(vectors) if name in room else vectors.mean(0) for name, vectors in tau.items()}
+    mean = np.mean([np.linalg.norm(deltas[name]) for name in room]) if room else 1.0
+    layers = {name: (np.linalg.norm(deltas[name]) / mean) ** 2 if name in room else 1.0 for name in tau}
+    return {name: (1.1 if _is_matrix(tau[name]) else 1.0) * layers[name] * delta for name, delta in deltas.items()}
+
+
+def awd(tau: Weights, base: Weights) -> dict[str, Array]:
+    """Task arithmetic of what is left without δ: the paper's descent on whole vectors, in units of their mean norm."""
+    flat = np.concatenate([one.reshape(len(one), -1) for one in tau.values()], 1)
+    tasks = len(flat)
+    unit = np.sqrt((flat**2).sum(1).mean())
+    vectors, pairs = flat / unit, max(1, tasks * (tasks - 1))
+    delta = kept = np.zeros(flat.shape[1])
+    lowest, waited = np.inf, 0
+    for _ in range(301):
+        rest = vectors - delta
+        norms, length = np.linalg.norm(rest, axis=1), np.linalg.norm(delta)
+        ways = rest / norms[:, None]
+        cos = ways @ ways.T
+        np.fill_diagonal(cos, 0)
+        value = np.abs(cos).sum() / pairs + 0.1 * length
+        waited = 0 if value < lowest else waited + 1
+        if value < lowest:
+            lowest, kept = value, delta
+        if waited >= 100:
+            break
+        sign = np.sign(cos)
+        slopes = sign @ ways / norms[:, None] - (sign * cos).sum(1)[:, None] * rest / norms[:, None] ** 2
+        delta = delta - 0.01 * (-2 * slopes.sum(0) / pairs + (0.1 * delta / length if length else 0))
+    summed = np.split((0.3 * (flat - unit * kept)).sum(0), np.cumsum([one[0].size for one in tau.values()])[:-1])
+    return {name: part.reshape(one.shape[1:]) for (name, one), part in zip(tau.items(), summed, strict=True)}
+
+
 def regmean(tau: Weights, base: Weights, moments: Mapping[str, Array]) -> dict[str, Array]:
     """With second moments (T, n, n) of every matrix."""
 
