@@ -32,6 +32,7 @@ from campaigns.mutations import Mutations  # noqa: E402
 from campaigns.numbers import Numbers  # noqa: E402
 from campaigns.options import Options  # noqa: E402
 from campaigns.power import PowerCuts  # noqa: E402
+from campaigns.processes import Processes  # noqa: E402
 from campaigns.settings import Settings  # noqa: E402
 from campaigns.soaks import Soaks  # noqa: E402
 from campaigns.state import State  # noqa: E402
@@ -49,6 +50,7 @@ CAMPAIGNS: list[type[Campaign]] = [
     FullDisk,
     ReadErrors,
     State,
+    Processes,
     Settings,
     Options,
     Soaks,
@@ -61,10 +63,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=[one.name for one in CAMPAIGNS], help="may be given again")
     parser.add_argument("--trial", type=int, help="make this one alone, and say what it was")
-    parser.add_argument("--keep", type=Path, help="folder to work in, which stays")
+    parser.add_argument("--keep", type=Path, help="new folder to work in, which stays")
     options = parser.parse_args()
     memory = Path("/dev/shm")
     beside = memory if options.keep is None and os.access(memory, os.W_OK) else None
+    if options.keep is not None:
+        options.keep.mkdir(parents=True)
     root = options.keep or Path(tempfile.mkdtemp(prefix="campaign.", dir=beside))
     try:
         place = Place(root.resolve())
@@ -84,7 +88,6 @@ def main() -> int:
 
 def write(place: Place) -> None:
     """The inputs of all trials."""
-    shutil.rmtree(place.root)
     place.work.mkdir(parents=True)
     place.kept.mkdir()
     # Others than the owner run commands too.

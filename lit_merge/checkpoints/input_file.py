@@ -170,7 +170,7 @@ def of_one_moment(folder: Path, open: Callable[[], T]) -> T:
     for _ in range(TRIES):
         try:
             # Held, so that no other folder can get its number.
-            descriptor = os.open(folder, os.O_RDONLY)
+            descriptor = os.open(folder, READ)
         except OSError:
             return open()
         try:

@@ -15,11 +15,11 @@ class Command:
 
     Attributes:
         read: files and folders, and whether all that lies in them is read.
-        written: places of outputs.
+        written: places of outputs, and what each is for.
     """
 
     read: dict[Path, bool] = field(default_factory=dict)
-    written: dict[Path, None] = field(default_factory=dict)
+    written: dict[Path, str] = field(default_factory=dict)
 
 
 _now: Command | None = None
@@ -46,18 +46,20 @@ def lists(path: Path) -> Path:
     return _note(path, True)
 
 
-def writes(path: Path) -> None:
+def writes(path: Path, what: str = "output") -> None:
     """Notes an output. Raises MergeError where it is, holds or lies above an input, or lies in a folder of inputs, or
-    where another output lies in it or above it."""
+    where another output lies in it or above it, or is to stand there for something else."""
     check_apart(path)
     if _now is None:
         return
     place = Path(os.path.realpath(path))
-    for other in _now.written:
+    for other, known in _now.written.items():
+        if place == other and what != known:
+            raise MergeError(f"{path} is named for the {known} and for the {what}: choose another place")
         if place != other and (place.is_relative_to(other) or other.is_relative_to(place)):
             inner, outer = sorted((place, other), key=lambda one: -len(one.parts))
             raise MergeError(f"{inner} lies in {outer}, which is replaced as a whole: choose another place")
-    _now.written[place] = None
+    _now.written[place] = what
 
 
 def check_apart(output: Path, inputs: Iterable[Path] = ()) -> None:

@@ -31,6 +31,12 @@ class Kind:
         without loss."""
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return
+        for folder, _, names in os.walk(target):
+            for name in names:
+                path = Path(folder, name)
+                # A pipe would be waited for when it is looked at.
+                if path.exists() and not path.is_file():
+                    raise MergeError(f"{path} is a pipe or a device: move it elsewhere, or choose another place")
         try:
             known = (target.is_file() and not target.stat().st_size) or self.is_one(target)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):

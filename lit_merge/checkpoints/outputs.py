@@ -25,7 +25,9 @@ from lit_merge.checkpoints.locks import (
 from lit_merge.errors import MergeError
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None) -> Path:
+def check_output(
+    path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None, what: str = "output"
+) -> Path:
     """Refuses early, before any work is done, a place that cannot be written, or where something stands that must stay.
     What killed commands have left next to it is removed.
 
@@ -33,6 +35,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, kind: Ki
         path: of the output.
         overwrite: replace what stands there.
         kind: what the command writes: nothing else is replaced.
+        what: it is, where a command has several outputs.
 
     Raises:
         MergeError: the path exists and `overwrite` is off; it is a link, or no output of this kind; it is an input of
@@ -40,7 +43,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, kind: Ki
     """
     target = destination(path)
     _check(target, overwrite, kind)
-    writes(target)
+    writes(target, what)
     return target
 
 

@@ -83,4 +83,4 @@ def _check_route(config: Configuration) -> None:
     if route is not None and config["model"].compile:
         raise MergeError("--route looks at products inside the network, which compiling hides: leave out model.compile")
     if file is not None and not resolve(file).exists():
-        check_output(destination(file))
+        check_output(destination(file), what="prototypes")

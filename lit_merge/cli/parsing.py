@@ -1,6 +1,8 @@
 """Parsing of command lines and their configuration files: how files are read, and what is said of mistakes."""
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -57,6 +59,7 @@ def parsing(arguments: Sequence[str], options: Callable[[], Iterable[str]]) -> I
         MergeError: anything that the user can mend, in one line.
     """
     files = list(_config_files(arguments))
+    _refuse_pipes(argument.partition("=")[2] if argument[:2] == "--" else argument for argument in arguments)
     for file in files:
         _check_text(reads(Path(file)))
     refused: list[MergeError] = []
@@ -136,11 +139,33 @@ def _config_files(arguments: Sequence[str]) -> Iterator[str]:
             yield arguments[i + 1]
 
 
+def _refuse_pipes(values: Iterable[str]) -> None:
+    """Raises MergeError where a value is a pipe or a device: the parser looks into every file that an option names, and
+    would wait for it."""
+    for value in values:
+        try:
+            mode = os.stat(os.path.expanduser(value)).st_mode
+        except (OSError, ValueError):
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise MergeError(f"{value} is a pipe or a device, expected a file or a folder")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that is text in a configuration."""
+    if isinstance(value, str):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(one)
+
+
 def _check_text(path: Path) -> None:
-    """Raises MergeError where a file is no UTF-8."""
+    """Raises MergeError where a file is no UTF-8, or names a pipe."""
     try:
-        path.read_bytes().decode("utf-8")
+        _refuse_pipes(_texts(read_written(path.read_bytes().decode("utf-8"))))
     except UnicodeDecodeError as error:
         raise MergeError(f"{path} is no text in UTF-8: save it in UTF-8") from error
-    except (OSError, ValueError):
+    except MergeError:
+        raise
+    except (OSError, ValueError, YAMLError):
         return  # the parser reports what is no file

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import read_object
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
@@ -117,9 +118,7 @@ def read_lines(path: Path, what: str) -> list[str]:
         MergeError: no such file, or no text in UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise MergeError(f"{path} ({what}): {error.strerror}") from error
+        lines = InputFile(path, what).text(what).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise MergeError(
             f"{path} ({what}) is no text in UTF-8: {error.reason} at byte {error.start}: save it in UTF-8"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.checkpoints import SafetensorsFile, write_safetensors
+from lit_merge.checkpoints.inputs import writes
 from lit_merge.checkpoints.locations import destination
 from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
@@ -27,12 +28,15 @@ class Decompositions:
         of: what tells these experts from others (files, sizes, times); other experts get another subfolder.
 
     Raises:
-        MergeError: a folder that cannot be written.
+        MergeError: a folder that cannot be written; an input of the command, or a place in one; a folder that holds
+            another output, or lies in one.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, of: object = None) -> None:
         digest = hashlib.blake2b(json.dumps(of, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
         self.folder = None if folder is None else destination(folder) / digest
+        if folder is not None:
+            writes(destination(folder), "decompositions")
         if self.folder is not None and os.path.lexists(self.folder):
             check_own(self.folder)
         self.computed = 0

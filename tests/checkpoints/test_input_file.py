@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_merge import MergeError
+from lit_merge import MergeError, TaskBank
+from lit_merge.bank.files import BANK
 from lit_merge.checkpoints import input_file, open_checkpoint
 from lit_merge.checkpoints.input_file import InputFile, of_one_moment
+from lit_merge.cli.main import main
+from lit_merge.data.class_names import read_lines
+from lit_merge.report.report import Report
 
 
 def save_old(weights: dict[str, Any], path: Path) -> None:
@@ -95,6 +100,50 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
             open_checkpoint(place)
     with pytest.raises(MergeError, match="is a folder"):
         InputFile(tmp_path / "folder.safetensors")
+
+
+def opened_as_target(folder: Path) -> object:
+    (folder.parent / "bank").mkdir()
+    os.mkfifo(folder.parent / "bank" / "bank.json")
+    return BANK.check(folder.parent / "bank")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize(
+    ("opened", "told"),
+    [
+        (TaskBank.load, "is no task bank: .*pipe"),
+        (opened_as_target, "bank.json is a pipe or a device: move it elsewhere"),
+        (lambda pipe: read_lines(pipe, "class names"), "is a pipe or a device, expected class names"),
+        (lambda pipe: Report.load(pipe), "is a pipe or a device"),
+    ],
+)
+def test_no_reader_waits_for_a_pipe(opened: Callable[[Path], object], told: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    # Ends the whole test rather than wait for ever.
+    signal.alarm(60)
+    try:
+        with pytest.raises(MergeError, match=told):
+            opened(tmp_path / "pipe")
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("option", ["--config=pipe", "--config pipe", "--model.network.heads=pipe", "--config=c.yaml"])
+def test_options_and_configurations_name_no_pipe(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    network = {"class_path": "OpenClipImageEncoder", "init_args": {"config": "n.json", "heads": "pipe"}}
+    Path("c.yaml").write_text(json.dumps({"model": {"network": network}}))
+    signal.alarm(60)
+    try:
+        assert main(["merge", *option.split(), "--output", "o.safetensors"]) == 2
+    finally:
+        signal.alarm(0)
+    assert "pipe is a pipe or a device, expected a file or a folder" in capsys.readouterr().err
 
 
 def test_a_folder_is_opened_as_it_was_in_one_moment(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from lit_merge import MergeError
 from lit_merge.checkpoints.inputs import check_apart, lists, one_command, reads, writes
+from lit_merge.experts.decompositions import Decompositions
 
 
 @pytest.fixture
@@ -59,6 +60,20 @@ def test_nothing_is_written_where_everything_is_read(read: Path, tmp_path: Path)
             lists(read.parent)
             with pytest.raises(MergeError, match="the next run would take it for an input"):
                 writes(tmp_path / output)
+
+
+def test_one_place_is_not_for_two_outputs(tmp_path: Path) -> None:
+    with one_command():
+        writes(tmp_path / "out")
+        writes(tmp_path / "out")  # looked at early, and again
+        with pytest.raises(MergeError, match="out is named for the output and for the decompositions: choose another"):
+            Decompositions(tmp_path / "out")
+        with pytest.raises(MergeError, match=r"lies in .*out, which is replaced as a whole"):
+            Decompositions(tmp_path / "out" / "kept")
+        (tmp_path / "experts").mkdir()
+        lists(tmp_path / "experts")
+        with pytest.raises(MergeError, match=r"kept lies in .*experts, all of which is read"):
+            Decompositions(tmp_path / "experts" / "kept")
 
 
 def test_outputs_do_not_lie_in_each_other(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.data.images.files import ImageFiles, Side, by_class, class_names, find_images
 from lit_merge.data.images.splits import Split
 from lit_merge.errors import MergeError
@@ -82,9 +83,9 @@ class Listed(Layout):
     def read(self, task: str, root: Path, split: str, side: Side) -> Split:
         place = root / self.folder
         try:
-            lines = (root / self.lists[split]).read_text(encoding="utf-8").split()
-            names = class_names(place) if self.classes is None else (root / self.classes).read_text().split()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = _words(root / self.lists[split])
+            names = class_names(place) if self.classes is None else _words(root / self.classes)
+        except (OSError, ValueError) as error:
             raise MergeError(f"task {task}: {error}", task=task) from error
         if self.by_name:
             lines = [f"{re.sub(r'_[0-9]+[.][A-Za-z0-9]+$', '', line)}/{line}" for line in lines]
@@ -99,3 +100,7 @@ class Listed(Layout):
             )
         pictures = ImageFiles([place / line for line in within], side, place)
         return Split(pictures, torch.tensor([rows[name] for name in classes]), tuple(names))
+
+
+def _words(path: Path) -> list[str]:
+    return InputFile(path, "a list").text("a list").decode().split()
