@@ -22,6 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests import shape_checks
+
+# Before the package is imported.
+shape_checks.install()
 # What is imported stays: to look through it for garbage would take a fifth of the time of collecting.
 gc.disable()
 

@@ -1,0 +1,70 @@
+"""What `--jaxtyping-packages` puts around every function here: types and shapes are checked at run time, once a call.
+
+jaxtyping's own wrapper binds the arguments, and checks them twice: a third of the time of the tests of the maths.
+"""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jaxtyping
+from beartype import beartype
+
+whole = jaxtyping.jaxtyped
+
+
+def install() -> None:
+    """Before any module of the package is imported."""
+    jaxtyping.jaxtyped = checked
+
+
+def checked(function: Any = None, *, typechecker: Any) -> Any:
+    """Takes the place of `jaxtyping.jaxtyped`."""
+    if function is None:
+        return functools.partial(checked, typechecker=typechecker)
+    if not isinstance(function, types.FunctionType) or inspect.isgeneratorfunction(function):
+        return whole(function, typechecker=typechecker)
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__, copy.__module__, copy.__qualname__ = (
+        function.__kwdefaults__,
+        function.__module__,
+        function.__qualname__,
+    )
+    copy.__annotations__ = known_types(function)
+    inner: Callable[..., Any] = beartype(copy)
+    if not any(map(names_a_shape, copy.__annotations__.values())):
+        return functools.update_wrapper(inner, function)
+
+    @functools.wraps(function)
+    def in_a_scope(*arguments: Any, **options: Any) -> Any:
+        """Sizes of one name are equal within a call."""
+        with whole("context"):
+            return inner(*arguments, **options)
+
+    return in_a_scope
+
+
+def known_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """Without those that are imported for a type checker only."""
+
+    def of_one(annotation: Any) -> Any:
+        holder = types.SimpleNamespace(__annotations__={"value": annotation})
+        return typing.get_type_hints(holder, function.__globals__, include_extras=True)["value"]
+
+    found = {}
+    for name, annotation in function.__annotations__.items():
+        try:
+            found[name] = of_one(annotation)
+        except (NameError, AttributeError):
+            continue
+    return found
+
+
+def names_a_shape(hint: Any) -> bool:
+    inside = typing.get_args(hint)
+    return any(map(names_a_shape, inside)) or (inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray))
