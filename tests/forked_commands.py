@@ -3,13 +3,16 @@
 import json
 import os
 import resource
+import runpy
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +87,21 @@ class Forks:
             process.join()
         return [process.exitcode for process in processes]
 
+    def popen(self, command: Sequence[str], **_: object) -> SimpleNamespace:
+        """Runs a Python program, `[python, script, *arguments]`; as `subprocess.Popen` with text pipes."""
+        (theirs_in, ours_in), (ours_out, theirs_out) = SERVER.Pipe(duplex=False), SERVER.Pipe(duplex=False)
+        process = self.start(run_program, command[1:], theirs_in, theirs_out)
+        theirs_in.close()
+        theirs_out.close()
+        stdin, stdout = (os.fdopen(os.dup(one.fileno()), mode) for one, mode in ((ours_in, "w"), (ours_out, "r")))
+
+        def communicate() -> None:
+            for one in (stdin, stdout, ours_in, ours_out):
+                one.close()
+            process.join()
+
+        return SimpleNamespace(stdin=stdin, stdout=stdout, args=command, communicate=communicate)
+
     def kill_and_repeat(
         self, *arguments: str, moments: Sequence[str], folder: Path, before: Path | None = None
     ) -> list[str]:
@@ -134,6 +152,15 @@ def run_tests(folder: str) -> None:
     raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider"]))
 
 
+def run_program(command: Sequence[str], stdin: Any, stdout: Any) -> None:
+    """What the process of `Forks.popen` does."""
+    for place, pipe in enumerate((stdin, stdout)):
+        os.dup2(pipe.fileno(), place)
+    sys.stdin, sys.stdout, sys.argv = open(0), open(1, "w"), [*command]
+    sys.path.insert(0, str(Path(command[0]).parent))
+    runpy.run_path(command[0], run_name="__main__")
+
+
 def run_command(
     arguments: Sequence[str], folder: str, environment: Mapping[str, str], largest_file: int | None, errors_only: bool
 ) -> None:
@@ -143,6 +170,9 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.chdir(folder)
     os.environ |= environment
+    # As in `python -m lit_merge …`, which Lightning repeats for the other processes of a fit.
+    sys.argv[:] = ["lit_merge", *arguments]
+    sys.modules["__main__"].__spec__ = find_spec("lit_merge.__main__")
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

@@ -9,6 +9,7 @@ but for the last step, which may not fit.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Parts:
     nbytes: Mapping[str, int]
     needed: bool = False
 
-    @property
+    @cached_property
     def ladder(self) -> list[str]:
         """The types that are worth it, from coarse to fine: each next one removes less per byte than the one before.
         With one that does not, a coarser one is left out."""

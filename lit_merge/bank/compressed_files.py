@@ -30,6 +30,8 @@ class CompressedFiles:
         self, compression: Compression, recipe: Mapping[str, Any], base: Mapping[str, Any] | None = None
     ) -> None:
         self.compression, self.recipe, self.base = compression, recipe, base
+        # The search for what a budget holds asks for the size of hundreds of descriptions.
+        self._about_bank = compression.bank.about("", {})
 
     def within(self, budget: int | None) -> Choice:
         """What is stored in files of so many bytes at most; all of the bank, as far as the types go, for None.
@@ -116,7 +118,9 @@ class CompressedFiles:
     def _about(self, choice: Choice, layout: Layout, fingerprint: str, sums: Mapping[str, str]) -> dict[str, Any]:
         bank = self.compression.bank
         low_rank = [name for name in bank.deltas if choice.weights[name].low_rank]
-        about = bank.about(fingerprint, sums) | {
+        about = self._about_bank | {
+            "fingerprint": fingerprint,
+            "checksums": dict(sums),
             "ranks": {name: choice.weights[name].largest_rank for name in low_rank},
             "nbytes": _nbytes(layout),
             "packed": {name: packed.describe() for name, packed in choice.weights.items()},

@@ -64,23 +64,25 @@ def writes(path: Path, what: str = "output") -> None:
 
 def check_apart(output: Path, inputs: Iterable[Path] = ()) -> None:
     """Raises MergeError where an output is, holds or lies above one of these inputs, or one of the command's."""
+    places = _names(output)
     for path in inputs:
-        _check(output, path, False)
+        _check(output, places, path, False)
     for path, listed in () if _now is None else _now.read.items():
-        _check(output, path, listed)
+        _check(output, places, path, listed)
 
 
 def _note(path: Path, listed: bool) -> Path:
     if _now is not None and not _now.read.get(path, False) and os.path.exists(path):
         _now.read[path] = _now.read.get(path, False) or listed
         for output in _now.written:
-            _check(output, path, listed)
+            _check(output, _names(output), path, listed)
     return path
 
 
-def _check(output: Path, path: Path, listed: bool) -> None:
-    for place in _names(output):
-        for one in _names(path):
+def _check(output: Path, places: set[Path], path: Path, listed: bool) -> None:
+    names = _names(path)
+    for place in places:
+        for one in names:
             if one.is_relative_to(place):
                 what = "is read" if one == place else f"holds {path}, which is read"
                 raise MergeError(f"{output} {what}, and would be replaced: choose another place for the output")

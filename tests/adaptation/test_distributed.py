@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,20 +67,6 @@ def config(tiny: Any, processes: int, callbacks: list[dict[str, Any]]) -> dict[s
 FIT = ("fit", "--config", "config.yaml", "--run", "run")
 
 
-def by_lightning(folder: Path) -> None:
-    """The command itself: Lightning starts the other processes."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_merge", *FIT],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def reads(folder: Path, split: str, process: int) -> list[tuple[str, tuple[int, ...]]]:
     lines = (folder / f"{split}-{process}").read_text().splitlines()
     return [(task, tuple(indices)) for task, indices in map(json.loads, lines)]
@@ -100,7 +84,10 @@ def runs(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
     for name, (processes, callbacks) in kinds.items():
         (folders[name] / "config.yaml").write_text(yaml.safe_dump(config(tiny, processes, callbacks)))
     assert forks.run(*FIT, folder=folders["one"]) == [0], forks.told.read_text()
-    by_lightning(folders["two"])
+    # Lightning starts the second process, by the same command.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    codes = forks.run(*FIT, folder=folders["two"], environments=[{"PYTHONPATH": path}])
+    assert codes == [0], forks.told.read_text()
     codes = forks.run(*FIT, folder=folders["killed"], environments=as_torchrun(2))
     assert codes == [-signal.SIGKILL, 2]
     lines = [line for line in forks.told.read_text().splitlines() if not line.startswith("computing with")]

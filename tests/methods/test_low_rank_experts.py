@@ -59,8 +59,8 @@ def change(bank: TaskBank, base: dict[str, Tensor]) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore:ESM. .* have no second moments")
-@pytest.mark.parametrize("size", [0.02, 1e-4])
-@pytest.mark.parametrize("shared", ["none", "A", "B"])
+# Small updates are the harder ones: most of what is stored of them is rounding.
+@pytest.mark.parametrize(("shared", "size"), [("none", 0.02), ("none", 1e-4), ("A", 1e-4), ("B", 1e-4)])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_nothing_lies_where_no_expert_changed(

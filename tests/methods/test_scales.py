@@ -81,7 +81,7 @@ def methods(tasks: int) -> Iterator[tuple[MergeMethod, Transform | None]]:
         ConsensusTA(),
     ]
     plain += [RegMean(moments=seen), CART(rank_ratio=0.5), ESM(moments=seen), ESM(preset="official", moments=seen)]
-    plain += [ConsensusTA(), TSVM(), TSVCompress(), IsoC(), IsoCTS()]
+    plain += [TSVM(), TSVCompress(), IsoC(), IsoCTS()]
     yield from ((one, None) for one in plain)
     yield from ((TaskArithmetic(), AWD(granularity=one)) for one in ("model", "tensor"))
 

@@ -1,9 +1,11 @@
 """The benchmarks of a step run, print what they promise, and say in a line what they lack."""
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +29,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return start
 
 
-def test_a_row_for_each_worker(run: Run) -> None:
-    """Those of `dense` are as those of `cart`, from another bank."""
+def test_a_row_for_each_worker(run: Run, forks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of `dense` are as those of `cart`, from another bank. Processes are forks, which need not import anything."""
+    monkeypatch.setattr(subprocess, "Popen", forks.popen)
     size = ("--layers", "1", "--tasks", "3", "--images", "2", "--steps", "1")
     told = run("bench_adaptation.py", *size, "--only", "plain", "cart")
     rows = [line.split("|")[1:-1] for line in told.splitlines() if line.startswith("| 3 ")]
