@@ -156,7 +156,7 @@ def run_program(command: Sequence[str], stdin: Any, stdout: Any) -> None:
     """What the process of `Forks.popen` does."""
     for place, pipe in enumerate((stdin, stdout)):
         os.dup2(pipe.fileno(), place)
-    sys.stdin, sys.stdout, sys.argv = open(0), open(1, "w"), [*command]
+    sys.stdin, sys.stdout, sys.argv = os.fdopen(0), os.fdopen(1, "w"), [*command]
     sys.path.insert(0, str(Path(command[0]).parent))
     runpy.run_path(command[0], run_name="__main__")
 

@@ -129,7 +129,7 @@ def test_gradient_is_that_of_autograd(tasks: int, seed: int, alpha: float) -> No
 
 @pytest.mark.parametrize("granularity", ["model", "tensor"])
 def test_fit_is_the_literal_loop(granularity: str) -> None:
-    experts, base = make(3)
+    experts, base = make(4)
     change = fit(AWD(granularity=granularity), experts, base)
     if granularity == "model":
         delta = split(best(vectors(experts, base)))

@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_row_for_each_worker(run: Run, forks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of `dense` are as those of `cart`, from another bank. Processes are forks, which need not import anything."""
+    """Those of `dense` are as those of `cart`, from another bank. Processes are forks, which start at once."""
     monkeypatch.setattr(subprocess, "Popen", forks.popen)
     size = ("--layers", "1", "--tasks", "3", "--images", "2", "--steps", "1")
     told = run("bench_adaptation.py", *size, "--only", "plain", "cart")
