@@ -67,7 +67,7 @@ class Compression:
         self.types = AUTOMATIC if dtype is None else (dtype,)
         if base is not None:
             check_base(bank, base)
-        self.rows, self.shapes = len(bank.coefficients), bank.shapes
+        self.rows = len(bank.coefficients)
         self.orders: dict[str, Tensor] = {}
         self._kept: dict[str, LowRank] = {}
         self.parts: dict[str, Parts] = {}
@@ -84,7 +84,7 @@ class Compression:
         """What is stored once the first `count` steps are taken."""
         levels = steps.after(count)
         found = Choice({}, {}, {})
-        for name, shape in self.shapes.items():
+        for name, shape in self.bank.shapes.items():
             found.weights[name] = self._packed(name, shape, levels)
             if (key := f"origin/{name}") in levels:
                 found.origin[name] = _error(self.parts[key], levels[key])
@@ -174,7 +174,7 @@ class Compression:
             energies[-self.rows :] *= torch.nn.functional.pad(learnt, (0, energies.shape[-1] - learnt.shape[-1]))
         if self.base is not None:
             energies[0] *= self.rows
-        m, n = sides_of(self.shapes[name])
+        m, n = sides_of(self.bank.shapes[name])
         sides = {"U": m, "V": n}
         stored = {TYPES[kind] for kind in self.types}
         nbytes = {one.name: 4 + sum(one.nbytes(sides[side]) for side in sides_stored(m, n)) for one in stored}
