@@ -5,7 +5,8 @@
 Banks are written to a temporary folder and read back; bytes are those of all their files. Accuracies are on test data,
 means over the tasks, as shares of the experts' own. Nothing is chosen by them: every bank of a grid is shown.
 
-- `budget`: CART with all directions, `compress_bank` at so many times one model; with `origin=base` too.
+- `budget`: CART with all directions, `compress_bank` at so many times one model; with `origin=base` too; and with
+  errors measured on features of 64 unlabelled inputs a task instead of the Frobenius norm.
 - `TSV-Compress`: float16, its own rank (1/T of the directions) and others around it.
 - `truncation`: CART cut to one rank ratio for all matrices, float16.
 """
@@ -21,10 +22,12 @@ import torch
 from suites import open_suite
 
 from lit_merge import CART, Probe, TaskBank, TSVCompress, build_bank
+from lit_merge.choose.activations import bank_moments
 from lit_merge.merge.compressed_bank import compress_bank, model_bytes
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BUDGETS = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5)
+ON_FEATURES = (0.6, 0.8, 1.0, 1.5)
 BY_BASE = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 RATIOS = (0.02, 0.04, 0.08, 0.125, 0.16, 0.25)
 
@@ -34,7 +37,7 @@ class Bench:
 
     def __init__(self, suite: str) -> None:
         opened = open_suite(suite)
-        self.experts, self.network = opened.experts, opened.network
+        self.experts, self.network, self.data = opened.experts, opened.network, opened.data
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.test = Probe.labelled(self.network, opened.data, "test")
         self.own = {
@@ -66,6 +69,11 @@ def rows(bench: Bench, place: Path, base: str) -> Iterator[dict[str, object]]:
     for i, times in enumerate(BUDGETS):
         compress_bank(whole, place / f"own{i}", budget=f"{times}x")
         yield bench.row("budget", f"{times}x", place / f"own{i}")
+    (place / "moments").mkdir()
+    moments = bank_moments(whole, bench.network, bench.data.unlabelled(), place / "moments")
+    for i, times in enumerate(ON_FEATURES):
+        compress_bank(whole, place / f"features{i}", budget=f"{times}x", moments=moments)
+        yield bench.row("budget, error on features", f"{times}x", place / f"features{i}")
     for i, times in enumerate(BY_BASE):
         compress_bank(whole, place / f"base{i}", budget=f"{times}x", origin="base", base=base)
         yield bench.row("budget, base by reference", f"{times}x", place / f"base{i}")
@@ -90,7 +98,7 @@ def draw(suite: str, found: list[dict[str, object]], experts: float) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for kind, marker in zip(dict.fromkeys(str(row["kind"]) for row in found), "osD^", strict=False):
+    for kind, marker in zip(dict.fromkeys(str(row["kind"]) for row in found), "os*D^", strict=False):
         points = sorted((row["times"], 100 * row["share"]) for row in found if row["kind"] == kind)  # type: ignore[operator, type-var]
         axes.plot(*zip(*points, strict=True), marker=marker, label=kind)
     axes.axhline(99, color="grey", linewidth=0.8, linestyle="--")

@@ -2,9 +2,11 @@
 
 The error is the squared Frobenius norm of what is left out, over all weights of all tasks' models. Directions of one
 matrix are orthogonal, so their errors add up. What is common to all tasks, the origin, counts once for every task.
+With second moments of what flows into the weights it is, for these, the mean squared change of their outputs, the
+metric of ESM (arXiv 2602.20208).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_merge.bank.budget import Parts, Steps, best_first
+from lit_merge.bank.feature_metric import FeatureMetric, Moments
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.bank.on_demand import without_values
 from lit_merge.bank.packing import BASE, Packed, sides_of, sides_stored
 from lit_merge.bank.storage_types import TYPES, StorageType, pack_rows, unpack_rows
 from lit_merge.bank.task_bank import TaskBank
+from lit_merge.bank.unit_directions import directions_of, normalised, stacked, wide
 from lit_merge.checkpoints import Checkpoint
 from lit_merge.errors import MergeError
 
@@ -57,13 +61,20 @@ class Compression:
         bank: what is stored; may lie in a file.
         dtype: one storage type for all, see `TYPES`; None takes what pays, of float16, int8 and four bits.
         base: with it the origin is stored as a difference from this checkpoint, by canonical names.
+        moments: task → weight → E[x xᵀ] (n, n) of the weight's inputs; None measures errors in the Frobenius norm.
 
     Raises:
         MergeError: a base that lacks a weight of the bank, or has it in another shape; weights in int8.
     """
 
-    def __init__(self, bank: TaskBank, dtype: str | None = None, base: Checkpoint | None = None) -> None:
-        self.bank, self.base = bank, base
+    def __init__(
+        self,
+        bank: TaskBank,
+        dtype: str | None = None,
+        base: Checkpoint | None = None,
+        moments: Moments | None = None,
+    ) -> None:
+        self.bank, self.base, self.moments = bank, base, moments
         self.types = AUTOMATIC if dtype is None else (dtype,)
         if base is not None:
             check_base(bank, base)
@@ -133,25 +144,54 @@ class Compression:
         difference from the base, where there is one."""
         if name in self._kept:
             return self._kept[name]
-        parts = []
+        parts, metric = [], self._metric(name)
         if self.base is not None:
             value = self.bank.origin[name]
-            parts.append(_directions((value.double() - self.base.read(name).double()).to(_wide(value))[None]))
+            moved = directions_of((value.double() - self.base.read(name).double()).to(wide(value))[None])
+            parts.append(moved if metric is None else metric.shared(moved))
         if name in self.bank.deltas:
             delta = self.bank.deltas[name]
-            if isinstance(delta, LowRank):
-                order = self.orders[name] = self._order(name, delta)
-                parts.append(_normalised(delta).take(order))
+            own = normalised(delta) if isinstance(delta, LowRank) else directions_of(delta.to(wide(delta)))
+            if metric is not None and name not in self.bank.directions:
+                # Directions that have a coefficient each stay what they are.
+                parts.append(metric.directions(own))
             else:
-                parts.append(_directions(delta.to(_wide(delta))))
-        found = _stacked(parts)
+                order = self.orders[name] = self._order(name, own, metric)
+                parts.append(own.take(order))
+        found = stacked(parts)
         if self.bank.nbytes <= SMALL:
             self._kept[name] = found
         return found
 
-    def _order(self, name: str, delta: LowRank) -> Tensor:
+    def _metric(self, name: str) -> FeatureMetric | None:
+        """What errors of a weight are measured by; None is the Frobenius norm."""
+        if self.moments is None:
+            return None
+        own = [self.moments[task].get(name) for task in self.bank.tasks]
+        found = [moment for moment in own if moment is not None]
+        if len(found) < len(own):
+            return None
+        # One delta for all tasks is in all their models.
+        found = found if self.rows == len(found) else [torch.stack(found).sum(0)]
+        return FeatureMetric(found, self.bank.shapes[name][1])
+
+    def _energies(self, name: str, found: LowRank) -> Tensor:
+        """Squared size (rows, k) of every direction, over all models that it is in; of directions that have
+        coefficients as the merge uses them."""
+        first, metric = int(self.base is not None), self._metric(name)
+        if metric is None:
+            energies = found.S.double().square()
+            energies[:first] *= self.rows
+        else:
+            energies = metric.energies(found)
+        if name in self.bank.directions:
+            learnt = self.bank.directions[name].gather(-1, self.orders[name]).double().square()
+            energies[first:] *= torch.nn.functional.pad(learnt, (0, energies.shape[-1] - learnt.shape[-1]))
+        return energies
+
+    def _order(self, name: str, delta: LowRank, metric: FeatureMetric | None) -> Tensor:
         """Positions of the directions, from what contributes most."""
-        weights = _normalised(delta).S.abs()
+        weights = delta.S.abs() if metric is None else metric.energies(delta).sqrt()
         if name in self.bank.directions:
             weights = weights * self.bank.directions[name].abs()
         return weights.argsort(dim=-1, descending=True, stable=True)
@@ -164,16 +204,11 @@ class Compression:
         if not origin.is_floating_point() or not origin.numel():
             return
         if self.base is None:
-            self.parts[f"origin/{name}"] = _origin_part(origin, self._origin_types(origin), self.rows)
+            self.parts[f"origin/{name}"] = self._origin_part(name, origin)
         if self.base is None and name not in self.bank.deltas:
             return
         found = self.directions(name)
-        energies = found.S.double().square()
-        if name in self.bank.directions:
-            learnt = self.bank.directions[name].gather(-1, self.orders[name]).double().square()
-            energies[-self.rows :] *= torch.nn.functional.pad(learnt, (0, energies.shape[-1] - learnt.shape[-1]))
-        if self.base is not None:
-            energies[0] *= self.rows
+        energies = self._energies(name, found)
         m, n = sides_of(self.bank.shapes[name])
         sides = {"U": m, "V": n}
         stored = {TYPES[kind] for kind in self.types}
@@ -188,6 +223,24 @@ class Compression:
         if origin.dim() < 2:
             asked = [kind for kind in asked if not TYPES[kind].is_integer] or [half]
         return list(dict.fromkeys(["int8" if kind == "int4" else kind for kind in asked] + wide))
+
+    def _origin_part(self, name: str, origin: Tensor) -> Parts:
+        """The origin of one weight, which all tasks have."""
+        value, metric, types = origin.double(), self._metric(name), self._origin_types(origin)
+
+        def squared(error: Tensor) -> float:
+            if metric is not None:
+                return metric.squared(error)
+            return self.rows * error.square().sum().item()
+
+        energy = squared(value)
+        kept = {}
+        for kind in types:
+            read = unpack_rows(*pack_rows(origin)) if kind == "int8" else origin.to(TYPES[kind].dtype)
+            kept[kind] = 1 - squared(read.double() - value) / energy if energy else 1.0
+        scales = 2 * (origin.shape[0] if origin.dim() else 1)
+        nbytes = {kind: TYPES[kind].nbytes(origin.numel()) + (scales if kind == "int8" else 0) for kind in types}
+        return Parts(np.array([energy]), kept, nbytes, needed=True)
 
     def _packed(self, name: str, shape: tuple[int, ...], levels: Mapping[str, Levels]) -> Packed:
         if (key := f"origin/{name}") in levels:
@@ -219,37 +272,6 @@ def check_base(bank: TaskBank, base: Checkpoint) -> None:
             )
 
 
-def _wide(value: Tensor) -> torch.dtype:
-    return torch.promote_types(value.dtype, torch.float32)
-
-
-def _directions(matrices: Tensor) -> LowRank:
-    """Of dense values (T, …): vectors have one each."""
-    m, n = sides_of(tuple(matrices.shape[1:]))
-    flat = matrices.reshape(len(matrices), m, n)
-    if min(m, n) > 1:
-        return LowRank.from_dense(flat, min(m, n))
-    sizes = flat.flatten(1).norm(dim=-1)
-    unit = flat / sizes.clamp_min(1e-30)[:, None, None]
-    one = unit.new_ones(len(flat), 1, 1)
-    u, v = (one, unit.mT) if m == 1 else (unit, one)
-    return LowRank(u, sizes[:, None], v)
-
-
-def _normalised(delta: LowRank) -> LowRank:
-    """With singular vectors of length 1."""
-    u, v = delta.U.to(delta.S.dtype), delta.V.to(delta.S.dtype)
-    sizes = [factor.norm(dim=1, keepdim=True).clamp_min(1e-30) for factor in (u, v)]
-    return LowRank(u / sizes[0], delta.S * sizes[0][:, 0] * sizes[1][:, 0], v / sizes[1])
-
-
-def _stacked(parts: Sequence[LowRank]) -> LowRank:
-    """Rows of one weight together; the shorter ones end with singular values of 0."""
-    k = max(part.rank for part in parts)
-    padded = [[torch.nn.functional.pad(one, (0, k - part.rank)) for one in (part.U, part.S, part.V)] for part in parts]
-    return LowRank(*(torch.cat([one.float() for one in side]) for side in zip(*padded, strict=True)))
-
-
 def _stored(kind: StorageType, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of (n, k) as the file holds them, a row each, and the cosines of what is read with what was stored."""
     stored = kind.pack(vectors.T.float().contiguous())
@@ -267,19 +289,6 @@ def _kept(found: LowRank, types: set[StorageType], sides: str) -> dict[str, floa
             kept = kept * torch.stack([_stored(kind, row)[1] for row in some]).square()
         shares[kind.name] = min(1.0, float((kept * energies).sum() / energies.sum().clamp_min(1e-300)))
     return shares
-
-
-def _origin_part(origin: Tensor, types: Sequence[str], rows: int) -> Parts:
-    """The origin of one weight, which all tasks have."""
-    value = origin.double()
-    energy = value.square().sum().item()
-    kept = {}
-    for kind in types:
-        read = unpack_rows(*pack_rows(origin)) if kind == "int8" else origin.to(TYPES[kind].dtype)
-        kept[kind] = 1 - (read.double() - value).square().sum().item() / energy if energy else 1.0
-    scales = 2 * (origin.shape[0] if origin.dim() else 1)
-    nbytes = {kind: TYPES[kind].nbytes(origin.numel()) + (scales if kind == "int8" else 0) for kind in types}
-    return Parts(np.array([rows * energy]), kept, nbytes, needed=True)
 
 
 def _error(part: Parts, levels: Levels, rows: slice = slice(None)) -> tuple[float, float]:

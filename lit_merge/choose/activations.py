@@ -4,19 +4,23 @@ import functools
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_merge.checkpoints import Checkpoint
+from lit_merge.bank.task_bank import TaskBank
+from lit_merge.checkpoints import Checkpoint, SafetensorsFile, write_safetensors
 from lit_merge.console import track
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
-from lit_merge.experts.moments import Moments, check_finite, load_moments, save_moments
+from lit_merge.experts.moments import FileMoments, Moments, check_finite, load_moments, save_moments
 from lit_merge.networks.network import Network
 from lit_merge.networks.products import WatchedProducts, visible_products
+
+BATCH = 8  # inputs per forward
 
 
 class InputMoments(WatchedProducts):
@@ -55,7 +59,7 @@ def collect_moments(
     network: Network,
     sources: Mapping[str, ImageSource],
     samples: int = 32,
-    batch_size: int = 8,
+    batch_size: int = BATCH,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -81,8 +85,7 @@ def collect_moments(
 
     def one_by_one() -> Iterator[tuple[str, dict[str, Tensor]]]:
         for task, checkpoint in track(experts.checkpoints.items(), "second moments", len(experts.tasks)):
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{task}".encode()))
-            chosen = torch.randperm(len(sources[task]), generator=generator)[:samples].tolist()
+            chosen = _drawn(len(sources[task]), samples, f"{seed}/{task}")
             batches = (sources[task].read(chosen[i : i + batch_size]) for i in range(0, samples, batch_size))
             # No name for what is handed on: it would stay in memory together with the next task's.
             yield task, _finite(input_moments(network, _weights(checkpoint, network), batches), task)
@@ -91,6 +94,36 @@ def collect_moments(
         return dict(one_by_one())
     save_moments(folder, one_by_one(), experts, samples, overwrite)
     return load_moments(folder, experts)
+
+
+def bank_moments(
+    bank: TaskBank, network: Network, sources: Mapping[str, ImageSource], folder: Path, samples: int = 64, seed: int = 0
+) -> dict[str, Mapping[str, Tensor]]:
+    """Second moments of every weight's inputs, in each task's own model as a bank holds it.
+
+    Args:
+        bank: with a delta for every task.
+        network: whose encoder takes its weights.
+        sources: task → unlabelled inputs of every task.
+        folder: an empty one, where the moments lie while they are used, in float32.
+        samples: inputs of each task, fewer where there are fewer; every token of one is a row.
+        seed: of the draw.
+
+    Raises:
+        MergeError: a task without inputs; weights that are not the network's; activations that are not finite.
+    """
+    network.check(bank.shapes)
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for i, task in enumerate(track(bank.tasks, "second moments", len(bank.tasks))):
+        if task not in sources or not len(sources[task]):
+            raise MergeError(f"task {task} has no unlabelled inputs to measure features on", task=task)
+        chosen = _drawn(len(sources[task]), samples, f"{seed}/{task}")
+        batches = (sources[task].read(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH))
+        weights = _copied(bank.expert(task, torch.float32, "canonical"), network)
+        own = _finite(input_moments(network, weights, batches), task)
+        write_safetensors(folder / f"{i}.safetensors", {name: value.float() for name, value in own.items()})
+        found[task] = FileMoments(SafetensorsFile(folder / f"{i}.safetensors"))
+    return found
 
 
 @torch.no_grad()
@@ -118,13 +151,23 @@ def _encode(network: Network, inputs: Tensor, watch: InputMoments) -> None:
 
 def _weights(checkpoint: Checkpoint, network: Network) -> dict[str, Tensor]:
     """All weights of an expert that the network runs, in float32, which the inputs are in, on its device."""
-    device = network.device
-    read = {name: checkpoint.read(name) for name in checkpoint.shapes if network.runs(name)}
+    return _copied({name: checkpoint.read(name) for name in checkpoint.shapes}, network)
+
+
+def _copied(weights: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
     # Copies: tensors mapped from one file share its memory, and memory is what weights are known by.
     return {
-        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
-        for name, value in read.items()
+        name: value.to(
+            network.device, torch.float32 if value.is_floating_point() else value.dtype, copy=True
+        ).contiguous()
+        for name, value in weights.items()
+        if network.runs(name)
     }
+
+
+def _drawn(there: int, samples: int, seed: str) -> list[int]:
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    return torch.randperm(there, generator=generator)[:samples].tolist()
 
 
 def _finite(moments: dict[str, Tensor], task: str) -> dict[str, Tensor]:

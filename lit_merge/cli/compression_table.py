@@ -1,10 +1,12 @@
 """What a bank of limited size keeps of every weight."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from lit_merge.choose.compressed_tasks import TaskKept
 from lit_merge.console import table
 from lit_merge.merge.compressed_bank import Compressed
 from lit_merge.report.weight_tree import collapsed, megabytes
@@ -38,6 +40,18 @@ def compression_table(found: Compressed) -> RenderableType:
     kept = f"; {100 * (1 - left / whole):.2f} % of the deltas' energy kept" if whole else ""
     size = f"{found.nbytes:,} bytes ({megabytes(found.nbytes)}), {found.nbytes / found.model:.3f} times one model"
     return Group(shown, Text(NOTE), Text(f"{size}{kept}"))
+
+
+def kept_table(tasks: Mapping[str, TaskKept]) -> RenderableType:
+    """A row for every task, its name known: accuracy in the bank and in what is stored, in %, or how often both predict
+    the same."""
+    labelled = all(one.before is not None for one in tasks.values())
+    numbers = ("before", "stored", "same predictions") if labelled else ("same predictions",)
+    shown = table("task known", *numbers, right=numbers)
+    rows = [[name, *([one.before, one.after] if labelled else []), one.agreement] for name, one in tasks.items()]
+    for name, *values in [*rows, ["mean", *(fmean(column) for column in zip(*(row[1:] for row in rows), strict=True))]]:
+        shown.add_row(name, *(f"{100 * value:.1f}" for value in values))
+    return shown
 
 
 def _together(errors: Iterable[tuple[float, float]]) -> tuple[float, float]:

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, get_args
 
 from lit_merge.bank.files import BANK
+from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import NamingName
+from lit_merge.checkpoints.inputs import one_command
+from lit_merge.choose.compressed_tasks import moments_of, tasks_kept
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import built
 from lit_merge.choose.write import write_bank
-from lit_merge.cli.compression_table import compression_table
+from lit_merge.cli.compression_table import compression_table, kept_table
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
@@ -23,6 +28,7 @@ from lit_merge.merge.programs import Program
 from lit_merge.networks import Network
 from lit_merge.report.weight_tree import megabytes
 
+Metric = Literal["frobenius", "features"]
 SWITCHES = {"dry_run": "say what the bank would hold, and its size to the byte: writes nothing"}
 ABOUT = "Writes a task bank, compressed if asked; or the merged weights; or the weights of one task."
 
@@ -36,6 +42,7 @@ def options(
     budget: str | None = None,
     max_size: str | None = None,
     origin: Origin = "own",
+    metric: Metric = "frobenius",
     naming: NamingName | None = None,
     max_shard_size: str | None = None,
     rest: Rest = "adapter",
@@ -59,6 +66,8 @@ def options(
         budget: of the compressed bank's files, in times one model, as 1.5x.
         max_size: of the compressed bank's files, as 50MB.
         origin: of the compressed bank; `base` stores what it differs from --model.base, which opening the bank needs.
+        metric: of the compressed bank's error: `frobenius`, of the weights; or `features`, of what weights make of
+            unlabelled inputs of their tasks, which needs --model.network and --data.
         naming: whose names a CLIP's weights get; those of the experts' files by default.
         max_shard_size: of one file in a folder of `merged` or `task`, as 2GB; 5GB by default.
         rest: what LoRA cannot hold, as norms and embeddings: whole in each `adapter`, or left to the `base`.
@@ -74,7 +83,13 @@ def export(arguments: Sequence[str]) -> None:
         MergeError: anything that the user can mend.
     """
     config = Configuration("export", arguments, options, ABOUT, SWITCHES)
-    if is_compressed(*(config[name] for name in ("budget", "max_size", "dtype", "origin"))) or config["dry_run"]:
+    compressed = is_compressed(*(config[name] for name in ("budget", "max_size", "dtype", "origin")))
+    if config["metric"] != "frobenius" and not compressed:
+        raise MergeError(
+            f"metric={config['metric']} is of a bank of limited size: give --budget, --max_size, --dtype int8 or int4, "
+            "or --origin base"
+        )
+    if compressed or config["dry_run"]:
         _export_compressed(config)
         return
     output = config.check_output("output")
@@ -135,18 +150,32 @@ def _export_compressed(config: Configuration) -> None:
         raise MergeError(f"devices={config['devices']}: one process compresses a bank")
     check_export("", "bank", None, config["max_shard_size"])
     output = None if config["dry_run"] else config.check_output("output", BANK)
-    bank = config.sources().bank()
+    sources = config.sources()
+    bank = sources.bank()
     bank = replace(bank, naming=bank.naming_of(config["naming"])).truncate(config["rank_ratio"], config["energy"])
     options = {name: config[name] for name in ("budget", "max_size", "dtype", "origin")}
     if not is_compressed(*options.values()):
         nbytes = compress(bank, dtype=config["dtype"]).saved_bytes
         print(f"{nbytes:,} bytes ({megabytes(nbytes)}), {nbytes / model_bytes(bank):.3f} times one model")
         return
-    found = compress_bank(bank, output, base=config["model"].base, overwrite=config["overwrite"], **options)
+    network, data = (built(one) for one in (sources.unlabelled.network, sources.unlabelled.data))
+    with TemporaryDirectory() as folder:
+        moments = None
+        if config["metric"] == "features":
+            if network is None or data is None:
+                raise MergeError("metric=features looks at unlabelled inputs: give --model.network and --data")
+            moments = moments_of(bank, network, data, Path(folder))
+        found = compress_bank(
+            bank, output, base=config["model"].base, overwrite=config["overwrite"], moments=moments, **options
+        )
     console = terminal()
     console = console if console.is_terminal else terminal(width=200)
     console.print(compression_table(found), highlight=False)
     if output is not None:
+        if network is not None and data is not None:
+            with one_command():  # what was written is read back
+                stored = TaskBank.load(output, config["model"].base if config["origin"] == "base" else None)
+                console.print(kept_table(tasks_kept(bank, stored, network, data)), highlight=False)
         say_written(output)
 
 

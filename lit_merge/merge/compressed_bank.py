@@ -10,6 +10,7 @@ from lit_merge import __version__
 from lit_merge.bank.base_reference import described
 from lit_merge.bank.compressed_files import CompressedFiles
 from lit_merge.bank.compression import Choice, Compression
+from lit_merge.bank.feature_metric import Moments
 from lit_merge.bank.storage_types import TYPES
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import canonical, open_checkpoint
@@ -53,6 +54,7 @@ def compress_bank(
     origin: Origin = "own",
     base: str | Path | None = None,
     overwrite: bool = False,
+    moments: Moments | None = None,
 ) -> Compressed:
     """Writes a bank with the directions and the storage types that leave least error in so many bytes.
 
@@ -66,6 +68,8 @@ def compress_bank(
             has as well.
         base: that checkpoint: a path, or `hf://org/name`.
         overwrite: replace what stands there.
+        moments: second moments of what flows into the weights, as `bank_moments` collects them: errors are measured on
+            what weights do to their inputs rather than in the Frobenius norm.
 
     Raises:
         MergeError: options that do not go together; a budget below what the origin alone needs; a base that is none of
@@ -83,7 +87,7 @@ def compress_bank(
         checkpoint = canonical(open_checkpoint(base, "base"))
         if output is not None:
             check_apart(destination(output), checkpoint.files)
-    compression = Compression(bank, dtype, checkpoint)
+    compression = Compression(bank, dtype, checkpoint, moments)
     if checkpoint is not None:
         about = described(str(base), checkpoint, [n for n, kind in bank.dtypes.items() if kind.is_floating_point])
     recipe = {"lit_merge": __version__, "budget": budget, "max_size": max_size, "dtype": dtype, "origin": origin}

@@ -258,3 +258,62 @@ def test_weights_without_a_value_and_in_integers(tmp_path: Path) -> None:
     integers = {task: one | {"codes": torch.ones(2, dtype=torch.int8)} for task, one in experts.items()}
     with pytest.raises(MergeError, match="codes is int8, which a compressed bank has for scaled numbers only"):
         compress_bank(build_bank(integers, method=CART(rank_ratio=1.0)), None, dtype="int8")
+
+
+def features(bank: TaskBank) -> dict[str, dict[str, torch.Tensor]]:
+    """Second moments of inputs that lie mostly in a few directions, others for every task."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for i, task in enumerate(bank.tasks):
+        torch.manual_seed(10 + i)
+        found[task] = {}
+        for name in (FIRST, MATRIX):
+            x = torch.randn(200, SHAPES[name][1]) * torch.linspace(3, 0.1, SHAPES[name][1]).square()
+            turned = x @ torch.linalg.qr(torch.randn(SHAPES[name][1], SHAPES[name][1]))[0]
+            found[task][name] = turned.T @ turned / len(turned)
+    return found
+
+
+def feature_error(bank: TaskBank, other: TaskBank, moments: dict[str, dict[str, torch.Tensor]]) -> float:
+    """E‖(W − W')x‖² over tasks and weights; of weights without moments the squared Frobenius norm. In numpy."""
+    total = 0.0
+    for task in bank.tasks:
+        ours, theirs = bank.expert(task), other.expert(task)
+        for name, value in ours.items():
+            D = (theirs[name].double() - value.double()).numpy()
+            if name in moments[task]:
+                C = moments[task][name].double().numpy()
+                total += np.trace(D @ (C + 1e-3 * np.trace(C) / len(C) * np.eye(len(C))) @ D.T)
+            else:
+                total += float(np.square(D).sum())
+    return total
+
+
+@pytest.mark.parametrize("origin", ["own", "base"])
+def test_errors_on_features(origin: Any, bank: TaskBank, place: Path, tmp_path: Path) -> None:
+    """What is said is the error that there is, what is left the least, and without a limit nothing is lost."""
+    moments = features(bank)
+    options: Any = {"dtype": "float32", "origin": origin, "base": place / "base.safetensors"}
+    compress_bank(bank, tmp_path / "all", moments=moments, **options)
+    assert error(bank, TaskBank.load(tmp_path / "all")) < 1e-9
+    limited = {"max_size": "16000"} | options
+    done = compress_bank(bank, tmp_path / "features", moments=moments, **limited)
+    compress_bank(bank, tmp_path / "plain", **limited)
+    ours, plain = (feature_error(bank, TaskBank.load(tmp_path / name), moments) for name in ("features", "plain"))
+    # What the origin's difference lacks and what a delta lacks are not orthogonal to each other.
+    assert ours == pytest.approx(told(done), rel=1e-3 if origin == "own" else 0.02)
+    assert ours < 0.8 * plain
+    assert error(bank, TaskBank.load(tmp_path / "features")) > error(bank, TaskBank.load(tmp_path / "plain"))
+    wrong = {task: {FIRST: torch.eye(3)} for task in bank.tasks}
+    with pytest.raises(MergeError, match=r"second moments of shape \[3, 3\], expected \[7, 7\] of 7 inputs"):
+        compress_bank(bank, None, moments=wrong, max_size="16000")
+
+
+def test_learnt_directions_stay_what_they_are(bank: TaskBank, tmp_path: Path) -> None:
+    """Each has a coefficient of its own, which the features only weigh."""
+    torch.manual_seed(5)
+    learnt = replace(bank, learnt={f"directions/{MATRIX}": 1 + torch.rand(3, bank.ranks[MATRIX])})
+    compress_bank(learnt, tmp_path / "bank", dtype="float32", moments=features(bank))
+    stored = TaskBank.load(tmp_path / "bank")
+    assert error(learnt, stored) < 1e-9
+    for name, value in learnt.merge().items():
+        torch.testing.assert_close(stored.merge()[name], value, rtol=0, atol=1e-5)

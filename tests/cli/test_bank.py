@@ -1,14 +1,16 @@
 """The verb bank and its commands."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lit_merge import CART, build_bank
+from lit_merge import CART, ImageFolders, TaskBank, build_bank
 from lit_merge.cli.main import main
 
 
@@ -79,6 +81,8 @@ def test_export_within_a_budget(tiny: Any, tmp_path: Path, capsys: pytest.Captur
         (["--budget", "2x", "--max_shard_size", "1MB"], "max_shard_size is of format=merged and format=task"),
         (["--budget", "2x", "--devices", "2"], "devices=2: one process compresses a bank"),
         (["--budget", "2x", "--max_size", "5MB"], "give one of them"),
+        (["--metric", "features"], "metric=features is of a bank of limited size: give --budget"),
+        (["--budget", "2x", "--metric", "features"], "looks at unlabelled inputs: give --model.network and --data"),
     ):
         arguments = ["export", "--config", str(config), "--output", f"{tmp_path}/none", *options]
         assert main(arguments) == 2
@@ -86,3 +90,41 @@ def test_export_within_a_budget(tiny: Any, tmp_path: Path, capsys: pytest.Captur
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_budget_measured_on_features_and_what_it_keeps_of_every_task(
+    labelled: bool, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With data, a table says what became of every task: what the stored bank's experts predict, counted here anew."""
+    bank = build_bank(tiny.experts, method=CART(rank_ratio=1.0))
+    bank.save(tmp_path / "whole")
+    data = tiny.data() if labelled else ImageFolders(tiny.adapt_folders)
+    given = (
+        ["Suite", "--data.path", str(tiny.root)]
+        if labelled
+        else ["ImageFolders", "--data.adapt", json.dumps(tiny.adapt_folders)]
+    )
+    network = ["OpenClipImageEncoder", "--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
+    verb = ["export", "--model.bank", f"{tmp_path}/whole", "--budget", "1.2x", "--metric", "features"]
+    told = [*verb, "--model.network", *network, "--data", *given, "--output", f"{tmp_path}/bank"]
+    assert main(told) == 0
+    rows = [line.split() for line in capsys.readouterr().out.split("task known")[1].splitlines()]
+    said = {
+        row[0]: [float(value) / 100 for value in row[1:]] for row in rows if row and row[0] in (*tiny.tasks, "mean")
+    }
+    stored, encoder = TaskBank.load(tmp_path / "bank"), tiny.encoder()
+    inputs = {task: source for task, (source, _) in data.labelled("test").items()} if labelled else data.unlabelled()
+    expected: dict[str, list[float]] = {}
+    for task in tiny.tasks:
+        data.suit(encoder)
+        images = {task: inputs[task].read(range(len(inputs[task])))}
+        before, after = (encoder(one.expert(task), images)[task].argmax(-1) for one in (bank, stored))
+        right = (
+            [(rows == data.labelled("test")[task][1]).double().mean() for rows in (before, after)] if labelled else []
+        )
+        expected[task] = [float(value) for value in (*right, (before == after).double().mean())]
+    expected["mean"] = np.mean(list(expected.values()), axis=0).tolist()
+    assert said.keys() == expected.keys()
+    for task, values in expected.items():
+        assert said[task] == pytest.approx(values, abs=6e-4)
