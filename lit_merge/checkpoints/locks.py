@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from lit_merge.checkpoints.lasting import sync_folders
 from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
 
@@ -125,7 +126,12 @@ def clear_workplaces(folder: Path) -> None:
 def note_placed(folder: Path, new: Path) -> None:
     """Notes in an unfinished folder what is about to be put in the output's place: after that it is of no use."""
     found = new.stat()
-    (folder / PLACED).write_text(json.dumps([found.st_ino, found.st_mtime_ns]), encoding="utf-8")
+    with open(folder / PLACED, "w", encoding="utf-8") as file:
+        file.write(json.dumps([found.st_ino, found.st_mtime_ns]))
+        file.flush()
+        # It must not be lost where the output is not.
+        os.fsync(file.fileno())
+    sync_folders(folder)
 
 
 def _is_placed(folder: Path, target: Path) -> bool:

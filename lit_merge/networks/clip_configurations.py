@@ -1,5 +1,6 @@
 """Configurations of CLIP models: open_clip's by name or file, Hugging Face's by file, and theirs as open_clip's."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,21 @@ DEFAULTS = {
     "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
     | {"max_position_embeddings": 77, "vocab_size": 49408, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
 }
+
+
+# Of a model's sizes, and of its blocks: none comes near them, and the memory for them would not be there.
+LARGEST, MOST_BLOCKS = 1 << 24, 1000
+
+
+def check_sizes(options: Mapping[str, Any], label: str) -> None:
+    """Raises MergeError where a number in a configuration is none that a model can have."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            check_sizes(value, label)
+        most = MOST_BLOCKS if name in ("layers", "num_hidden_layers") else LARGEST
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float) and not abs(one) <= most:
+                raise MergeError(f"{label}: {name} is {str(value)[:80]}, expected at most {most:,}")
 
 
 def open_clip_options(config: str) -> dict[str, Any]:
@@ -34,7 +50,10 @@ def open_clip_options(config: str) -> dict[str, Any]:
         if is_hugging_face(found):
             return _translated(found, _read_preprocessing(path), str(path))
         # open_clip's hub files nest the model's part.
-        return found.get("model_cfg", found) | {k: v for k, v in found.items() if k == "preprocess_cfg"}
+        model = found.get("model_cfg", found)
+        if not isinstance(model, dict):
+            raise MergeError(f"{path} is no configuration of a CLIP: its model_cfg is {str(model)[:80]}")
+        return model | {k: v for k, v in found.items() if k == "preprocess_cfg"}
     from open_clip import get_model_config, list_models
 
     known = get_model_config(config)

@@ -8,13 +8,31 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn, tensor
 
-from lit_merge.errors import MergeError, check_finite
-from lit_merge.networks.clip_configurations import hugging_face_options, open_clip_options, vision_options
+from lit_merge.errors import MergeError
+from lit_merge.networks.clip_configurations import (
+    LARGEST,
+    check_sizes,
+    hugging_face_options,
+    open_clip_options,
+    vision_options,
+)
 from lit_merge.networks.heads.cosine import ReleasedHeads
 from lit_merge.networks.heads.linear import load_heads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.network import Network, without_weights
 from lit_merge.networks.transformers_models import checkpoint_blocks, import_transformers
+
+
+def _check_pixels(name: str, value: Any, label: str) -> None:
+    """Raises MergeError where this is no size of images above 0, or no mean and no deviation of three colours."""
+    numbers = [value] if isinstance(value, int | float) else value
+    if name != "image_size" and value is None:
+        return
+    listed = isinstance(numbers, list | tuple) and len(numbers) == (1 if name == "image_size" else 3)
+    wanted = "a number of pixels" if name == "image_size" else "three numbers"
+    least = -LARGEST if name == "mean" else 0
+    if not listed or not all(isinstance(one, int | float) and least < one <= LARGEST for one in numbers):
+        raise MergeError(f"{label}: {name} is {str(value)[:80]}, expected {wanted}{'' if least else ' above 0'}")
 
 
 class SquareImages(Network, ABC):
@@ -34,7 +52,9 @@ class SquareImages(Network, ABC):
         """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), and heads."""
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-        check_finite({"mean": mean, "std": std}, config)
+        size = image_size if isinstance(image_size, int) else [*image_size][:1]
+        for name, value in (("image_size", size), ("mean", mean), ("std", std)):
+            _check_pixels(name, value, config)
         self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
         self.image_size = int(image_size if isinstance(image_size, int) else image_size[0])
         self.register_buffer("mean", tensor(mean or OPENAI_DATASET_MEAN)[:, None, None], False)
@@ -71,13 +91,14 @@ class OpenClipImageEncoder(SquareImages):
         options = open_clip_options(config)
         from open_clip.model import _build_vision_tower
 
+        check_sizes(options, config)
         try:
             build = (options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False))
             self.encoder = without_weights(lambda: _build_vision_tower(*build))
-        except (KeyError, TypeError) as error:
+            preprocess = dict(options.get("preprocess_cfg") or {})
+            size = options["vision_cfg"].get("image_size", 224)
+        except Exception as error:  # open_clip fails in as many ways as configurations are broken
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
-        preprocess = options.get("preprocess_cfg", {})
-        size = options["vision_cfg"].get("image_size", 224)
         self.take(size, preprocess.get("mean"), preprocess.get("std"), heads, config)
 
     def checkpoint_gradients(self) -> None:
@@ -104,6 +125,7 @@ class HuggingFaceImageEncoder(SquareImages):
         super().__init__()
         options, preprocessing = hugging_face_options(config)
         vision = vision_options(options, config)
+        check_sizes(vision, config)
         self.encoder = _vision_model(vision, config)
         mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
         self.take(vision["image_size"], mean, std, heads, config)

@@ -121,8 +121,11 @@ class RunFolder:
     def _rows(self, path: Path, *needed: str) -> list[dict[str, str]]:
         text = self._text(path)
         try:
-            # A cell more than there are columns has the key None.
-            rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if None not in row]
+            # A cell more than there are columns has the key None; loggers of Lightning write such lines.
+            found = list(csv.DictReader(io.StringIO(text, newline="")))
+            rows = [row for row in found if None not in row]
+            if len(rows) < len(found) and "task" in needed:
+                raise ValueError("a line with more cells than columns")
             for row in rows:
                 if not row.keys() >= set(needed) or not row["step"].isdecimal():
                     raise ValueError("a line without its step, or another column")

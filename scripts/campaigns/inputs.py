@@ -52,12 +52,30 @@ def write_inputs(root: Path) -> None:
     del config["trainer"]["callbacks"]  # they are of fits
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     _write_bank(root)
+    _write_run(root / "run")
 
 
 def _write_bank(root: Path) -> None:
     from lit_merge import CART, build_bank
 
     build_bank(experts(root), method=CART(rank_ratio=0.5, scaling=1.5)).save(root / "bank")
+
+
+def _write_run(folder: Path) -> None:
+    """What `report` reads of a run, without digests, as earlier versions wrote it."""
+    from lit_merge.report.report import Report
+    from lit_merge.report.scores import TaskScore
+
+    (folder / "coefficients").mkdir(parents=True)
+    states = {"static": 0.5, "adapted": 0.75, "expert": 0.875}
+    scores = {state: {task: TaskScore(value, 1 - value, 6) for task in CLASSES} for state, value in states.items()}
+    (folder / "metrics.json").write_text(Report("CART of 3", "inductive", scores, {"bank": 9}).to_json())
+    rows = [f"{step},{task},{0.25 * step},-1.5" for step in (0, 10) for task in CLASSES]
+    (folder / "coefficients" / "coefficients_log.csv").write_text("\n".join(["step,task,a.weight,b.weight", *rows]))
+    looks = [f"{step},{task},1.5,0.9,,0.125" for step in (0, 10) for task in CLASSES]
+    (folder / "guard.csv").write_text("\n".join(["step,task,entropy,balance,agreement,churn", *looks]))
+    place = {"index": 3, "file": None, "text": "words", "label": "a", "predictions": {"static": [["a", 0.5]]}}
+    (folder / "samples.jsonl").write_text("\n".join(json.dumps({"task": task} | place) for task in CLASSES))
 
 
 def experts(root: Path) -> dict[str, str]:

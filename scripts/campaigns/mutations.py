@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from campaigns.forks import Ended, Process
+from campaigns.own_files import own_kinds
 from campaigns.readers import Arrays, Kind, kinds
 from campaigns.trial import CLEAN, RIGHT, Campaign, Place, Result, failed
 
@@ -24,7 +25,7 @@ class Mutations(Campaign):
 
     def __init__(self, place: Place, seed: int) -> None:
         super().__init__(place, seed)
-        self.kinds = kinds()
+        self.kinds = [*kinds(), *own_kinds()]
         self._whole: dict[str, Arrays] = {}
 
     def trial(self, number: int) -> Result:

@@ -35,6 +35,7 @@ def commands(root: Path) -> list[Command]:
     shards, ratio = ("--max_shard_size", "20KB"), ("--model.method.rank_ratio", "0.25")
     pt, fit = str(root / "last.pt"), ("fit", "--config", str(root / "fit.yaml"), "--run", "out")
     analyze = ("analyze", *config, *folder, "--ratios", "[0.5,1.0]")
+    routed = ("--route", "prototypes", "--prototypes", "p.safetensors")
     unlabelled = ("--select", "entropy", "--inputs", "unlabelled", "--images", "4")
     sweep = ("sweep", *config, *folder, *unlabelled, "--rank_ratios", "[0.5]")
     made = [
@@ -53,9 +54,14 @@ def commands(root: Path) -> list[Command]:
         ("export-shards", ("export", *bank, *folder, "--format", "merged", *shards), ("--dtype", "float16")),
         ("export-task", ("export", *bank, *file, "--format", "task", "--task", "beta"), ("--task", "alpha")),
         ("export-small", ("export", *bank, *folder, "--budget", "1.5x"), ("--budget", "2x")),
+        ("export-base", ("export", *config, *folder, "--origin", "base"), ("--dtype", "int8")),
+        ("export-clip", ("export", *config, *folder, "--format", "hugging_face"), ratio),
         ("export-lora", ("export", *bank, *folder, "--format", "lora", "--task", "beta"), ("--task", "alpha")),
         ("bank-add", ("bank", "add", *saved, "--task", "delta", "--expert", expert, *folder), ("--task", "other")),
         ("bank-remove", ("bank", "remove", *saved, "--task", "beta", *folder), ("--task", "alpha")),
+        ("bank-rename", ("bank", "rename", *saved, "--task", "beta", "--to", "b", *folder), ("--to", "other")),
+        ("report", ("report", str(root / "run"), "--output", "out.html"), ()),
+        ("route", ("test", *config, "--output", "out.json", *routed), ()),
         ("init", ("init", str(root), "--output", "out.yaml"), ()),
         ("convert-file", ("convert", pt, *file), ("--dtype", "float16")),
         ("convert-shards", ("convert", pt, *folder, *shards), ("--dtype", "float16")),
@@ -70,7 +76,7 @@ def commands(root: Path) -> list[Command]:
     found = []
     for name, arguments, other in made:
         outputs = [arguments[arguments.index("--run" if name == "fit" else "--output") + 1]]
-        outputs += ["small"] if name == "fit" else ["kept"] if name == "export-kept" else []
+        outputs += ["small"] if name == "fit" else {"export-kept": ["kept"], "route": ["p.safetensors"]}.get(name, [])
         found.append(Command(name, arguments, tuple(outputs)))
         if other:
             over = (*arguments, "--overwrite")

@@ -269,6 +269,21 @@ def test_what_a_failing_disk_has_left_of_parts_is_no_part_of_the_output(tmp_path
     assert found == ["out", "out/inner", "out/inner/whole"]
 
 
+def test_what_says_that_an_output_is_in_place_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (".out.unfinished", "out"):
+        (tmp_path / folder).mkdir()
+    lasting, fsync = [], os.fsync
+
+    def seen(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        lasting.append((place.name, place.is_file() and place.read_text() != ""))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    note_placed(tmp_path / ".out.unfinished", tmp_path / "out")
+    assert lasting == [("placed.json", True), (".out.unfinished", False)]
+
+
 def test_a_link_is_no_leftover(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "out.old").write_text("mine")

@@ -58,6 +58,9 @@ def test_colour_and_grey_images(tiny: Any) -> None:
     assert torch.equal(network.prepare(grey), network.prepare(grey[:, None].expand(-1, 3, -1, -1)))
 
 
+GOOD = '{"embed_dim": 8, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 8, "image_size": 16}, %s}'
+
+
 def test_weights_that_are_not_the_networks(tiny: Any) -> None:
     network, shapes = tiny.encoder(), {n: tuple(v.shape) for n, v in load_file(tiny.base).items()}
     network.check(shapes)
@@ -76,7 +79,24 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
     assert "transformer.resblocks.0.attn.in_proj_weight" in network.encoder.state_dict()
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "no JSON"), ("[1]", "expected a JSON object"), ("{}", "embed_dim")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "expected a JSON object"),
+        ("{}", "embed_dim"),
+        ('{"model_cfg": 3}', "model_cfg"),
+        ('{"embed_dim": "x", "vision_cfg": []}', "is no open_clip configuration"),
+        ('{"embed_dim": 1e30, "vision_cfg": {}}', "embed_dim is 1e[+]30, expected at most"),
+        ('{"embed_dim": NaN, "vision_cfg": {}}', "embed_dim is nan"),
+        ('{"embed_dim": 8, "vision_cfg": {"layers": 1000000}}', "layers is 1000000, expected at most 1,000"),
+        ('{"embed_dim": 8, "vision_cfg": {"layers": -1, "width": 0}}', "is no open_clip configuration"),
+        (GOOD % '"preprocess_cfg": {"mean": "abc"}', "mean is abc, expected three numbers"),
+        (GOOD % '"preprocess_cfg": {"mean": [0.1, null, 1]}', r"mean is \[0.1, None, 1\], expected three numbers"),
+        (GOOD % '"preprocess_cfg": {"std": [1, 0, 1]}', r"std is \[1, 0, 1\], expected three numbers above 0"),
+        (GOOD % '"preprocess_cfg": 3', "is no open_clip configuration"),
+    ],
+)
 def test_bad_configurations(text: str, told: str, tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "network.json"
     path.write_text(text)
