@@ -1,6 +1,5 @@
 """What killed processes leave behind: locks end with their process and tell its leftovers from a living one's work."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -8,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from lit_merge.checkpoints.json_text import parse_sealed, sealed
 from lit_merge.checkpoints.lasting import sync_folders
 from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
@@ -127,7 +127,7 @@ def note_placed(folder: Path, new: Path) -> None:
     """Notes in an unfinished folder what is about to be put in the output's place: after that it is of no use."""
     found = new.stat()
     with open(folder / PLACED, "w", encoding="utf-8") as file:
-        file.write(json.dumps([found.st_ino, found.st_mtime_ns]))
+        file.write(sealed({"placed": [found.st_ino, found.st_mtime_ns]}))
         file.flush()
         # It must not be lost where the output is not.
         os.fsync(file.fileno())
@@ -136,10 +136,14 @@ def note_placed(folder: Path, new: Path) -> None:
 
 def _is_placed(folder: Path, target: Path) -> bool:
     try:
-        found = target.stat()
-        return bool(json.loads((folder / PLACED).read_bytes()) == [found.st_ino, found.st_mtime_ns])
-    except (OSError, ValueError):
+        found, content = target.stat(), (folder / PLACED).read_bytes()
+    except OSError:
         return False
+    try:
+        return bool(parse_sealed(content)["placed"] == [found.st_ino, found.st_mtime_ns])
+    except (ValueError, LookupError):
+        # It was changed since: nobody can say any more that the folder is of use, and without it work is repeated.
+        return True
 
 
 def remove_whole(folder: Path, target: Path) -> None:

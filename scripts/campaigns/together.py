@@ -21,7 +21,8 @@ FORWARD, BACKWARD = (list(inputs.CLASSES), list(inputs.CLASSES)[::-1])
 
 
 class Together(Campaign):
-    """In turn: banks, files and shards that are overwritten while they are loaded; an expert's file that is replaced,
+    """In turn: banks, files and shards that are overwritten while they are loaded; a base that is replaced while banks
+    that refer to it are loaded; an expert's file that is replaced,
     grown, cut or overwritten between two reads; two commands with one output."""
 
     name, light = "together", True
@@ -33,6 +34,7 @@ class Together(Campaign):
             "bank": lambda: self.overwritten("bank", save_bank, load_bank),
             "file": lambda: self.overwritten("out.safetensors", write_merge, load_all),
             "shards": lambda: self.overwritten("out", write_shards, load_all),
+            "base": lambda: self.referred(work),
             "expert": lambda: self.replaced(work, draw),
             "same": lambda: self.same(work),
         }
@@ -73,14 +75,48 @@ class Together(Campaign):
             print(f"{loads} {refused}")
             return 0
 
-        writing, reading = Process(writer, self.place.work), Process(reader, self.place.work)
-        ended = reading.end()
-        writing.kill()
-        wrote = writing.end()
-        if ended.code or wrote.code != -signal.SIGKILL:
-            return failed(about, f"{ended}; {ended.out.strip()}; the writer: {wrote}")
-        loads, refused = map(int, ended.out.split()[-2:])
-        return Result(RIGHT, f"{about}: {loads}, of which {refused} were refused", max(1, loads))
+        return read_while(writer, reader, self.place.work, about)
+
+    def referred(self, work: Path) -> Result:
+        """A bank is loaded by reference to a base whose file is another one half of the time: its own, or refused."""
+        about, base = "loads of a bank by reference while its base is replaced", work / "base.safetensors"
+
+        def prepare() -> None:
+            from lit_merge.merge.compressed_bank import compress_bank
+
+            for i, name in enumerate(("base.safetensors", "experts/beta.safetensors")):
+                shutil.copy(self.place.inputs / name, work / f"{i}-base")
+            shutil.copy(work / "0-base", base)
+            compress_bank(_bank(self.place, FORWARD), work / "bank", origin="base", base=base)
+
+        if (ended := Process(prepare, work).end()).code:
+            return failed(about, str(ended))
+
+        def writer() -> None:
+            for i in range(10**6):
+                shutil.copy(work / f"{(i + 1) % 2}-base", work / "beside")
+                os.replace(work / "beside", base)
+                time.sleep(0.01)
+
+        def reader() -> int:
+            from lit_merge import MergeError, TaskBank
+
+            def load(base: Path) -> list[Any]:
+                return [*TaskBank.load(work / "bank", base).expert("alpha").values()]
+
+            wanted, loads, refused, ends = load(work / "0-base"), 0, 0, time.time()
+            while time.time() < ends + SECONDS or loads < 2:
+                try:
+                    if not alike(load(base), wanted):
+                        print("what was loaded is of another base")
+                        return 1
+                except MergeError:
+                    refused += 1
+                loads += 1
+            print(f"{loads} {refused}")
+            return 0
+
+        return read_while(writer, reader, work, about)
 
     def replaced(self, work: Path, draw: random.Random) -> Result:
         """An expert's file changes between two reads of one opened checkpoint: what is read is of the old file."""
@@ -135,6 +171,18 @@ class Together(Campaign):
             return failed(about, "; ".join(map(str, ends)))
         wrong = difference(tree(work), wanted)
         return failed(about, wrong) if wrong else Result(RIGHT, about)
+
+
+def read_while(writer: Callable[[], None], reader: Callable[[], int], folder: Path, about: str) -> Result:
+    """Runs a writer for as long as a reader reads, which prints how often it has, and how often it was refused."""
+    writing, reading = Process(writer, folder), Process(reader, folder)
+    ended = reading.end()
+    writing.kill()
+    wrote = writing.end()
+    if ended.code or wrote.code != -signal.SIGKILL:
+        return failed(about, f"{ended}; {ended.out.strip()}; the writer: {wrote}")
+    loads, refused = map(int, ended.out.split()[-2:])
+    return Result(RIGHT, f"{about}: {loads}, of which {refused} were refused", max(1, loads))
 
 
 def change(path: Path, how: str, save: Callable[[Path], None]) -> None:

@@ -257,6 +257,14 @@ def test_leftovers_go_with_the_next_command_even_a_refused_one(tmp_path: Path) -
     with pytest.raises(MergeError, match="exists"):
         check_output(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # What says so was changed since.
+    (tmp_path / ".out.unfinished").mkdir()
+    note_placed(tmp_path / ".out.unfinished", tmp_path / "out")
+    placed = tmp_path / ".out.unfinished" / "placed.json"
+    placed.write_text(placed.read_text().replace("[", "[1", 1))
+    with pytest.raises(MergeError, match="exists"):
+        check_output(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_a_failing_disk_has_left_of_parts_is_no_part_of_the_output(tmp_path: Path) -> None:
