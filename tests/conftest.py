@@ -5,6 +5,7 @@ Heavy packages are imported by the fixtures: pytest's own process, which gives t
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import importlib.util
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lit_merge import MergedModel, MergeMethod, Suite
+    from lit_merge import MergedModel, MergeMethod, Suite, TaskBank
     from lit_merge.adaptation.trainer import Trainer
     from lit_merge.networks import OpenClipImageEncoder
 
@@ -249,14 +250,26 @@ def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         leave_unpainted(monkeypatch.setattr)
 
 
+@pytest.fixture(scope="session")
+def usual_bank(tiny: Tiny) -> TaskBank:
+    """The three experts as CART leaves them: made once, to be copied."""
+    from lit_merge import CART, build_bank
+
+    return build_bank(tiny.experts, tiny.base, method=CART(rank_ratio=0.5, scaling=1.0))
+
+
 @pytest.fixture
-def make_model(tiny: Tiny) -> Callable[..., MergedModel]:
+def make_model(tiny: Tiny, usual_bank: TaskBank) -> Callable[..., MergedModel]:
     """make_model(method=…, dtype=…, **options of MergedModel): a merge of the three experts."""
     from lit_merge import CART, MergedModel, build_bank
 
     def make(method: MergeMethod | None = None, dtype: torch.dtype | None = None, **options: Any) -> MergedModel:
-        method = method or CART(rank_ratio=0.5, scaling=1.0)
-        return MergedModel(build_bank(tiny.experts, tiny.base, method=method, dtype=dtype), tiny.encoder(), **options)
+        if method is None and dtype is None:
+            bank = copy.deepcopy(usual_bank)
+        else:
+            method = method or CART(rank_ratio=0.5, scaling=1.0)
+            bank = build_bank(tiny.experts, tiny.base, method=method, dtype=dtype)
+        return MergedModel(bank, tiny.encoder(), **options)
 
     return make
 

@@ -164,7 +164,7 @@ def test_callbacks_examples(workplace: Path, on_tiny: list[str]) -> None:
         exec(example, {})
     assert (workplace / "coefficients.svg").is_file()
     (export,) = blocks(text, "bash")
-    assert main([*shlex.split(export)[3:], *on_tiny, *QUIET]) == 0
+    assert main([*shlex.split(export)[1:], *on_tiny, *QUIET]) == 0
     assert (workplace / "small" / "bank.json").is_file()
 
 

@@ -41,7 +41,7 @@ def practice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("own") / "practice"
-    module.make(folder, images=40)
+    module.make(folder, images=16)
     sys.modules["practice_files"] = module
     yield folder
     del sys.modules["practice_files"]

@@ -103,6 +103,9 @@ def test_a_rate_that_is_far_too_high(restore: bool, fit: Fit) -> None:
         assert model.global_step < 16
         assert guard.state_dict()["stopped"]
         assert (model.coefficients() - 1).abs().max() < 2.0 * (step + 1)
+        # A fit that was stopped stays stopped.
+        again, _, _ = fit([Stage("layer", 16, 2.0)], state=guard.state_dict())
+        assert again.global_step == 0
     else:
         assert model.global_step == 16
         assert not any("back to" in one for one in told)
@@ -133,12 +136,6 @@ def test_state_survives(fit: Fit) -> None:
     assert torch.equal(
         again._kept["best"]["state"]["coefficients.offset"], guard._kept["best"]["state"]["coefficients.offset"]
     )
-
-
-def test_a_fit_that_was_stopped_stays_stopped(fit: Fit) -> None:
-    _, guard, _ = fit([Stage("layer", 16, 2.0)])
-    again, _, _ = fit([Stage("layer", 16, 2.0)], state=guard.state_dict())
-    assert again.global_step == 0
 
 
 def test_bad_options() -> None:
@@ -210,11 +207,8 @@ class KilledWhileTested(Callback):
             raise Killed
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_a_kill_after_the_fit_does_not_undo_it(
-    every: int, tiny: Any, make_model: Any, make_trainer: Any, tmp_path: Path
-) -> None:
-    def fit(run: str, *callbacks: Callback) -> tuple[torch.Tensor, Any]:
+def test_a_kill_after_the_fit_does_not_undo_it(tiny: Any, make_model: Any, make_trainer: Any, tmp_path: Path) -> None:
+    def fit(run: str, *callbacks: Callback, every: int = 2) -> tuple[torch.Tensor, Any]:
         model = make_model(stages=[Stage("layer", 4, 2.0)])
         guard = CollapseGuard(every_n_steps=2, images=16, balance=0.0, churn=1.0, margin=0.0)
         point = ResumePoint(every_steps=every)
@@ -223,9 +217,11 @@ def test_a_kill_after_the_fit_does_not_undo_it(
         return model.coefficients().detach(), json.loads((tmp_path / run / "metrics.json").read_text())
 
     whole, metrics = fit("whole")
-    with pytest.raises(Killed):
-        fit("killed", KilledWhileTested())
-    again, resumed = fit("killed")
     assert metrics["kept"]["step"] < 4
-    assert torch.equal(whole, again)
-    assert resumed == metrics
+    # The last point is at the fit's end, and before it.
+    for every in (2, 3):
+        with pytest.raises(Killed):
+            fit(f"killed{every}", KilledWhileTested(), every=every)
+        again, resumed = fit(f"killed{every}", every=every)
+        assert torch.equal(whole, again)
+        assert resumed == metrics
