@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -135,6 +136,15 @@ def _exchange(new: Path, target: Path) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str, overwrite: bool = False, kind: Kind | None = None) -> None:
-    """Writes one text file in UTF-8, whole or not at all."""
+    """Writes one text file in UTF-8, whole or not at all.
+
+    Raises:
+        MergeError: as `replacing`; text that is no Unicode, as names of files may be.
+    """
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        named = re.search(r"\S*[\ud800-\udfff]\S*", text)
+        raise MergeError(f"{path} would hold {named and named[0]}, which is no UTF-8: rename that file") from error
     with replacing(path, overwrite, kind) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)

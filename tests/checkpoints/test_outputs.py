@@ -277,6 +277,12 @@ def test_what_a_failing_disk_has_left_of_parts_is_no_part_of_the_output(tmp_path
     assert found == ["out", "out/inner", "out/inner/whole"]
 
 
+def test_text_that_is_no_unicode(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match=r"c\.yaml would hold /x/a\\udcff, which is no UTF-8: rename that file"):
+        write_text(tmp_path / "c.yaml", "experts:\n  a: /x/" + os.fsdecode(b"a\xff") + "\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_says_that_an_output_is_in_place_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (".out.unfinished", "out"):
         (tmp_path / folder).mkdir()

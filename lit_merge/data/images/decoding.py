@@ -11,8 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.errors import MergeError
 
+# Bytes of an image file.
+LARGEST = 1 << 31
 # Sides: what is longer is cropped to this before it is resized.
 STRIP = 16
 # Tags of TIFF, and a value of the second.
@@ -50,17 +53,21 @@ def decode(source: Path | bytes, label: str | None = None) -> Image.Image:
         label: what messages call it; its path by default.
 
     Raises:
-        UnreadableImage: no whole image, one of more pixels than Pillow takes for harmless, or of an unknown range.
+        UnreadableImage: no whole image, or a file that was changed while it was read; more pixels than Pillow takes for
+            harmless; values of an unknown range.
     """
     label = label or str(source)
     try:
+        content = source if isinstance(source, bytes) else InputFile(source, "an image").text("an image", LARGEST)
         with warnings.catch_warnings():
             # Only a warning up to twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 # Before it is turned: what turns it forgets the file.
                 levels = _levels(image) if image.mode.startswith("I") else None
                 return to_rgb(ImageOps.exif_transpose(image), levels)
+    except MergeError as error:
+        raise UnreadableImage(str(error)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnreadableImage(
             f"{label} cannot be read as an image: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels, as "

@@ -69,7 +69,25 @@ def test_truncated_jpeg(tmp_path: Path) -> None:
 
 
 def test_image_that_vanished(tmp_path: Path) -> None:
-    refused(lambda: read(tmp_path / "gone.png"), "gone.png", "No such file")
+    refused(lambda: read(tmp_path / "gone.png"), "gone.png", "no such file")
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="read in another way here")
+def test_an_image_that_is_overwritten_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, preadv = tmp_path / "a.png", os.preadv
+    gradient().save(path)
+
+    def racing(descriptor: int, buffers: Any, position: int) -> int:
+        count = preadv(descriptor, buffers, position)
+        os.utime(path)
+        return count
+
+    os.utime(path, (1, 1))
+    assert read(path).shape == (3, 16, 16)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", racing)
+        refused(lambda: read(path), "a.png: could not read it: the file was changed while it was used")
+    assert read(path).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
