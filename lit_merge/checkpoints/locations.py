@@ -69,6 +69,11 @@ def _found(location: str | os.PathLike[str]) -> Path:
         return SHIPPED / inside
     tasks, _, seed = suite.partition("-seed")
     folder = cache_folder() / "zoo" / f"{tasks}-seed{seed or 0}"
+    if tasks not in ("8", "14", "20") or not (seed or "0").isdecimal():
+        raise MergeError(
+            f"{text}: there is no such suite: zoo:8 is shipped, zoo:14 and zoo:20 are built by python "
+            "scripts/build_zoo.py, as is zoo:8-seed1 of other experts"
+        )
     if not folder.is_dir():
         raise MergeError(
             f"{text}: this suite is not built (no folder {folder}): run "

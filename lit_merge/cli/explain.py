@@ -58,7 +58,7 @@ def explanation(name: str) -> Iterator[str]:
     if not owners and not verbs:
         known = [*entries, *{one.name for entry in entries.values() for one in entry.options}, *_names_of_options()]
         near = get_close_matches(name, known, n=1, cutoff=0) or [*entries][:1]
-        raise MergeError(f"nothing is called {name!r}; the nearest is {near[0]}; `lit_merge explain` lists classes")
+        raise MergeError(f"nothing is called {name!r}; the nearest is {near[0]}; `lit-merge explain` lists classes")
     for action, of in verbs.values():
         yield f"--{action.dest}: an option of {', '.join(of)}"
         yield from _indented(f"{action.help}" if action.help else "")

@@ -88,6 +88,10 @@ def main(arguments: Sequence[str]) -> int:
 
             print(completion(rest, VERBS, lambda verb: run_verb(verb, [])), end="")
             return 0
+        if verb.startswith("-"):
+            raise MergeError(
+                f"{verb}: name the verb first, as `lit-merge merge {verb} …`; `lit-merge --help` lists them"
+            )
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)[0]
             raise MergeError(f"no verb {verb!r}; the nearest is {near}; `lit-merge --help` lists them")

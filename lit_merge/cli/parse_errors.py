@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from lit_merge.cli.catalogue import KINDS, catalogue
+
 _OPTION = re.compile(r"Problem with given class_path '([\w.]+)': Option '([\w.]+)' is not accepted")
 _VALUE = re.compile(
     r"(?:Problem with given class_path '(?P<owner>[\w.]+)': )?Parser key \"(?P<key>[\w.]+)\": "
@@ -41,10 +43,13 @@ _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
 _FORMS = {
     "model.experts": "a file or folder for each task, as {mnist: mnist.safetensors}, or one folder with all experts",
     "model.stages": "a list of stages, as [{granularity: tied, steps: 100, lr: 0.01}]",
+    "model.correction": "its options, as {rank: 32, lr: 0.001}",
     "model.exclude": 'a list of names or patterns, as ["head*"]',
 }
 # Other programs' words for a dtype.
 _DTYPES = {"half": "float16", "fp16": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+# Made by the command line itself.
+_PRIVATE = ("LineLog",)
 # Options whose value is a class: what those that may stand there derive from.
 _CLASSES = {
     "model.stages": "lit_merge.adaptation.stages.Stage",
@@ -64,7 +69,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         options: names of all options of the verb, with dots.
         configs: paths of the configuration files that were read.
     """
-    message = " ".join(message.split())
+    message = " ".join(message.split()).replace("Got value: - ", "Got value: '' - ")
     place = match.group(1) if (match := _PLACE.search(message)) else ""
     files = ", ".join(configs) or "the configuration"
     if place == "config":
@@ -97,6 +102,11 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         return _no_class(place, match[1], match[2])
     if match := _FIELD.search(message):
         return f"{place}.{match['key']}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
+    if (match := _UNION.search(message)) and place in _FORMS:
+        space = "; YAML wants a space after a colon" if re.search(r"'\w+:[^']*': None", match["value"]) else ""
+        return f"{place}: expected {_FORMS[place]}, got {match['value']}{space}"
+    if (match := _UNION.search(message)) and match["value"].startswith("{") and "'class_path'" not in match["value"]:
+        return f"{place}: expected {_kind(match['kind'])}, as class_path: NAME with its init_args, got {match['value']}"
     if match := _UNION.search(message):
         return f"{place}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
     if match := _STRAY.search(message):
@@ -104,7 +114,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if match := _UNKNOWN.search(message):
         return _unknown_option(match[1] or ".".join(filter(None, (match["group"], match["option"]))), options)
     if match := _REQUIRED.search(message):
-        missing = ", ".join("--" + name.partition(".")[2] for name in match.group(1).split(", "))
+        missing = ", ".join("--" + (name.partition(".")[2] or name) for name in match.group(1).split(", "))
         return f"missing {missing}: give a file with --config (configs/quickstart.yaml is an example), or the options"
     if match := re.match(r"argument (--[\w./-]+): (.*)", message):
         return f"{match.group(1)}: {match.group(2)}"
@@ -114,7 +124,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
 
 def _no_class(place: str, wanted: str, name: str) -> str:
     """That no class below `wanted` is called so, the nearest, and all that there are."""
-    known = sorted(_subclasses(_load(wanted)))
+    known = _named(wanted)
     there = f"; there are {', '.join(known)}, which `lit-merge explain NAME` explains" if known else ""
     if name in known:
         return f"{place}: write {name} alone; its options are --{place}.OPTION"
@@ -181,6 +191,10 @@ def _meant(match: re.Match[str]) -> str:
 def _kind(said: str) -> str:
     """Literals and classes of a type as jsonargparse writes it, in words."""
     said = said.replace(", <class 'NoneType'>", "")
+    if match := re.fullmatch(r"(?:list|(?:collections\.abc\.)?Sequence)\[(\w+)\]", said):
+        return {"float": "numbers in a list, as [0.1, 0.2]", "int": "whole numbers in a list, as [1, 2]"}.get(
+            match[1], "a list, as [one, two]"
+        )
     *first, last = [_WORDS.get(name, _short(name)) for name in re.findall(r"'([\w.-]+)'", said)] or [said]
     return f"{', '.join(first)} or {last}" if first else last
 
@@ -194,22 +208,24 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _subclasses(cls: type) -> set[str]:
-    """Names of the package's classes that may stand where a `cls` is expected."""
-    return {
-        one.__name__
-        for one in _classes(cls)
-        if not (inspect.isabstract(one) or ABC in one.__bases__ or one.__name__.startswith("_"))
-    }
+def _named(wanted: str) -> list[str]:
+    """Names of the public classes that may stand where one of this class is expected: the package's, or of loggers
+    Lightning's."""
+    kinds = {base: kind for kind, (base, *_) in KINDS.items()}
+    if (kind := kinds.get(_short(wanted))) is not None:
+        return sorted(name for name, entry in catalogue().items() if entry.kind == kind)
+    found = [*_classes(_load(wanted)), *_classes(_load(wanted), "lightning.pytorch.loggers.")]
+    hidden = [one for one in found if inspect.isabstract(one) or ABC in one.__bases__ or one.__name__ in _PRIVATE]
+    return sorted({one.__name__ for one in found if one not in hidden and not one.__name__.startswith("_")})
 
 
-def _classes(cls: type) -> list[type]:
-    """The package's classes below one."""
+def _classes(cls: type, package: str = "lit_merge.") -> list[type]:
+    """A package's classes below one."""
     found: list[type] = []
     queue: list[type] = [cls]
     while queue:
         below: list[type] = queue.pop().__subclasses__()
-        children = [child for child in below if child.__module__.startswith("lit_merge.")]
+        children = [child for child in below if child.__module__.startswith(package)]
         found += children
         queue += children
     return found
