@@ -31,6 +31,7 @@ from campaigns.kills import Kills  # noqa: E402
 from campaigns.mutations import Mutations  # noqa: E402
 from campaigns.numbers import Numbers  # noqa: E402
 from campaigns.options import Options  # noqa: E402
+from campaigns.own_files import OwnFiles  # noqa: E402
 from campaigns.power import PowerCuts  # noqa: E402
 from campaigns.processes import Processes  # noqa: E402
 from campaigns.settings import Settings  # noqa: E402
@@ -45,6 +46,7 @@ CAMPAIGNS: list[type[Campaign]] = [
     Numbers,
     Mutations,
     Together,
+    OwnFiles,
     Kills,
     PowerCuts,
     FullDisk,

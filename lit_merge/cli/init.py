@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_merge.checkpoints import check_output, replacing
+from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.cli.command_parser import CommandParser
 from lit_merge.cli.starting import ModelKind, configuration_text, find_files, kind_of
@@ -43,8 +43,7 @@ def init_command(arguments: Sequence[str]) -> None:
         # Of texts every expert's classifier has classes of its own: `fit` leaves them out, and checks the rest.
         Experts(opened, base)
     text, missing, about = configuration_text(files, kind, next(iter(opened.values())), options.output)
-    with replacing(options.output, options.overwrite, CONFIGURATION) as draft:
-        draft.write_text(text, encoding="utf-8")
+    write_text(options.output, text, options.overwrite, CONFIGURATION)
     print(f"{len(files.experts)} {about}.")
     print(f"Base: {files.base}." if files.base else "No base was found: CART and weight averaging do without.")
     for one in missing:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from campaigns.forks import Ended, Process
-from campaigns.own_files import own_kinds
 from campaigns.readers import Arrays, Kind, kinds
 from campaigns.trial import CLEAN, RIGHT, Campaign, Place, Result, failed
 
@@ -25,8 +24,12 @@ class Mutations(Campaign):
 
     def __init__(self, place: Place, seed: int) -> None:
         super().__init__(place, seed)
-        self.kinds = [*kinds(), *own_kinds()]
+        self.kinds = self.all_kinds()
         self._whole: dict[str, Arrays] = {}
+
+    @staticmethod
+    def all_kinds() -> list[Kind]:
+        return kinds()
 
     def trial(self, number: int) -> Result:
         kind, draw = self.kinds[number % len(self.kinds)], self.draw(number)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from campaigns import inputs, mutators
+from campaigns.mutations import Mutations
 from campaigns.mutators import Mutate
 from campaigns.readers import Arrays, Kind, Read, _copy, _load
 
@@ -236,6 +237,17 @@ def unsigned(make: Callable[[Path, Path], object]) -> Callable[[Path, Path], obj
             path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
     return unsign
+
+
+class OwnFiles(Mutations):
+    """As `Mutations`, of files that one verb writes and another believes."""
+
+    name, light = "own-files", False
+    share = 2.0
+
+    @staticmethod
+    def all_kinds() -> list[Kind]:
+        return own_kinds()
 
 
 def own_kinds() -> list[Kind]:

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from campaigns.mutators import mutate_json
 from campaigns.numbers import Numbers
 from campaigns.options import Options
 from campaigns.power import PowerCuts
+from campaigns.processes import Processes
 from campaigns.readers import Kind
 from campaigns.settings import Settings
 from campaigns.soaks import Looks
@@ -117,6 +120,43 @@ def test_files_that_are_written_in_place(kind: type[Disturbed], disturbed: Any) 
 
 def test_state_that_is_believed(disturbed: Any) -> None:
     assert FAILED in verdicts(disturbed(State, trusting), 5)
+
+
+def pair(tells: bool) -> int:
+    """The first of two processes writes; each says that the other has died, or fails over it."""
+    address = "127.0.0.1", int(os.environ["MASTER_PORT"])
+    if os.environ["RANK"] == "1":
+        ends = time.monotonic() + 10
+        while True:
+            try:
+                other = socket.create_connection(address)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < ends
+        if other.recv(4):
+            other.sendall(b"yes")
+            return 0
+        return refuse("process 1 of 2 died") if tells else 1 // 0
+    with socket.create_server(address) as server:
+        other = server.accept()[0]
+        sound(Path("..") / "inputs")
+        try:
+            other.sendall(b"done")
+            answer = other.recv(3)
+        except OSError:
+            answer = b""
+    return 0 if answer else refuse("process 2 of 2 died") if tells else 1 // 0
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_processes_that_do_not_say_which_has_died(place: Place, tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not forks.can_hold():
+        pytest.skip("this kernel holds no system calls")
+    monkeypatch.setattr(forks, "command", lambda arguments: lambda: pair(tells))
+    campaign = Processes(place, 0)
+    campaign.commands = [Command("toy", ("fit",), ("out",))]
+    found = [campaign.trial(number).verdict for number in range(2)]
+    assert found == [CLEAN] * 2 if tells else FAILED in found
 
 
 @pytest.mark.parametrize("found", [FAILED, CLEAN])
