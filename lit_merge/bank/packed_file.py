@@ -99,7 +99,8 @@ class PackedFile:
         if packed.origin == BASE:
             assert self._base is not None
             value = self._base.read(name)
-            return value.float() + self._dense(name, 0) if value.is_floating_point() else value
+            # What differs in nothing may be no floating-point number.
+            return value.float() + self._dense(name, 0) if packed.ranks or value.is_floating_point() else value
         stored = self.stored.read(f"origin/{name}")
         if packed.origin != "int8":
             return self._looked_at(f"origin/{name}", 0, stored)

@@ -192,11 +192,12 @@ def _compare(first: Checkpoint, other: Checkpoint, task: str, dtypes: bool) -> I
                 weight=there,
             )
         kinds = first.dtypes[name], other.dtypes[name]
-        # Numbers of other precisions are numbers.
-        if dtypes and kinds[0] != kinds[1] and not all(kind.is_floating_point for kind in kinds):
+        # Numbers of other precisions are numbers; of a base integers may be, which nothing is subtracted from.
+        floating = [kind.is_floating_point for kind in kinds]
+        if floating[0] != floating[1] or (dtypes and kinds[0] != kinds[1] and not all(floating)):
             yield MergeError(
                 f"{called} is {first.dtypes[name]} in {first.label} and {other.dtypes[name]} in {where}: "
-                "save all experts in one dtype",
+                "save all of them in one dtype",
                 task=task,
                 weight=there,
             )

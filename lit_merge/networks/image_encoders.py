@@ -95,11 +95,12 @@ class OpenClipImageEncoder(SquareImages):
         try:
             build = (options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False))
             self.encoder = without_weights(lambda: _build_vision_tower(*build))
-            preprocess = dict(options.get("preprocess_cfg") or {})
+            preprocess = options.get("preprocess_cfg", {})
+            pixels = preprocess.get("mean"), preprocess.get("std")
             size = options["vision_cfg"].get("image_size", 224)
         except Exception as error:  # open_clip fails in as many ways as configurations are broken
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
-        self.take(size, preprocess.get("mean"), preprocess.get("std"), heads, config)
+        self.take(size, *pixels, heads, config)
 
     def checkpoint_gradients(self) -> None:
         cast(Any, self.encoder).set_grad_checkpointing(True)

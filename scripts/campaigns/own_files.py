@@ -37,7 +37,7 @@ def _experts(folder: Path) -> Arrays:
     from lit_merge import TaskBank
 
     bank = TaskBank.load(folder / "bank", folder / "base.safetensors")
-    found = {task: bank.expert(task) for task in inputs.CLASSES}
+    found = {task: bank.expert(task, naming="canonical") for task in inputs.CLASSES}
     return {f"{task} {name}": one.double().numpy() for task, held in found.items() for name, one in held.items()}
 
 

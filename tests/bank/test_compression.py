@@ -245,6 +245,15 @@ def test_descriptions_that_are_none(
     assert "\n" not in str(refused.value)
 
 
+def test_a_base_in_integers(bank: TaskBank, place: Path, tmp_path: Path) -> None:
+    whole = {name: (3 * value).to(torch.int32) for name, value in load_file(place / "base.safetensors").items()}
+    save_file(whole, tmp_path / "base.safetensors")
+    compress_bank(bank, tmp_path / "bank", dtype="float32", origin="base", base=tmp_path / "base.safetensors")
+    found = TaskBank.load(tmp_path / "bank").expert("b")
+    for name, value in bank.expert("b").items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
 def test_weights_without_a_value_and_in_integers(tmp_path: Path) -> None:
     experts = {
         task: {MATRIX: torch.randn(6, 5), "none": torch.zeros(0, 3), "mask": torch.tensor([True, False])}

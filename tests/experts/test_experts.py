@@ -49,6 +49,8 @@ def test_names() -> None:
 def test_dtypes_of_experts_but_not_of_the_base() -> None:
     half = {name: value.half() for name, value in GOOD.items()}
     assert "int32" in str(refused({"one": GOOD, "two": {name: value.int() for name, value in GOOD.items()}}))
+    integers = {name: value.int() for name, value in GOOD.items()}
+    assert "int32 in base" in str(refused({"one": GOOD, "two": GOOD}, integers))
     assert build_bank({"one": GOOD, "two": GOOD}, half, method=TaskArithmetic()).tasks == ("one", "two")
 
 

@@ -95,6 +95,7 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
         (GOOD % '"preprocess_cfg": {"mean": [0.1, null, 1]}', r"mean is \[0.1, None, 1\], expected three numbers"),
         (GOOD % '"preprocess_cfg": {"std": [1, 0, 1]}', r"std is \[1, 0, 1\], expected three numbers above 0"),
         (GOOD % '"preprocess_cfg": 3', "is no open_clip configuration"),
+        (GOOD % '"preprocess_cfg": 0', "is no open_clip configuration"),
     ],
 )
 def test_bad_configurations(text: str, told: str, tiny: Any, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ class CoefficientLog(Callback):
         self.goes_on = False
         """Set by a run whose checkpoint is of an earlier attempt: what that one had logged lies in `run_folder`."""
         self._state: dict[str, Any] | None = None
+        # Until a fit begins: no log lies there.
+        self._folder, self._logged = Path(os.devnull), -1
 
     @property
     def state_key(self) -> str:

@@ -96,6 +96,13 @@ def open_expert(
                 "architecture",
                 weight=name,
             )
+        kinds = opened.dtypes[name], bank.dtypes[name]
+        if kinds[0].is_floating_point != kinds[1].is_floating_point:
+            raise MergeError(
+                f"{file.label}: {name} is {kinds[0]}, in the bank {kinds[1]}: save the expert in the bank's dtype",
+                task=task,
+                weight=name,
+            )
     inputs: Any = opened.recipe["inputs"]
     return file, inputs
 

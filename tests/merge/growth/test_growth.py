@@ -227,6 +227,8 @@ def test_refused(tiny: Any, tmp_path: Path) -> None:
     add_task(bank, "gamma", gamma | {"head.weight": torch.ones(2, 2)}, exclude=["head.*"])
     with pytest.raises(MergeError, match=r"c_fc.weight has shape \[65, 32\], in the bank \[64, 32\]"):
         add_task(bank, "gamma", gamma | {C_FC: torch.ones(65, 32)})
+    with pytest.raises(MergeError, match=r"gamma: .* is torch.int32, in the bank torch.float32: save the expert"):
+        add_task(bank, "gamma", {name: (100 * value).int() for name, value in gamma.items()})
     other = {name: torch.randn(value.shape) * value.std() for name, value in gamma.items()}
     with pytest.raises(MergeError, match="was fine-tuned from another base: the cosine"):
         add_task(bank, "gamma", other)
