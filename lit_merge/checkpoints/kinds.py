@@ -43,7 +43,7 @@ class Kind:
             known = False
         if not known:
             raise MergeError(
-                f"{target} was not written by `lit_merge {self.written_by}`: remove it yourself, or choose another "
+                f"{target} was not written by `lit-merge {self.written_by}`: remove it yourself, or choose another "
                 "place"
             )
         for folder, folders, names in os.walk(target):
@@ -52,6 +52,6 @@ class Kind:
                 path = os.path.relpath(os.path.join(folder, name), target).replace(os.sep, "/")
                 if name not in NOBODYS and not re.fullmatch(self.files, path):
                     raise MergeError(
-                        f"{target} holds {path}, which `lit_merge {self.written_by}` did not write: move it elsewhere, "
+                        f"{target} holds {path}, which `lit-merge {self.written_by}` did not write: move it elsewhere, "
                         "or choose another place"
                     )

@@ -45,11 +45,14 @@ def compression_table(found: Compressed) -> RenderableType:
 def kept_table(tasks: Mapping[str, TaskKept]) -> RenderableType:
     """A row for every task, its name known: accuracy in the bank and in what is stored, in %, or how often both predict
     the same."""
-    labelled = all(one.before is not None for one in tasks.values())
-    numbers = ("before", "stored", "same predictions") if labelled else ("same predictions",)
+    rows = {
+        name: [value for value in (one.before, one.after, one.agreement) if value is not None]
+        for name, one in tasks.items()
+    }
+    rows["mean"] = [fmean(column) for column in zip(*rows.values(), strict=True)]
+    numbers = ("before", "stored", "same predictions")[-len(rows["mean"]) :]
     shown = table("task known", *numbers, right=numbers)
-    rows = [[name, *([one.before, one.after] if labelled else []), one.agreement] for name, one in tasks.items()]
-    for name, *values in [*rows, ["mean", *(fmean(column) for column in zip(*(row[1:] for row in rows), strict=True))]]:
+    for name, values in rows.items():
         shown.add_row(name, *(f"{100 * value:.1f}" for value in values))
     return shown
 

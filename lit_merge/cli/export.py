@@ -158,7 +158,7 @@ def _export_compressed(config: Configuration) -> None:
         nbytes = compress(bank, dtype=config["dtype"]).saved_bytes
         print(f"{nbytes:,} bytes ({megabytes(nbytes)}), {nbytes / model_bytes(bank):.3f} times one model")
         return
-    network, data = (built(one) for one in (sources.unlabelled.network, sources.unlabelled.data))
+    network, data = built(sources.unlabelled.network), built(sources.unlabelled.data)
     with TemporaryDirectory() as folder:
         moments = None
         if config["metric"] == "features":

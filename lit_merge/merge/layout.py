@@ -214,7 +214,7 @@ class Layout:
 
 def written_by(form: str, copied: Iterable[str] = ()) -> Kind:
     """Merged weights in one of the forms of `export`, with the files of these names that are copied next to them."""
-    command = "merge` or `lit_merge export --format merged" if form == "merged" else f"export --format {form}"
+    command = "merge` or `lit-merge export --format merged" if form == "merged" else f"export --format {form}"
     return written_weights(command, form, "|".join([COPIED, *map(re.escape, copied)]))
 
 
@@ -246,7 +246,7 @@ def is_file(output: Path) -> bool:
     if output.suffix == ".safetensors":
         return True
     if output.suffix in (*SUFFIXES, *PROGRAMS):
-        how = "`lit_merge export` writes .pt, .pt2 and .onnx" if output.suffix in (".pt", ".pth", *PROGRAMS) else ""
+        how = "`lit-merge export` writes .pt, .pt2 and .onnx" if output.suffix in (".pt", ".pth", *PROGRAMS) else ""
         raise MergeError(
             f"{output}: expected a name that ends in .safetensors, or the name of a folder{how and f'; {how}'}"
         )

@@ -258,7 +258,7 @@ def test_overwriting(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp
     run = tmp_path / "run"
     run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run)
     (run / "notes.txt").touch()
-    for overwrite, message in ((False, "--overwrite"), (True, "notes.txt, which `lit_merge fit` did not write")):
+    for overwrite, message in ((False, "--overwrite"), (True, "notes.txt, which `lit-merge fit` did not write")):
         with pytest.raises(MergeError, match=message):
             run_fit(make_trainer(max_steps=1), make_model(), tiny.data(), run, overwrite=overwrite)
     (run / "notes.txt").unlink()

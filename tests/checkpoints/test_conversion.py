@@ -68,7 +68,7 @@ def test_mistakes(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "large.pt: w has values that torch.float16 cannot hold: take bfloat16" in line
     Path(output).write_text("mine")
     assert "exists: pass --overwrite" in refused(capsys, source, "--output", output)
-    assert "was not written by `lit_merge convert`" in refused(capsys, source, "--output", output, "--overwrite")
+    assert "was not written by `lit-merge convert`" in refused(capsys, source, "--output", output, "--overwrite")
     assert Path(output).read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "large.pt", "out.safetensors"}
 

@@ -187,7 +187,7 @@ def test_existing_output_needs_overwrite(config: Config, tmp_path: Path, capsys:
     assert output.read_text() == "mine"
     file = output.rename(tmp_path / "there.safetensors")
     arguments = ["export", "--config", config(), "--format", "merged", "--output", str(file), "--overwrite"]
-    assert "was not written by `lit_merge merge`" in refused(capsys, *arguments)
+    assert "was not written by `lit-merge merge`" in refused(capsys, *arguments)
     assert file.read_text() == "mine"
     file.unlink()
     assert main(arguments) == 0

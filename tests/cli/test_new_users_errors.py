@@ -49,9 +49,9 @@ CASES = [
     ("MERGE EXPERTS --model.method TIES", "TIES needs the pretrained checkpoint of the experts: give --model.base"),
     (
         "CART --output m.pt",
-        "m.pt: expected a name that ends in .safetensors, or the name of a folder; `lit_merge e",
+        "m.pt: expected a name that ends in .safetensors, or the name of a folder; `lit-merge e",
     ),
-    ("CART --output m.onnx", "`lit_merge export` writes .pt, .pt2 and .onnx"),
+    ("CART --output m.onnx", "`lit-merge export` writes .pt, .pt2 and .onnx"),
     ("CART --output empty", "empty exists: pass --overwrite to replace it, or choose another place"),
     ("CART --dtype fp16", "expected float16, bfloat16, float32 or float64, got fp16: write float16"),
     ("CART --dtype bf16", "got bf16: write bfloat16"),

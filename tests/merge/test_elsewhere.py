@@ -142,7 +142,7 @@ def test_a_plain_state_dict(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFix
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     torch.save({"mine": torch.ones(2)}, tmp_path / "mine.pt")
     assert export(tmp_path, tmp_path / "mine.pt", *options, "--overwrite") == 2
-    assert "mine.pt was not written by `lit_merge export --format merged`" in capsys.readouterr().err
+    assert "mine.pt was not written by `lit-merge export --format merged`" in capsys.readouterr().err
 
 
 def test_a_task_as_a_folder_has_its_own_classifier(texts: Any, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_programs_of_images(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "mine.pt2").write_text("mine")
     mine = [tmp_path, tmp_path / "mine.pt2", "--format", "torch_export", *network, "--overwrite"]
     assert export(*mine) == 2
-    assert "mine.pt2 was not written by `lit_merge export --format torch_export`" in capsys.readouterr().err
+    assert "mine.pt2 was not written by `lit-merge export --format torch_export`" in capsys.readouterr().err
     pytest.importorskip("onnxscript")
     # One task, by its own weights.
     only = ["--format", "onnx", "--task", "beta", *network]

@@ -50,7 +50,7 @@ def test_what_stands_there_stays(files: dict[str, Path], tmp_path: Path) -> None
     experts = {task: files[task] for task in "abc"}
     with pytest.raises(MergeError, match=r"out\.safetensors"):
         merge_files(experts, output, method=CART(0.3))
-    with pytest.raises(MergeError, match=r"was not written by `lit_merge merge`"):
+    with pytest.raises(MergeError, match=r"was not written by `lit-merge merge`"):
         merge_files(experts, output, method=CART(0.3), overwrite=True)
     assert output.read_text() == "mine"
     output.unlink()

@@ -431,12 +431,12 @@ def test_an_existing_output(config: Config, tmp_path: Path, capsys: pytest.Captu
     assert "--overwrite" in line
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
     again = ["--config", config(), "--output", str(output), "--overwrite", "--ratios", "[0.5]"]
-    assert f"{output} was not written by `lit_merge analyze`" in refused(capsys, *again)
+    assert f"{output} was not written by `lit-merge analyze`" in refused(capsys, *again)
     (output / "mine.txt").rename(tmp_path / "mine.txt")
     for _ in range(2):
         assert main(["analyze", *again]) == 0
     (tmp_path / "mine.txt").rename(output / "mine.txt")
-    assert f"{output} holds mine.txt, which `lit_merge analyze` did not write" in refused(capsys, *again)
+    assert f"{output} holds mine.txt, which `lit-merge analyze` did not write" in refused(capsys, *again)
 
 
 @pytest.mark.parametrize(

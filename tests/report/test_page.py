@@ -266,7 +266,7 @@ def test_the_verb(
     assert main(["report", str(run), str(run), "--overwrite"]) == 0
     (tmp_path / "mine.html").write_text("mine")
     assert main(["report", str(run), "--output", "mine.html", "--overwrite"]) == 2
-    assert "was not written by `lit_merge report`" in capsys.readouterr().err
+    assert "was not written by `lit-merge report`" in capsys.readouterr().err
     for wrong, message in ((["nowhere"], "nowhere is no run"), ([], "the following arguments are required: RUN")):
         assert main(["report", *wrong, "--output", "other.html"]) == 2
         assert message in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
             raise RuntimeError("broken")
 
     path.write_text("mine")
-    with pytest.raises(MergeError, match="was not written by `lit_merge predict`"):
+    with pytest.raises(MergeError, match="was not written by `lit-merge predict`"):
         fail()
     path.write_text(OLD)
     with pytest.raises(RuntimeError, match="broken"):

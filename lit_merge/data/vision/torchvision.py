@@ -41,7 +41,7 @@ class ItemPictures(Pictures):
         return [len(self.content(0))] * len(self) if len(self) else []
 
 
-Take = Callable[[Any, Path, int, str], tuple[Pictures, Sequence[int]]]
+Take = Callable[[Any, Path, Side, str], tuple[Pictures, Sequence[int]]]
 """A torchvision data set, the root, the side of squares and what messages call it → images and labels."""
 
 

@@ -336,6 +336,6 @@ def test_only_adapters_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     (output / "mine.txt").write_text("mine")
     assert main(again) == 2
-    assert "holds mine.txt, which `lit_merge export --format lora` did not write" in capsys.readouterr().err
+    assert "holds mine.txt, which `lit-merge export --format lora` did not write" in capsys.readouterr().err
     save_file({"w": torch.ones(2)}, tmp_path / "other.safetensors")
     assert main([*again[:-2], f"{tmp_path}/other.safetensors", "--overwrite"]) == 2
