@@ -2,7 +2,8 @@
 
 Every stage is skipped where its result exists, and training goes on from its last checkpoint: after a stop or a
 kill, run the same command again. All of it takes about half an hour on two idle cores for eight tasks, where they
-multiply bfloat16; a GPU is used where there is one.
+multiply bfloat16; a GPU is used where there is one. With --from-shipped only the tasks that the package lacks are
+trained, from the base that it ships: six for 14 tasks, of two to ten minutes each on one busy core.
 """
 
 import argparse
