@@ -1,6 +1,7 @@
 """The tests' own checks of types and shapes see what is wrong, in the package's functions too."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -24,6 +25,21 @@ def outer(a: Float[Tensor, " n"], b: Float[Tensor, " m"], square: bool = False) 
 @checked(typechecker=beartype)
 def length(text: str, known: "NowhereToBeFound" = None) -> int:  # type: ignore[name-defined]
     return None if text == "wrong" else len(text)
+
+
+@checked(typechecker=beartype)
+@dataclass(frozen=True)
+class Pair:
+    first: Float[Tensor, " n"]
+    second: Float[Tensor, " n"]
+    names: list[str] = field(default_factory=list)
+
+
+def test_fields_of_a_dataclass() -> None:
+    assert Pair(torch.ones(2), torch.ones(2)).names == []
+    for given in ((torch.ones(2), torch.ones(3)), (2.0, torch.ones(2))):
+        with wrong:
+            Pair(*given)  # type: ignore[arg-type]
 
 
 def test_sizes_of_one_name_are_equal_within_a_call() -> None:

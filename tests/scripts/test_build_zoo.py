@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -105,10 +105,15 @@ def test_licences_are_read_from_copyright_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [["--tasks", "9"], ["--seed", "-1"], ["--stop-after-minutes", "soon"]])
-def test_bad_arguments_get_one_line(wrong: list[str]) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "scripts/build_zoo.py"), *wrong], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("build_zoo.py: error: argument " + wrong[0])
+def test_bad_arguments_get_one_line(
+    wrong: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(ROOT / "scripts" / "build_zoo.py")
+    monkeypatch.setattr(sys, "argv", [script, *wrong])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script, run_name="__main__")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("build_zoo.py: error: argument " + wrong[0])
 
 
 def test_shipped_files_keep_their_limits() -> None:
