@@ -95,6 +95,9 @@ class Configuration:
         self.verb, self._parser = verb, _full_parser(verb, own, about, switches, skip)
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
             self.options = self._parser.parse_args(without_opaque(arguments, trainer_options()))
+        for name in ("model", "trainer"):
+            if name in self.options and self.options[name] is None:
+                raise MergeError(f"{name} is empty in the configuration: give it options, or leave it out")
         check_finite(self.options.as_dict())
         for name, (least, most) in RANGES.items():
             value = self.options.get(name)

@@ -164,3 +164,11 @@ def test_an_output_that_holds_the_configuration(refused: Refused) -> None:
         line = refused(arguments[0], "--config", "run/config.yaml", arguments[1], "run", "--overwrite")
         assert "run" in line
         assert "config.yaml" in line or "is no sweep" in line
+
+
+@pytest.mark.parametrize("part", ["model", "trainer"])
+def test_a_part_of_a_configuration_that_is_empty(part: str, tmp_path: Path, refused: Refused) -> None:
+    # As a file that was cut short may end.
+    (tmp_path / "c.yaml").write_text(f"seed_everything: 3\n{part}:\n  ")
+    said = refused("merge", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "o.safetensors"))
+    assert f"{part} is empty in the configuration: give it options, or leave it out" in said
