@@ -117,6 +117,8 @@ def read_lines(path: Path, what: str) -> list[str]:
     Raises:
         MergeError: no such file, or no text in UTF-8.
     """
+    if not path.exists():
+        raise MergeError(f"{path} ({what}): no such file")
     try:
         lines = InputFile(path, what).text(what).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

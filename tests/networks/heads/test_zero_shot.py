@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written(model: Model, cache: Path) -> None:
             "(class names of task alpha) names 'cat', 'dog' more than once: give every class a name of its own",
         ),
         (b"cat\n\xff\xfe\n", "is no text in UTF-8: invalid start byte at byte 4: save it in UTF-8"),
-        (None, "(class names of task alpha): No such file or directory"),
+        (None, "(class names of task alpha): no such file"),
     ],
 )
 def test_bad_class_files(model: Model, tmp_path: Path, content: bytes | None, told: str) -> None:
@@ -174,7 +174,7 @@ def test_bad_class_files(model: Model, tmp_path: Path, content: bytes | None, to
         (["a photo"], "templates: 'a photo' lacks the one {}"),
         (["a {} on a {}"], "lacks the one {}"),
         (["a {name}"], "lacks the one {}"),
-        ("nowhere.txt", "nowhere.txt (templates): No such file"),
+        ("nowhere.txt", "nowhere.txt (templates): no such file"),
     ],
 )
 def test_bad_templates(model: Model, templates: Any, told: str) -> None:
