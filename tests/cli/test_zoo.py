@@ -24,7 +24,7 @@ def test_copies_files_that_merge(tmp_path: Path) -> None:
     assert main(["zoo", "8", "--output", str(copy), "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(["99"], "build_zoo.py --tasks 99"), (["--foo"], "--foo")])
+@pytest.mark.parametrize(("arguments", "told"), [(["99"], "zoo:99: there is no such suite"), (["--foo"], "--foo")])
 def test_mistakes(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", *arguments]) == 2
     assert told in capsys.readouterr().err
