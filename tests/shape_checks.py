@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 whole = jaxtyping.jaxtyped
+# jaxtyping's own is a TypeError, too.
+REFUSING = BeartypeConf(violation_type=TypeError)
 
 
 @dataclasses.dataclass
@@ -50,7 +52,7 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
         function.__qualname__,
     )
     copy.__annotations__ = known_types(function)
-    inner: Callable[..., Any] = beartype(copy)
+    inner: Callable[..., Any] = beartype(copy, conf=REFUSING)
     if not any(map(names_a_shape, copy.__annotations__.values())):
         return functools.update_wrapper(inner, function)
 

@@ -69,7 +69,7 @@ def test_fit_leaves_a_whole_run_and_says_what_it_did(
     table = capsys.readouterr().out
     names = {"config.yaml", "versions.json", "coefficients.csv", "bank", "metrics.json", "metrics.csv", "table.txt"}
     pictures = {f"{name}.{suffix}" for name in ("accuracy", "training") for suffix in ("png", "svg")}
-    assert names | pictures | {"coefficients", "guard.csv", "log", "samples.jsonl"} == {
+    assert names | pictures | {"coefficients", "digests.json", "guard.csv", "log", "samples.jsonl"} == {
         path.name for path in run.iterdir()
     }
     assert all(task in table for task in tiny.tasks)
