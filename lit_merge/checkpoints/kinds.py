@@ -49,9 +49,9 @@ class Kind:
         for folder, folders, names in os.walk(target):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             for name in (*links, *names):
-                path = os.path.relpath(os.path.join(folder, name), target).replace(os.sep, "/")
-                if name not in NOBODYS and not re.fullmatch(self.files, path):
+                inside = os.path.relpath(os.path.join(folder, name), target).replace(os.sep, "/")
+                if name not in NOBODYS and not re.fullmatch(self.files, inside):
                     raise MergeError(
-                        f"{target} holds {path}, which `lit-merge {self.written_by}` did not write: move it elsewhere, "
-                        "or choose another place"
+                        f"{target} holds {inside}, which `lit-merge {self.written_by}` did not write: move it "
+                        "elsewhere, or choose another place"
                     )

@@ -45,13 +45,14 @@ class SafetensorsFile(Checkpoint):
         self.label = str(file.path)
         self.inputs = (file,)
         header, begin = read_header(file)
-        self.metadata = header.pop("__metadata__", {})
+        metadata: dict[str, str] = header.pop("__metadata__", {})
         self.unfit = unfit_dtypes({name: entry["dtype"] for name, entry in header.items()})
         self.refuse_unfit(() if lenient else self.unfit)
         header = {name: entry for name, entry in header.items() if name not in self.unfit}
         self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         self.dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
-        self._checksums = Checksums(self.path, self.metadata, self.shapes, self.dtypes)
+        self._checksums = Checksums(self.path, metadata, self.shapes, self.dtypes)
+        self.metadata = metadata
         self.nbytes = file.size
         self._starts = {name: begin + entry["data_offsets"][0] for name, entry in header.items()}
 
