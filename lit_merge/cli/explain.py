@@ -1,6 +1,7 @@
 """The verb `explain`: what a method, objective, callback or option does, and when to use it."""
 
 import argparse
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -77,7 +78,8 @@ def _of_class(entry: Entry) -> Iterator[str]:
     yield f"{entry.name}, {'an' if entry.kind[0] in 'aeiou' else 'a'} {entry.kind}: {entry.title}"
     yield ""
     for paragraph in entry.text.split("\n\n"):
-        yield from textwrap.wrap(" ".join(paragraph.split()), WIDTH)
+        for item in re.split(r"\n(?=- )", paragraph.strip()):
+            yield from textwrap.wrap(" ".join(item.split()), WIDTH, subsequent_indent="  " * item.startswith("- "))
         yield ""
     if entry.papers:
         yield f"Paper: {', '.join(f'https://arxiv.org/abs/{number}' for number in entry.papers)}"

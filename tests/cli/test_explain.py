@@ -84,6 +84,11 @@ def test_other_names(name: str, told: str, capsys: pytest.CaptureFixture[str]) -
     assert told in said(capsys, name)
 
 
+def test_points_of_a_list_stand_in_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    points = [line for line in said(capsys, "CollapseGuard").splitlines() if line.startswith("- ")]
+    assert [line.split("**")[1] for line in points] == ["balance", "churn", "entropy", "agreement"]
+
+
 def test_all_of_them_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys)
     for name in (*public(MergeMethod), *public(Objective), "AWD", "RankSchedule", "ImageFolders", "Stage"):
