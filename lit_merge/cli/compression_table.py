@@ -12,12 +12,13 @@ from lit_merge.merge.compressed_bank import Compressed
 from lit_merge.report.weight_tree import collapsed, megabytes
 
 NOTE = (
-    "kept: share of the deltas' energy, their squared Frobenius norm. error: ‖stored − exact‖ / ‖exact‖ of origin and "
-    "deltas, over all tasks."
+    "kept: share of the deltas' energy, their squared {norm}. error: ‖stored − exact‖ / ‖exact‖ of origin and deltas, "
+    "over all tasks."
 )
+NORMS = {"frobenius": "Frobenius norm", "features": "norm E‖ΔW·x‖² on inputs of the tasks"}
 
 
-def compression_table(found: Compressed) -> RenderableType:
+def compression_table(found: Compressed, metric: str) -> RenderableType:
     """A row for every weight; those whose names differ in the number of their block only share one."""
     numbers = ("ranks", "bytes", "kept", "error")
     shown = table("weight", "origin", "deltas", *numbers, right=numbers)
@@ -39,7 +40,7 @@ def compression_table(found: Compressed) -> RenderableType:
     left, whole = _together(choice.left.values())
     kept = f"; {100 * (1 - left / whole):.2f} % of the deltas' energy kept" if whole else ""
     size = f"{found.nbytes:,} bytes ({megabytes(found.nbytes)}), {found.nbytes / found.model:.3f} times one model"
-    return Group(shown, Text(NOTE), Text(f"{size}{kept}"))
+    return Group(shown, Text(NOTE.format(norm=NORMS[metric])), Text(f"{size}{kept}"))
 
 
 def kept_table(tasks: Mapping[str, TaskKept]) -> RenderableType:

@@ -170,7 +170,7 @@ def _export_compressed(config: Configuration) -> None:
         )
     console = terminal()
     console = console if console.is_terminal else terminal(width=200)
-    console.print(compression_table(found), highlight=False)
+    console.print(compression_table(found, config["metric"]), highlight=False)
     if output is not None:
         if network is not None and data is not None:
             with one_command():  # what was written is read back
