@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_merge.bank.checksums import checksum
 from lit_merge.checkpoints import Checkpoint, canonical, open_checkpoint
 from lit_merge.checkpoints.hub import PREFIX
 from lit_merge.checkpoints.input_file import InputFile
+from lit_merge.checkpoints.tensor_values import checksum
 from lit_merge.errors import MergeError
 
 

@@ -1,29 +1,15 @@
 """Checksums of a bank's tensors, one for each part that is read alone: what was damaged is seen when it is read, and
 opening a bank reads none of it."""
 
-import zlib
-
 from torch import Tensor
 
 from lit_merge.bank.learnt import is_learnt
-from lit_merge.checkpoints.tensor_values import bytes_of
+from lit_merge.checkpoints.tensor_values import checksum
 
 # Digits of one checksum.
 WIDTH = 8
 # Tensors with a part for each task, by the first part of their names.
 PARTED = ("U", "S", "V", "delta")
-
-
-def checksum(*values: Tensor) -> str:
-    """CRC-32 of the bytes of tensors, one after the other, in eight digits.
-
-    >>> checksum(torch.zeros(1))
-    '2144df1c'
-    """
-    found = 0
-    for value in values:
-        found = zlib.crc32(bytes_of(value), found)
-    return f"{found:0{WIDTH}x}"
 
 
 def checksums(name: str, value: Tensor) -> str:

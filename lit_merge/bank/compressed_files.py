@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lit_merge.bank.budget import Steps, within
-from lit_merge.bank.checksums import WIDTH, checksum
+from lit_merge.bank.checksums import WIDTH
 from lit_merge.bank.compression import Choice, Compression
 from lit_merge.bank.files import sizes_of, write_bank_folder
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.named_tensors import digest
 from lit_merge.bank.packing import Layout
+from lit_merge.checkpoints.tensor_values import checksum
 from lit_merge.errors import MergeError
 
 

@@ -139,12 +139,13 @@ class Compression:
             values[f"S/{name}"].append(torch.cat(sizes))
         yield from values.items()
 
-    def directions(self, name: str) -> LowRank:
+    def directions(self, name: str, metric: FeatureMetric | None = None) -> LowRank:
         """All directions of a weight: unit vectors, from the largest singular value. The first row is the origin's
         difference from the base, where there is one."""
         if name in self._kept:
             return self._kept[name]
-        parts, metric = [], self._metric(name)
+        parts = []
+        metric = metric or self._metric(name)
         if self.base is not None:
             value = self.bank.origin[name]
             moved = directions_of((value.double() - self.base.read(name).double()).to(wide(value))[None])
@@ -171,19 +172,19 @@ class Compression:
         found = [moment for moment in own if moment is not None]
         if len(found) < len(own):
             return None
-        # One delta for all tasks is in all their models.
-        found = found if self.rows == len(found) else [torch.stack(found).sum(0)]
+        # Where all tasks have one delta there is one model, and what flows into it is what all tasks' inputs make.
+        found = found if self.rows == len(found) else [torch.stack(found).mean(0)]
         return FeatureMetric(found, self.bank.shapes[name][1])
 
-    def _energies(self, name: str, found: LowRank) -> Tensor:
+    def _energies(self, name: str, found: LowRank, metric: FeatureMetric | None) -> Tensor:
         """Squared size (rows, k) of every direction, over all models that it is in; of directions that have
         coefficients as the merge uses them."""
-        first, metric = int(self.base is not None), self._metric(name)
+        first = int(self.base is not None)
         if metric is None:
             energies = found.S.double().square()
             energies[:first] *= self.rows
         else:
-            energies = metric.energies(found)
+            energies = metric.energies(found, shared=bool(first))
         if name in self.bank.directions:
             learnt = self.bank.directions[name].gather(-1, self.orders[name]).double().square()
             energies[first:] *= torch.nn.functional.pad(learnt, (0, energies.shape[-1] - learnt.shape[-1]))
@@ -203,12 +204,13 @@ class Compression:
             raise MergeError(f"{name} is int8, which a compressed bank has for scaled numbers only", weight=name)
         if not origin.is_floating_point() or not origin.numel():
             return
+        metric = self._metric(name)
         if self.base is None:
-            self.parts[f"origin/{name}"] = self._origin_part(name, origin)
+            self.parts[f"origin/{name}"] = self._origin_part(origin, metric)
         if self.base is None and name not in self.bank.deltas:
             return
-        found = self.directions(name)
-        energies = self._energies(name, found)
+        found = self.directions(name, metric)
+        energies = self._energies(name, found, metric)
         m, n = sides_of(self.bank.shapes[name])
         sides = {"U": m, "V": n}
         stored = {TYPES[kind] for kind in self.types}
@@ -224,9 +226,9 @@ class Compression:
             asked = [kind for kind in asked if not TYPES[kind].is_integer] or [half]
         return list(dict.fromkeys(["int8" if kind == "int4" else kind for kind in asked] + wide))
 
-    def _origin_part(self, name: str, origin: Tensor) -> Parts:
+    def _origin_part(self, origin: Tensor, metric: FeatureMetric | None) -> Parts:
         """The origin of one weight, which all tasks have."""
-        value, metric, types = origin.double(), self._metric(name), self._origin_types(origin)
+        value, types = origin.double(), self._origin_types(origin)
 
         def squared(error: Tensor) -> float:
             if metric is not None:

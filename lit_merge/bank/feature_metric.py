@@ -38,7 +38,8 @@ class FeatureMetric:
         """For what all tasks' models have in common."""
 
     def directions(self, delta: LowRank) -> LowRank:
-        """The same deltas of all T tasks in other directions, whose errors add up in this metric; the largest first."""
+        """Deltas of T tasks, unchanged as matrices, as directions whose errors add up in this metric; the largest
+        first."""
         parts = [_orthogonal(delta.U[t], delta.S[t], delta.V[t], C) for t, C in enumerate(self.C)]
         return LowRank(*(torch.stack(side).to(delta.S.dtype) for side in zip(*parts, strict=True)))
 
@@ -47,11 +48,15 @@ class FeatureMetric:
         parts = _orthogonal(delta.U[0], delta.S[0], delta.V[0], self.total)
         return LowRank(*(part[None].to(delta.S.dtype) for part in parts))
 
-    def energies(self, delta: LowRank) -> Float[Tensor, "rows k"]:
-        """Squared size of every direction, over all models that it is in: of T tasks' deltas, or of what all models
-        have in common and then those."""
-        C = self.C if len(delta.S) == len(self.C) else torch.cat([self.total[None], self.C])
-        V = delta.V.double()
+    def energies(self, delta: LowRank, shared: bool = False) -> Float[Tensor, "rows k"]:
+        """Squared size of every direction, over all models that it is in.
+
+        Args:
+            delta: of T tasks; none where all models are alike.
+            shared: its first row is what all models have in common, and those of the tasks follow.
+        """
+        C = torch.cat([self.total[None], self.C]) if shared else self.C
+        C, V = C[: len(delta.S)], delta.V.double()
         return delta.S.double().square() * ((C @ V) * V).sum(1).clamp_min(0)
 
     def squared(self, error: Float[Tensor, "m n"]) -> float:

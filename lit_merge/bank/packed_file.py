@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge.bank.base_reference import BaseReference
-from lit_merge.bank.checksums import checksum, sum_at
+from lit_merge.bank.checksums import sum_at
 from lit_merge.bank.packing import BASE, Packed, sides_stored
 from lit_merge.bank.storage_types import TYPES, unpack_rows
 from lit_merge.checkpoints import SafetensorsFile
-from lit_merge.checkpoints.tensor_values import is_finite
+from lit_merge.checkpoints.tensor_values import checksum, is_finite
 from lit_merge.errors import MergeError
 
 

@@ -3,7 +3,6 @@ another reads as its own, is seen to be as it was written."""
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.json_text import parse_json
-from lit_merge.checkpoints.tensor_values import bytes_of
+from lit_merge.checkpoints.tensor_values import checksum
 from lit_merge.errors import MergeError
 
 # Under which they stand among the header's texts.
@@ -23,7 +22,7 @@ def with_checksums(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -
     """Texts for a header, with the checksums of these tensors."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     dtypes = {name: value.dtype for name, value in tensors.items()}
-    sums = {name: _sum(value) for name, value in tensors.items()}
+    sums = {name: checksum(value) for name, value in tensors.items()}
     whole = _digest(metadata, shapes, dtypes, sums)
     return {**metadata, KEY: json.dumps({"header": whole, "tensors": sums})}
 
@@ -63,15 +62,11 @@ class Checksums:
     def check(self, name: str, value: Tensor) -> None:
         """Raises MergeError where a tensor that was read is not as it was written."""
         wanted = self._left.get(name)
-        if wanted is not None and wanted != _sum(value):
+        if wanted is not None and wanted != checksum(value):
             raise MergeError(
                 f"{self.path}: {name} is not as it was saved: its checksum is another one; {AGAIN}", weight=name
             )
         self._left.pop(name, None)
-
-
-def _sum(value: Tensor) -> str:
-    return f"{zlib.crc32(bytes_of(value)):08x}"
 
 
 def _digest(

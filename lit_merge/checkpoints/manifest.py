@@ -13,7 +13,7 @@ MANIFEST = "digests.json"
 
 def write_manifest(folder: Path, files: Iterable[Path]) -> None:
     """Notes these files of a folder, which are whole."""
-    found = {file.relative_to(folder).as_posix(): _digest(file.read_bytes()) for file in sorted(files)}
+    found = {file.relative_to(folder).as_posix(): digest_of(file.read_bytes()) for file in sorted(files)}
     (folder / MANIFEST).write_text(sealed(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -30,12 +30,13 @@ def check_noted(folder: Path, file: Path, content: bytes) -> None:
     except ValueError as error:
         raise MergeError(f"{path} is damaged: copy the folder again, or remove this file to do without") from error
     wanted = noted.get(file.relative_to(folder).as_posix())
-    if wanted is not None and wanted != _digest(content):
+    if wanted is not None and wanted != digest_of(content):
         raise MergeError(
             f"{file} is not as it was written: its digest in {MANIFEST} is another one; copy it again, or remove "
             f"{MANIFEST} if the change is meant"
         )
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
+    """BLAKE2b-128 of a file's content, in hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,5 +1,6 @@
 """The verb `export`: a bank, its merge, or one task's model."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.workers import reports, working_together
 from lit_merge.cli.written_output import say_copied, say_written
 from lit_merge.console import terminal
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.merge.adapters.parts import Rest
 from lit_merge.merge.compressed_bank import Origin, StoredAs, compress_bank, is_compressed, model_bytes
 from lit_merge.merge.export import Format, check_export, compress, export_bank
@@ -158,10 +159,10 @@ def _export_compressed(config: Configuration) -> None:
         nbytes = compress(bank, dtype=config["dtype"]).saved_bytes
         print(f"{nbytes:,} bytes ({megabytes(nbytes)}), {nbytes / model_bytes(bank):.3f} times one model")
         return
-    network, data = built(sources.unlabelled.network), built(sources.unlabelled.data)
     with TemporaryDirectory() as folder:
         moments = None
         if config["metric"] == "features":
+            network, data = built(sources.unlabelled.network), built(sources.unlabelled.data)
             if network is None or data is None:
                 raise MergeError("metric=features looks at unlabelled inputs: give --model.network and --data")
             moments = moments_of(bank, network, data, Path(folder))
@@ -172,11 +173,22 @@ def _export_compressed(config: Configuration) -> None:
     console = console if console.is_terminal else terminal(width=200)
     console.print(compression_table(found, config["metric"]), highlight=False)
     if output is not None:
-        if network is not None and data is not None:
-            with one_command():  # what was written is read back
-                stored = TaskBank.load(output, config["model"].base if config["origin"] == "base" else None)
-                console.print(kept_table(tasks_kept(bank, stored, network, data)), highlight=False)
+        _say_kept(config, sources, bank, output)
         say_written(output)
+
+
+def _say_kept(config: Configuration, sources: Sources, bank: TaskBank, output: str) -> None:
+    """What became of every task, where the configuration names a network and data. The bank is written: what cannot
+    be measured is a warning."""
+    try:
+        network, data = built(sources.unlabelled.network), built(sources.unlabelled.data)
+        if network is None or data is None:
+            return
+        with one_command():  # what was written is read back
+            stored = TaskBank.load(output, config["model"].base if config["origin"] == "base" else None)
+            terminal().print(kept_table(tasks_kept(bank, stored, network, data)), highlight=False)
+    except MergeError as error:
+        warnings.warn(f"what is kept of every task was not measured: {error}", MergeWarning, stacklevel=2)
 
 
 def _name(base: str | None) -> str | None:

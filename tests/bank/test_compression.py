@@ -326,3 +326,17 @@ def test_learnt_directions_stay_what_they_are(bank: TaskBank, tmp_path: Path) ->
     assert error(learnt, stored) < 1e-9
     for name, value in learnt.merge().items():
         torch.testing.assert_close(stored.merge()[name], value, rtol=0, atol=1e-5)
+
+
+def test_features_where_nothing_differs_but_the_base(bank: TaskBank, place: Path, tmp_path: Path) -> None:
+    """A weight without deltas is the base and one difference, in all tasks' models."""
+    kept = {name: delta for name, delta in bank.deltas.items() if name != MATRIX}
+    places = [bank.layers.index(name) for name in kept]
+    less = replace(bank, deltas=kept, coefficients=bank.coefficients[:, places])
+    options: Any = {"dtype": "float32", "origin": "base", "base": place / "base.safetensors"}
+    moments = features(bank)
+    compress_bank(less, tmp_path / "all", moments=moments, **options)
+    assert error(less, TaskBank.load(tmp_path / "all")) < 1e-9
+    done = compress_bank(less, tmp_path / "cut", moments=moments, max_size="14000", **options)
+    ours = feature_error(less, TaskBank.load(tmp_path / "cut"), moments)
+    assert ours == pytest.approx(told(done), rel=0.02)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lit_merge import CART, ImageFolders, TaskBank, build_bank
+from lit_merge import CART, ImageFolders, IsoC, MergeWarning, TaskBank, build_bank
 from lit_merge.cli.main import main
 
 
@@ -90,6 +90,21 @@ def test_export_within_a_budget(tiny: Any, tmp_path: Path, capsys: pytest.Captur
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "none").exists()
+
+
+def test_what_cannot_be_measured_does_not_cost_the_bank(tiny: Any, tmp_path: Path) -> None:
+    """A method with one delta for all tasks has no task's own model; data that a configuration names may be gone."""
+    network = ["OpenClipImageEncoder", "--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
+    for name, method, suite, why in (
+        ("shared", IsoC(), str(tiny.suite), "one delta"),
+        ("gone", CART(rank_ratio=1.0), f"{tmp_path}/nowhere", "nowhere"),
+    ):
+        build_bank(tiny.experts, base=tiny.base, method=method).save(tmp_path / name)
+        verb = ["export", "--model.bank", f"{tmp_path}/{name}", "--budget", "1.2x", "--model.network", *network]
+        data = ["--data", "Suite", "--data.path", suite]
+        with pytest.warns(MergeWarning, match=f"kept of every task was not measured: .*{why}"):
+            assert main([*verb, *data, "--output", f"{tmp_path}/{name}-small"]) == 0
+        assert TaskBank.load(tmp_path / f"{name}-small").tasks == tiny.tasks
 
 
 @pytest.mark.parametrize("labelled", [True, False])

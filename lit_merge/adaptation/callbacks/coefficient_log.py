@@ -1,7 +1,6 @@
 """CoefficientLog: every coefficient of a fit as numbers and as pictures."""
 
 import csv
-import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import check_output, write_text
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.manifest import digest_of
 from lit_merge.checkpoints.own import own
 from lit_merge.errors import MergeError
 from lit_merge.report.coefficient_figure import coefficient_figure
@@ -71,7 +71,7 @@ class CoefficientLog(Callback):
         """Size and digest of the log, for an attempt that goes on from here."""
         path = self._folder / LOG
         content = path.read_bytes() if path.is_file() else b""
-        return {"size": len(content), "digest": _digest(content)}
+        return {"size": len(content), "digest": digest_of(content)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict)
@@ -158,13 +158,9 @@ def _cut_log(path: Path, size: int, digest: str) -> None:
             content = file.read()[:size]
     except OSError:
         content = b""
-    if _digest(content) != digest:
+    if digest_of(content) != digest:
         raise MergeError(f"{path} is damaged: remove {path.parents[2]} to start afresh")
     write_text(path, content.decode(), overwrite=True)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _append(path: Path, bank: TaskBank, step: int) -> None:
