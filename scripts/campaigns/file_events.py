@@ -44,7 +44,12 @@ class Event:
 
 
 def run_held(
-    work: Callable[[], object], folder: Path, decide: Decide, reads: bool = False, also: tuple[Path, ...] = ()
+    work: Callable[[], object],
+    folder: Path,
+    decide: Decide,
+    reads: bool = False,
+    also: tuple[Path, ...] = (),
+    seconds: float | None = None,
 ) -> Ended:
     """Runs a function in a fork, and asks before every event.
 
@@ -54,12 +59,13 @@ def run_held(
         decide: see `Decide`. After KILL it is not asked again.
         reads: whether reading counts too.
         also: other files and folders that count.
+        seconds: that it may take from one call to the next.
     """
     process = Process(work, folder, held="all" if reads else "changes")
     names, watched = system_calls.numbers(True), tuple(f"{place.resolve()}/" for place in (folder, *also))
     assert process.listener is not None
     count = 0
-    while process.next_call():
+    while process.next_call(seconds):
         try:
             cookie, thread, number, arguments = system_calls.receive(process.listener)
         except OSError:  # killed meanwhile
@@ -75,7 +81,7 @@ def run_held(
             process.kill()
             break
         system_calls.answer(process.listener, cookie, verdict or 0)
-    return process.end()
+    return process.end(seconds)
 
 
 def _describe(number: int, thread: int, call: str, arguments: tuple[int, ...]) -> Event | None:

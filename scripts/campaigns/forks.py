@@ -5,7 +5,6 @@ import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +14,8 @@ from pathlib import Path
 from campaigns import system_calls
 
 SECONDS = 60.0
-"""After which a process counts as one that hangs."""
+"""After which a process counts as one that hangs. Time in which it was ready to run and others had the cores is none of
+its own."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,35 @@ class Process:
             sys.stderr.flush()
             os._exit(code)
 
-    def next_call(self, seconds: float = SECONDS) -> bool:
+    def next_call(self, seconds: float | None = None) -> bool:
         """Waits until a call is held; False where the process has ended, or does nothing for so long."""
         assert self.listener is not None
-        ready = select.poll()
-        ready.register(self.listener, select.POLLIN)
-        ready.register(self._died, select.POLLIN)
-        found = dict(ready.poll(1000 * seconds))
-        return bool(found.get(self.listener, 0) & select.POLLIN)
+        return bool(self._wait(seconds, self.listener).get(self.listener, 0) & select.POLLIN)
+
+    def _wait(self, seconds: float | None, *descriptors: int) -> dict[int, int]:
+        """Waits until this process has ended, or a descriptor has something; nothing where it took so long."""
+        ready, left = select.poll(), SECONDS if seconds is None else seconds
+        for descriptor in (self._died, *descriptors):
+            ready.register(descriptor, select.POLLIN)
+        found: dict[int, int] = {}
+        held_up: dict[str, float] = {}
+        while left > 0 and not (found := dict(ready.poll(1000))):
+            before, held_up = held_up, self._held_up()
+            others = max((value - before.get(thread, 0.0) for thread, value in held_up.items()), default=0.0)
+            left -= max(0.0, 1.0 - others)
+        return found
+
+    def _held_up(self) -> dict[str, float]:
+        """Thread of this process, or of one that it started → seconds in which it was ready to run and did not; nothing
+        where the kernel does not count them."""
+        found = {}
+        for own in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if os.getsid(int(own.name)) != self.pid:
+                    continue
+                for thread in own.glob("task/*"):
+                    found[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+        return found
 
     def kill(self) -> None:
         """Kills it and those that it started."""
@@ -128,11 +149,9 @@ class Process:
         except ProcessLookupError:
             os.kill(self.pid, signal.SIGKILL)
 
-    def end(self, seconds: float = SECONDS) -> Ended:
+    def end(self, seconds: float | None = None) -> Ended:
         """Waits for its end, and ends what it left running."""
-        hung = False
-        if not select.select([self._died], [], [], seconds)[0]:
-            hung = True
+        if hung := not self._wait(seconds):
             self.kill()
         _, status = os.waitpid(self.pid, 0)
         with suppress(ProcessLookupError):
@@ -145,7 +164,7 @@ class Process:
         return Ended(None if hung else os.waitstatus_to_exitcode(status), *told)
 
 
-def run(arguments: Sequence[str], folder: str | Path, user: int | None = None, seconds: float = SECONDS) -> Ended:
+def run(arguments: Sequence[str], folder: str | Path, user: int | None = None, seconds: float | None = None) -> Ended:
     """A command of the package."""
     return Process(command(arguments), folder, user).end(seconds)
 
@@ -179,13 +198,3 @@ def imported(work: Callable[[], object], folder: str | Path) -> list[str]:
             print("\0".join(["", *(name for name in sys.modules if name not in known)]), end="")
 
     return Process(told, folder).end(300).out.split("\0")[1:]
-
-
-def settle(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
-    """Waits for a condition; False where it does not come true in time."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.005)
-    return True

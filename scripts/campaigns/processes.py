@@ -13,8 +13,8 @@ from campaigns.trees import difference, tree
 from campaigns.trial import CLEAN, RIGHT, Place, Result, failed
 from campaigns.verbs import Command
 
-SECONDS = 45.0
-"""So long the other process may take, on a machine that others use: a hanging one would take many minutes."""
+SECONDS = 15.0
+"""So long the other process may take."""
 
 
 class Processes(Disturbed):
@@ -66,7 +66,7 @@ class Processes(Disturbed):
             port = free.getsockname()[1]
         works = [as_torchrun(command, rank, port) for rank in range(2)]
         self.second = Process(works[1], self.place.work)
-        first = run_held(works[0], self.place.work, decide)
+        first = run_held(works[0], self.place.work, decide, seconds=SECONDS)
         return first, self.second.end(SECONDS)
 
 

@@ -241,6 +241,29 @@ def test_a_leak(size: int) -> None:
     assert look.result() == bool(size)
 
 
+def burn(seconds: float) -> None:
+    """Computes for so long on a core that others use too."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    ends = time.process_time() + seconds
+    while time.process_time() < ends:
+        pass
+
+
+def test_a_process_that_others_hold_up_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "SECONDS", 1.0)
+    others = [forks.Process(lambda: burn(60)) for _ in range(4)]
+    began = time.monotonic()
+    slow = forks.Process(lambda: burn(0.3)).end()
+    took = time.monotonic() - began
+    hanging = [forks.Process(work) for work in (lambda: time.sleep(60), lambda: burn(60))]
+    for one in others:
+        one.kill()
+        one.end()
+    assert took > 1.0
+    assert slow.code == 0, took
+    assert [one.end().code for one in hanging] == [None, None]
+
+
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forks of a test that hang are found soon."""
