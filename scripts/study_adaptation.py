@@ -102,6 +102,8 @@ def taught(method: MergeMethod) -> dict[str, Run]:
     }
 
 
+# A row of the tables that is no run.
+EXPERTS = "the experts themselves"
 # Of the coefficients' mean, a step.
 RATES = (0.01, 0.02, 0.04)
 OBJECTIVES: dict[str, Objective] = {
@@ -181,6 +183,10 @@ def measure(name: str, output: Path, only: str) -> None:
     probe = Probe.draw(network, data, IMAGES)
     probe.ask_experts(lambda task: expert(suite, task))
     test = Probe.labelled(network, data, "test")
+    if EXPERTS not in known:
+        labelled = {task: Probe(network, {task: x}, {task: test.labels[task]}) for task, x in test.inputs.items()}
+        own = {task: one.read(expert(suite, task)).accuracy[task] for task, one in labelled.items()}
+        write_text(path, json.dumps(known | {EXPERTS: [{"step": 0, "test": own}]}) + "\n", overwrite=True)
     esm = any(one.startswith("ESM") for one in wanted)
     moments = collect_moments(suite.experts, network, data.unlabelled()) if esm else None
     for one in wanted:
@@ -225,7 +231,7 @@ def tables(output: Path) -> Iterator[str]:
         files.setdefault(kind, []).append(json.loads(path.read_text("utf-8")))
     yield "| run | " + " | ".join(f"{kind} ({len(seeds)})" for kind, seeds in files.items()) + " |"
     yield "|---|" + "---|" * len(files)
-    for name in runs(None):
+    for name in (EXPERTS, *runs(None)):
         shown = []
         for seeds in files.values():
             curves = [
@@ -243,7 +249,7 @@ def signs(output: Path) -> str:
         seen
         for path in output.glob("*.json")
         for name, seen in json.loads(path.read_text("utf-8")).items()
-        if not name.endswith(("high rate", "one class"))
+        if not name.endswith(("high rate", "one class", EXPERTS))
     ]
     kept = [
         look["balance"][task] / seen[0]["balance"][task] for seen in curves for look in seen for task in look["balance"]

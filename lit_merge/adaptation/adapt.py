@@ -13,6 +13,7 @@ from lit_merge.adaptation.routing.prototypes import Prototypes
 from lit_merge.adaptation.routing.routed_model import RoutedModel
 from lit_merge.adaptation.routing.router import Route
 from lit_merge.adaptation.scoring import Evaluator, ScoredModule
+from lit_merge.adaptation.teachers import suiting
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import canonical_weights
@@ -65,7 +66,7 @@ def adapt(
     """
     plain_warnings()
     check_tasks(data, bank.tasks)
-    model = MergedModel(bank, network, experts=experts, **options)
+    model = MergedModel(bank, network, experts=experts, **suiting(options, data))
     watching = guard and not data.online
     trainer = Trainer(
         accelerator=accelerator,

@@ -19,7 +19,7 @@ from lit_merge.adaptation.sharpness import SharpnessAware
 from lit_merge.adaptation.stages import Stage, rates_at, stage_at
 from lit_merge.adaptation.step import Weights, adaptation_step, compared
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
-from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, check_teachers, comes_again
+from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, check_teachers, known_beforehand
 from lit_merge.adaptation.trainer import check_precision
 from lit_merge.adaptation.training_checkpoint import check_alike, digest, seal
 from lit_merge.bank.learnt import DIRECTIONS
@@ -60,8 +60,7 @@ class MergedModel(ScoredModule):
         self, bank: TaskBank, network: Network, *options: Any, experts: Experts | None = None, **named: Any
     ) -> None:
         super().__init__(network, bank.tasks)
-        self.options = asked = Adaptation(*options, **named)
-        # Where they were left out they have been filled in.
+        self.options = asked = Adaptation(*options, **named).settled(experts is not None and bool(bank.ranks))
         self.stages = cast(tuple[Stage, ...], asked.stages)
         if asked.gradient_checkpointing:
             network.checkpoint_gradients()
@@ -352,12 +351,16 @@ class MergedModel(ScoredModule):
             set_random_state(self._random, self.device)
             self._random = None
         data = getattr(self.trainer, "datamodule", None)
-        if self.asks_experts and isinstance(data, TaskData) and comes_again(data, self.trainer):
+        if self.asks_experts and isinstance(data, TaskData) and known_beforehand(data, self.trainer):
             # Drawing nothing: a fit that finds them in a file goes on with the same numbers.
             files = () if self.experts is None else self.experts.checkpoints.values()
             asked = [fingerprint(one) for one in files] or [self._frame.fingerprint]
             asked.append(digest(list(self.network.heads.values())))
-            every = {one.of_features: self.ask(one) for one in self.objectives if one.asks_experts}
+            every: dict[bool, tuple[Ask, list[int]]] = {}
+            for step in range(self.trainer.max_steps):
+                objective = self.objectives[stage_at(self.stages, step)]
+                if objective.asks_experts:
+                    every.setdefault(objective.of_features, (self.ask(objective), []))[1].append(step)
             self.teachers = ask_once(every, data, self.device, asked, self.teachers_file)
 
 

@@ -5,12 +5,12 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from lit_merge.adaptation.correction import Correction
 from lit_merge.adaptation.rank_masks import AdaRank
-from lit_merge.adaptation.stages import TWO_STAGES, Stage, check_stages
+from lit_merge.adaptation.stages import TAUGHT_STAGES, TWO_STAGES, Stage, check_stages
 from lit_merge.adaptation.stored_bank import BankDevice
 from lit_merge.errors import MergeError, check_finite
 from lit_merge.objectives import Entropy, Objective
@@ -28,7 +28,8 @@ class Adaptation:
     Args:
         objective: what is minimised; entropy by default.
         stages: what is learnt, for how many steps, at which rate; one after the other. By default first one coefficient
-            for the whole merge, then one per task and weight.
+            for the whole merge; then one for every singular direction, by the experts, where there are `teachers`, else
+            one per task and weight.
         bounds: [lower, upper] for the coefficients; AdaMerging clamps to [0, 1]. None by default: CART's are above 1.
         ranks: learn which singular directions are used, too.
         correction: learn a correction of the origin, too, one for all tasks.
@@ -39,6 +40,8 @@ class Adaptation:
             and more time; with `microbatch: task`.
         bank_device: `auto` keeps the bank on the GPU where it takes at most half of the free memory; `cpu` keeps it in
             pinned memory and streams it weight by weight.
+        teachers: where neither objective nor stages are named, learn from the experts once entropy has found the
+            scale. It takes experts at hand, a bank with low-rank deltas, and data that are neither online nor mixed.
         compile: torch.compile of the network: minutes at first, less time a step.
 
     Raises:
@@ -54,6 +57,7 @@ class Adaptation:
     microbatch: MicroBatch = "all"
     gradient_checkpointing: bool = False
     bank_device: BankDevice = "auto"
+    teachers: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -62,10 +66,14 @@ class Adaptation:
             raise MergeError(f"sharpness={self.sharpness}: expected a number from 0, off, up")
         if self.gradient_checkpointing and self.microbatch != "task":
             raise MergeError("gradient_checkpointing needs microbatch=task: its backward runs inside the network")
-        # No instances as defaults, which YAML cannot write.
-        object.__setattr__(self, "objective", self.objective or Entropy())
-        object.__setattr__(self, "stages", TWO_STAGES if self.stages is None else tuple(self.stages))
-        check_stages(self.stages or ())
+        if self.stages is not None:
+            object.__setattr__(self, "stages", tuple(self.stages))
+            check_stages(self.stages)
+
+    def settled(self, taught: bool) -> "Adaptation":
+        """These options, with entropy and stages where none are named. `taught`: experts can teach directions."""
+        stages = TAUGHT_STAGES if taught and self.teachers and self.objective is None else TWO_STAGES
+        return replace(self, objective=self.objective or Entropy(), stages=self.stages or stages)
 
     def describe(self) -> dict[str, Any]:
         """name → value, or class and options of an object, as JSON takes them."""

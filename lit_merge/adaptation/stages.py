@@ -8,7 +8,7 @@ from typing import Literal
 
 from lit_merge.adaptation.coefficients import Granularity
 from lit_merge.errors import Finite, MergeError
-from lit_merge.objectives import Objective
+from lit_merge.objectives import ExpertAgreement, Objective
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Stage(Finite):
 
 # The scale first: coefficients of different tasks compete and cannot travel far. docs/adaptation.md compares.
 TWO_STAGES = (Stage("tied", 100, 0.05), Stage("layer", 200, 1e-3))
+# And where experts teach, every direction: entropy says too little of thousands of coefficients.
+TAUGHT_STAGES = (
+    TWO_STAGES[0],
+    Stage("direction", 200, 0.02, relative=True, decay="cosine", objective=ExpertAgreement()),
+)
 
 
 # Beyond these a coefficient is no number after a step, and a trainer counts no further.

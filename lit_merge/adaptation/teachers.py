@@ -1,6 +1,7 @@
-"""What the experts predict of a pool of inputs, computed once where every input comes up again in a fit."""
+"""What the experts predict of the inputs of a fit, computed once, before its first step."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ Ask = Callable[[str, Tensor], Float[Tensor, "B C"]]
 BATCH = 256
 
 
-def comes_again(data: TaskData, trainer: Any) -> bool:
-    """Whether every input to adapt on is drawn at least once on average, and is the same each time."""
-    if data.online or data.mixed or data.augment is not None or trainer.accumulate_grad_batches != 1:
-        return False
-    drawn = trainer.max_steps * data.batch_size * trainer.world_size
-    return all(len(source) <= drawn for source in data.unlabelled().values())
+def suiting(options: Mapping[str, Any], data: TaskData | None) -> dict[str, Any]:
+    """Options of adaptation: no teachers by default where an input comes only once, or its task is not known."""
+    off = data is not None and (data.online or data.mixed)
+    return {**options, **({"teachers": False} if off else {})}
+
+
+def known_beforehand(data: TaskData, trainer: Any) -> bool:
+    """Whether it is known before the first step which inputs a fit will draw, and each is the same every time."""
+    changing = data.online or data.mixed or data.augment is not None
+    return not changing and trainer.accumulate_grad_batches == 1 and trainer.max_steps > 0
 
 
 def check_teachers(made_of: Mapping[str, Any], experts: Experts) -> None:
@@ -43,22 +48,27 @@ def check_teachers(made_of: Mapping[str, Any], experts: Experts) -> None:
 
 
 def ask_once(
-    every: Mapping[bool, Ask], data: TaskData, device: torch.device, about: Sequence[str], file: Path | None
+    every: Mapping[bool, tuple[Ask, Sequence[int]]],
+    data: TaskData,
+    device: torch.device,
+    about: Sequence[str],
+    file: Path | None,
 ) -> dict[bool, "Teachers"]:
-    """Whether of features → what experts answer, of all that are asked for; see `Teachers`."""
+    """Whether of features → what experts answer at the steps that ask for it; see `Teachers`."""
     found = {}
-    for of_features, ask in every.items():
+    for of_features, (ask, steps) in every.items():
         named = file.with_name(f"{file.stem}-features{file.suffix}") if file is not None and of_features else file
-        found[of_features] = Teachers(data, ask, device, " ".join([*about, *["features"] * of_features]), named)
+        found[of_features] = Teachers(data, ask, steps, device, " ".join([*about, *["features"] * of_features]), named)
     return found
 
 
 class Teachers:
-    """task → logits (N, C) of the task's expert for every input to adapt on, on the CPU.
+    """task → logits (N, C) of the task's expert for every input that some steps draw, on the CPU.
 
     Args:
         data: whose inputs to adapt on they are.
         ask: task and inputs → the logits of its expert.
+        steps: at which experts are asked.
         device: on which experts are asked.
         about: what the logits depend on besides the data: the experts and the heads, as a digest.
         file: where they are kept, so that a fit that goes on finds them.
@@ -67,31 +77,53 @@ class Teachers:
         MergeError: the file is of other inputs or experts, or damaged.
     """
 
-    def __init__(self, data: TaskData, ask: Ask, device: torch.device, about: str, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        data: TaskData,
+        ask: Ask,
+        steps: Sequence[int],
+        device: torch.device,
+        about: str,
+        file: Path | None = None,
+    ) -> None:
         sources = data.unlabelled()
         self.draws = data.passes({task: len(source) for task, source in sources.items()})
-        digest = hashlib.blake2b(f"{data.fingerprint} {about}".encode(), digest_size=16).hexdigest()
+        # Blocks are the same however long a fit goes on: rounding depends on how many inputs are asked together.
+        size = max(1, BATCH // data.batch_size)
+        blocks = [range(steps[i], steps[i] + size) for i in range(0, len(steps), size)]
+        asked: dict[str, list[list[int]]] = {task: [] for task in sources}
+        self.rows: dict[str, dict[int, int]] = {task: {} for task in sources}
+        """Task → input → its row of the logits."""
+        for block in blocks:
+            drawn = [self.draws.at(step) for step in block]
+            for task, rows in self.rows.items():
+                new = [index for one in drawn for index in one[task] if index not in rows]
+                asked[task].append(list(dict.fromkeys(new)))
+                rows.update({index: len(rows) + i for i, index in enumerate(asked[task][-1])})
+        told = json.dumps([data.fingerprint, about, asked])
+        digest = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
         if file is not None and file.exists():
-            self.logits = _read(file, digest, sources)
+            self.logits = _read(file, digest, {task: len(rows) for task, rows in self.rows.items()})
             return
-        self.logits = {task: _ask_all(ask, task, source, device) for task, source in sources.items()}
+        self.logits = {task: _ask_all(ask, task, source, asked[task], device) for task, source in sources.items()}
         if file is not None:
             write_safetensors(file, self.logits, {"format": "lit_merge teachers", "fingerprint": digest})
 
     def at(self, step: int) -> dict[str, Float[Tensor, "B C"]]:
         """task → logits of the inputs of a step."""
-        return {task: self.logits[task][list(chosen)] for task, chosen in self.draws.at(step).items()}
+        drawn = self.draws.at(step).items()
+        return {task: self.logits[task][[self.rows[task][index] for index in chosen]] for task, chosen in drawn}
 
 
 @torch.no_grad()
-def _ask_all(ask: Ask, task: str, source: ImageSource, device: torch.device) -> Float[Tensor, "N C"]:
-    parts: Sequence[range] = [range(i, min(i + BATCH, len(source))) for i in range(0, len(source), BATCH)]
-    return torch.cat([ask(task, source.read(part).to(device)).cpu() for part in parts])
+def _ask_all(
+    ask: Ask, task: str, source: ImageSource, blocks: Sequence[Sequence[int]], device: torch.device
+) -> Float[Tensor, "N C"]:
+    return torch.cat([ask(task, source.read(block).to(device)).cpu() for block in blocks if block])
 
 
-def _read(file: Path, digest: str, sources: Mapping[str, ImageSource]) -> dict[str, Tensor]:
+def _read(file: Path, digest: str, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     found = SafetensorsFile(file)
-    sizes = {task: len(source) for task, source in sources.items()}
     if found.metadata.get("fingerprint") != digest or {t: shape[0] for t, shape in found.shapes.items()} != sizes:
         raise MergeError(f"{file} holds what other experts predicted, or of other inputs: remove it")
     return {task: found.read(task) for task in sizes}

@@ -22,6 +22,7 @@ from lit_merge.adaptation.routing.routed_model import RoutedModel
 from lit_merge.adaptation.routing.router import Route
 from lit_merge.adaptation.run import run_fit
 from lit_merge.adaptation.scoring import ScoredModule
+from lit_merge.adaptation.teachers import suiting
 from lit_merge.adaptation.trainer import Trainer, passing_interrupts
 from lit_merge.checkpoints import write_text
 from lit_merge.checkpoints.locations import destination, resolve
@@ -57,6 +58,7 @@ class MergeRecipe(MergedModel):
         if network is None:
             raise MergeError("this verb runs a network: give --model.network, for example OpenClipImageEncoder")
         merged = options.keys() & inspect.signature(Sources).parameters
+        options = suiting(options, options.get("data"))
         sources = Sources(network, **{name: options.pop(name) for name in merged})
         super().__init__(sources.bank(), network, experts=sources.experts, **options)
         self.sources = sources

@@ -26,6 +26,7 @@ from lit_merge import (
     TaskBank,
     build_bank,
 )
+from lit_merge.adaptation import teachers
 from lit_merge.adaptation.run_files import coefficients_csv
 from lit_merge.adaptation.stages import rates_at
 from lit_merge.adaptation.step import adaptation_step, compared
@@ -128,7 +129,9 @@ def test_rates_of_stages() -> None:
     assert rates_at(middle, 9, []) == [pytest.approx(0.0)]
 
 
-def test_experts_are_asked_once_where_inputs_come_again(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
+def test_experts_are_asked_once(
+    make_trainer: MakeTrainer, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experts, network = Experts(tiny.experts, tiny.base), tiny.encoder()
     bank = build_bank(experts, method=CART(0.5))
     data = tiny.data()
@@ -147,19 +150,24 @@ def test_experts_are_asked_once_where_inputs_come_again(make_trainer: MakeTraine
 
     first = fit(make(), make_trainer, data)
     assert sum(asked) == sum(map(len, data.unlabelled().values()))
-    pool = data.unlabelled()
+    fresh = tiny.data()
+    known = teachers.Teachers(fresh, make().expert_logits, range(steps), torch.device("cpu"), "")
     for task, logits in load_file(tmp_path / "teachers.safetensors").items():
         own = {name: experts.checkpoints[task].read(name) for name in experts.shapes}
-        with torch.no_grad():
-            wanted = network(own, {task: pool[task].read(range(len(pool[task])))})[task]
-        torch.testing.assert_close(logits, wanted)
+        for step, batch in enumerate(fresh.train_dataloader()):
+            with torch.no_grad():
+                torch.testing.assert_close(known.at(step)[task], network(own, {task: batch[task]})[task])
+        assert torch.equal(known.logits[task], logits)
     asked.clear()
     again = fit(make(), make_trainer, tiny.data())
     assert not asked
     assert torch.equal(first.coefficients(), again.coefficients())
-    # Too few steps for every input to come up: as inputs come.
+    (tmp_path / "teachers.safetensors").unlink()
+    # Only of what will be drawn, in blocks of the same size however long the fit is.
+    monkeypatch.setattr(teachers, "BATCH", 2 * data.batch_size)
     fit(make(), make_trainer, tiny.data(), max_steps=1)
-    assert asked == [data.batch_size] * len(tiny.tasks)
+    assert asked == [2 * data.batch_size] * len(tiny.tasks)
+    assert {len(kept) for kept in load_file(tmp_path / "teachers.safetensors").values()} == {2 * data.batch_size}
     logits = load_file(tmp_path / "teachers.safetensors")
     save_file(logits, tmp_path / "teachers.safetensors", {"fingerprint": "of others"})
     with pytest.raises(MergeError, match="other experts"):
@@ -213,12 +221,18 @@ def test_features_are_compared_without_heads(make_trainer: MakeTrainer, tiny: An
         model.teachers_file = tmp_path / f"{heads}{microbatch}" / "teachers.safetensors"
         model.teachers_file.parent.mkdir()
         ends.append(fit(model, make_trainer, data, max_steps=steps).coefficients().detach())
-        # What the second stage asks for is asked before the first, too.
-        names = sorted(path.name for path in model.teachers_file.parent.iterdir())
-        assert names == ["teachers-features.safetensors", "teachers.safetensors"]
+        # The second stage does not come.
+        assert [path.name for path in model.teachers_file.parent.iterdir()] == ["teachers-features.safetensors"]
     assert torch.equal(ends[0], ends[1])
     torch.testing.assert_close(ends[2], ends[0], rtol=1e-4, atol=1e-5)
     assert (ends[0] - 1).abs().max() > 0.01
+    model = make(1.0)
+    model.teachers_file = tmp_path / "teachers.safetensors"
+    fit(model, make_trainer, data)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "teachers-features.safetensors",
+        "teachers.safetensors",
+    ]
     with pytest.raises(MergeError, match="features have no temperature"):
         ExpertAgreement(2.0, "features")
     with pytest.raises(MergeError, match="no features"):

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 import lit_merge
-from lit_merge import MergedModel, Stage, adapt, build_bank
+from lit_merge import Experts, MergedModel, Stage, TaskBank, adapt, build_bank
 from lit_merge.adaptation.options import Adaptation
 from lit_merge.adaptation.stages import TWO_STAGES
-from lit_merge.objectives import Entropy
+from lit_merge.adaptation.teachers import suiting
+from lit_merge.objectives import Entropy, ExpertAgreement
 
 
 def test_signatures_list_every_option(tiny: Any) -> None:
@@ -25,9 +26,28 @@ def test_signatures_list_every_option(tiny: Any) -> None:
     bank = build_bank(tiny.experts, method=lit_merge.CART(0.5))
     model = MergedModel(bank, tiny.encoder(), Entropy(per_log_classes=True), [Stage("task", 3)], (0.0, 1.0))
     assert model.options == Adaptation(Entropy(per_log_classes=True), (Stage("task", 3),), bounds=(0.0, 1.0))
-    assert Adaptation().stages == TWO_STAGES
     with pytest.raises(TypeError, match="sharpnes"):
         MergedModel(bank, tiny.encoder(), sharpnes=0.1)
+
+
+def test_experts_teach_by_default_where_they_can(tiny: Any) -> None:
+    experts, network = Experts(tiny.experts, tiny.base), tiny.encoder()
+    cart = build_bank(experts, method=lit_merge.CART(0.5))
+
+    def stages(bank: TaskBank = cart, **options: Any) -> Any:
+        return MergedModel(bank, network, **options).options.stages
+
+    tied, directions = stages(experts=experts)
+    assert (tied, directions.granularity) == (TWO_STAGES[0], "direction")
+    assert isinstance(directions.objective, ExpertAgreement)
+    # Nobody teaches; they are not wanted; another objective is; deltas have no directions.
+    assert stages() == TWO_STAGES
+    assert stages(experts=experts, teachers=False) == TWO_STAGES
+    assert stages(experts=experts, objective=Entropy()) == TWO_STAGES
+    assert stages(build_bank(experts, method=lit_merge.TaskArithmetic()), experts=experts) == TWO_STAGES
+    assert stages(experts=experts, stages=[Stage("task", 3)]) == (Stage("task", 3),)
+    assert suiting({"teachers": True}, tiny.data(protocol="online")) == {"teachers": False}
+    assert suiting({"bounds": None}, tiny.data()) == {"bounds": None}
 
 
 def with_another_option(tiny: Any, place: Path) -> None:
