@@ -6,6 +6,8 @@ after the other, in turns, each in a process of its own:
 - `plain`: forward and backward of all images of the step in one batch, with the gradient to every weight: the bound;
 - `dense`: a fit of lit_merge's, layer-wise AdaMerging on task vectors;
 - `cart`: the same from a CART bank at rank .08;
+- `directions`: a coefficient for every singular direction of this bank, by the experts, who are asked at every step;
+- `corrected`: with a shared correction of rank 32, too;
 - `peer`: FusionBench's layer-wise AdaMerging, its own loop, on the same experts and images.
 
 Seconds are those of the process's CPU, the median over steps after the first. The peak is the most resident memory that
@@ -44,7 +46,12 @@ from lit_merge import CART, TaskArithmetic, build_bank
 WORKERS = Path(__file__).with_name("bench_adaptation_workers.py")
 CLASSES = 100
 BANKS = {"dense": TaskArithmetic(START), "cart": CART(rank_ratio=0.08, scaling=START)}
-ALL = ("plain", *BANKS, "peer")
+# What is learnt of a CART bank by the experts.
+TAUGHT: dict[str, dict[str, Any]] = {
+    "directions": {"bank": "cart", "granularity": "direction"},
+    "corrected": {"bank": "cart", "granularity": "direction", "correction": 32},
+}
+ALL = ("plain", *BANKS, *TAUGHT, "peer")
 # ViT-B/32's proportions, 50 tokens among them, at a hundredth of its work.
 SMALL = {"embed_dim": 128, "vision_cfg": {"image_size": 112, "layers": 4, "width": 192, "patch_size": 16}}
 
@@ -118,6 +125,7 @@ def compare(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
     own = common | {"microbatch": options.microbatch, "gradient_checkpointing": options.gradient_checkpointing}
     kinds = {"plain": ("plain", sys.executable, common)}
     kinds |= {name: ("ours", sys.executable, own | {"bank": name}) for name in BANKS}
+    kinds |= {name: ("ours", sys.executable, own | learnt) for name, learnt in TAUGHT.items()}
     if options.peer_python:
         kinds["peer"] = ("peer", options.peer_python, common)
     workers = {

@@ -109,12 +109,12 @@ def plain(folder: Path, tasks: list[str], steps: int, count: int, size: int, pre
 
 
 def ours(folder: Path, tasks: list[str], steps: int, count: int, size: int, precision: str, **options: Any) -> None:
-    """A fit of lit_merge's, from a saved bank. `bank` in the options says which."""
+    """A fit of lit_merge's, from a saved bank. `bank` in the options says which; experts teach directions."""
     import lightning.pytorch as pl
 
-    from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
+    from lit_merge import Correction, Experts, MergedModel, OpenClipImageEncoder, Stage, TaskBank
     from lit_merge.console import plain_warnings
-    from lit_merge.objectives import Entropy
+    from lit_merge.objectives import Entropy, ExpertAgreement
 
     plain_warnings()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`")
@@ -137,8 +137,14 @@ def ours(folder: Path, tasks: list[str], steps: int, count: int, size: int, prec
 
     bank = TaskBank.load(folder / options.pop("bank"))
     network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
-    stages = [Stage("layer", steps, LEARNING_RATE)]
-    model = MergedModel(bank, network, Sum(), stages, bounds=(0, 1), **options)
+    granularity, rank = options.pop("granularity", "layer"), options.pop("correction", None)
+    if rank is not None:
+        options["correction"] = Correction(rank)
+    if granularity == "direction":
+        options["experts"] = Experts({task: folder / "experts" / f"{task}.safetensors" for task in tasks})
+    stages = [Stage(granularity, steps, LEARNING_RATE)]
+    objective = ExpertAgreement() if granularity == "direction" else Sum()
+    model = MergedModel(bank, network, objective, stages, bounds=(0, 1), **options)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,30 +12,26 @@ from lit_merge.adaptation.correction import SharedCorrection
 from lit_merge.adaptation.options import Adaptation, spelled_out
 from lit_merge.adaptation.random_state import fit_state, own_random_state, set_random_state
 from lit_merge.adaptation.rank_masks import RankMasks
-from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.adaptation.sharpness import SharpnessAware
-from lit_merge.adaptation.stages import Stage, rates_at, stage_at
-from lit_merge.adaptation.step import Weights, adaptation_step, compared
+from lit_merge.adaptation.stages import rates_at, stage_at
+from lit_merge.adaptation.step import Weights, adaptation_step
 from lit_merge.adaptation.stored_bank import Merging, StoredBank
-from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, check_teachers, known_beforehand
+from lit_merge.adaptation.taught_module import TaughtModule
 from lit_merge.adaptation.trainer import check_precision
-from lit_merge.adaptation.training_checkpoint import check_alike, digest, seal
+from lit_merge.adaptation.training_checkpoint import check_alike, seal
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.learnt import cut as cut_learnt
 from lit_merge.bank.low_rank import ranks_at
 from lit_merge.bank.on_demand import mapping_like
 from lit_merge.bank.task_bank import TaskBank
-from lit_merge.data import TaskData
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
-from lit_merge.experts.moments import fingerprint
 from lit_merge.networks import Network, compute_dtype
 from lit_merge.networks.compiling import check_compiler
-from lit_merge.objectives import Objective
 from lit_merge.report.scores import mean_accuracy
 
 
-class MergedModel(ScoredModule):
+class MergedModel(TaughtModule):
     """The merged weights as a function of the coefficients λ[task, weight], which are what is learnt; on demand also
     those of single directions, which directions are used, and a correction of the origin.
 
@@ -59,31 +53,23 @@ class MergedModel(ScoredModule):
     def __init__(
         self, bank: TaskBank, network: Network, *options: Any, experts: Experts | None = None, **named: Any
     ) -> None:
-        super().__init__(network, bank.tasks)
-        self.options = asked = Adaptation(*options, **named).settled(experts is not None and bool(bank.ranks))
-        self.stages = cast(tuple[Stage, ...], asked.stages)
+        asked = Adaptation(*options, **named).settled(experts is not None and bool(bank.ranks))
+        super().__init__(bank, network, asked, experts)
         if asked.gradient_checkpointing:
             network.checkpoint_gradients()
         if asked.compile:
             network.compile_encoder()
         network.check(bank.shapes)
         network.heads.mix(bank.tasks)
-        self._frame = bank
         self.stored = StoredBank(bank, asked.bank_device)
         self.coefficients = learnable_coefficients(bank, [stage.granularity for stage in self.stages], asked.bounds)
         self.masks = None if asked.ranks is None else RankMasks(bank, asked.ranks.rank_ratio)
         self.correction = None if asked.correction is None else SharedCorrection(bank, network, asked.correction.rank)
-        self.experts = experts
         self.rank_ratio = self.energy = 1.0
         self._ranks: dict[str, int] = {}
-        self.stage_index = -1
         self._weights: dict[str, Tensor] | None = None
         self._merging = Merging(self.compute_dtype)
         self._random: dict[str, Any] | None = None
-        self.teachers: dict[bool, Teachers] = {}
-        """Whether of features → what experts answer."""
-        self.teachers_file: Path | None = None
-        """Where a fit keeps what the experts predict of its inputs; set by a run."""
         self.turn: dict[str, Tensor] | None = None
         """`coefficients` and what else was learnt when another objective took over; None without one."""
         # Checkpoints hold the coefficients only; the bank is a file of its own.
@@ -92,32 +78,6 @@ class MergedModel(ScoredModule):
     @property
     def tasks(self) -> tuple[str, ...]:
         return self._frame.tasks
-
-    @property
-    def objective(self) -> Objective:
-        """What the present stage minimises."""
-        return self.objectives[max(0, self.stage_index)]
-
-    @property
-    def objectives(self) -> list[Objective]:
-        """What the stages minimise, one after the other."""
-        return [stage.objective or cast(Objective, self.options.objective) for stage in self.stages]
-
-    @property
-    def turning(self) -> tuple[str, str] | None:
-        """Names of the objective that another one takes over from, last of all, and of that one."""
-        names = [type(one).__name__ for one in self.objectives]
-        return next(((a, b) for a, b in reversed([*pairwise(names)]) if a != b), None)
-
-    @property
-    def asks_experts(self) -> str:
-        """The name of an objective that asks every expert about inputs of its own task; empty where there is none."""
-        return next((type(one).__name__ for one in self.objectives if one.asks_experts), "")
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all stages: what to give the trainer as `max_steps`."""
-        return sum(stage.steps for stage in self.stages)
 
     @property
     def bank(self) -> TaskBank:
@@ -147,13 +107,7 @@ class MergedModel(ScoredModule):
     def on_fit_start(self) -> None:
         self.check_learnable()
         self.check_classes("adaptation")
-        if self.asks_experts and getattr(self.trainer.datamodule, "mixed", False):  # type: ignore[attr-defined]
-            raise MergeError(
-                f"{self.asks_experts} asks every expert about inputs of its own task, and the data mixes "
-                "the tasks: take another objective"
-            )
-        if self.asks_experts and self.experts is not None:
-            check_teachers(self._frame.recipe, self.experts)
+        self.check_teachers()
 
     def set_rank(self, rank_ratio: float = 1.0, energy: float = 1.0) -> None:
         """Uses only the leading directions of every matrix from now on, as `TaskBank.truncate` takes them: factors are
@@ -205,43 +159,9 @@ class MergedModel(ScoredModule):
         """Logits (B, C) of every task's inputs."""
         return self.network(self.merged_weights(), inputs)
 
-    @property
-    def knows_experts(self) -> bool:
-        """Whether there is something to take for a task's expert."""
-        return self.experts is not None or not self._frame.shared
-
-    def expert_weights(self, task: str) -> Weights:
-        """The task's expert; without experts, what the bank itself holds of it."""
-        if self.experts is None:
-            return self.bank.expert(task, self.compute_dtype, "canonical")
-        read, device, dtype = self.experts.checkpoints[task].read, self.device, self.compute_dtype
-        return {name: read(name).to(device, dtype) for name in self.experts.shapes}
-
-    @torch.no_grad()
-    def expert_logits(self, task: str, inputs: Tensor) -> Tensor:
-        """Logits (B, C) of the task's expert."""
-        return self.network(self.expert_weights(task), {task: inputs})[task]
-
-    @torch.no_grad()
-    def expert_features(self, task: str, inputs: Tensor) -> Tensor:
-        """What the encoder of the task's expert answers, (B, d)."""
-        network = self.network
-        return compared(network.holding(self.expert_weights(task), lambda: network.features({task: inputs}))[task])
-
-    def ask(self, objective: Objective) -> Ask:
-        """What tells the objective about a task's expert."""
-        return self.expert_features if objective.of_features else self.expert_logits
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         weights = self.merged_weights()
-        of_features = self.objective.of_features
-        known = self.teachers[of_features].at(self.global_step) if of_features in self.teachers else {}
-        ask = self.ask(self.objective)
-
-        def expert(task: str, inputs: Tensor) -> Tensor:
-            return known[task].to(inputs.device) if known else ask(task, inputs)
-
-        how = self.objective, expert, self.options.microbatch
+        how = self.objective, self.expert_of_step(), self.options.microbatch
         step = adaptation_step(self.network, weights, batch, *how)
         if self.correction is not None and self.trainer.world_size > 1:
             # Processes wait for a gradient of everything, also of weights that the network does not run.
@@ -350,18 +270,7 @@ class MergedModel(ScoredModule):
         if self._random is not None:
             set_random_state(self._random, self.device)
             self._random = None
-        data = getattr(self.trainer, "datamodule", None)
-        if self.asks_experts and isinstance(data, TaskData) and known_beforehand(data, self.trainer):
-            # Drawing nothing: a fit that finds them in a file goes on with the same numbers.
-            files = () if self.experts is None else self.experts.checkpoints.values()
-            asked = [fingerprint(one) for one in files] or [self._frame.fingerprint]
-            asked.append(digest(list(self.network.heads.values())))
-            every: dict[bool, tuple[Ask, list[int]]] = {}
-            for step in range(self.trainer.max_steps):
-                objective = self.objectives[stage_at(self.stages, step)]
-                if objective.asks_experts:
-                    every.setdefault(objective.of_features, (self.ask(objective), []))[1].append(step)
-            self.teachers = ask_once(every, data, self.device, asked, self.teachers_file)
+        self.ask_beforehand()
 
 
 def _on_cpu(value: Tensor) -> Tensor:
