@@ -80,3 +80,15 @@ def find_base(about: Mapping[str, Any], bank: Path, location: str | Path | None 
             f"{bank} is stored as a difference from {stored}, which cannot be opened; name it with --model.base (from "
             f"Python: TaskBank.load(…, base=…)): {error}"
         ) from error
+
+
+def check_base(shapes: Mapping[str, tuple[int, ...]], base: Checkpoint) -> None:
+    """Raises MergeError where a base has not the weights of a bank, which have these shapes."""
+    for name, shape in shapes.items():
+        if base.shapes.get(name) != shape:
+            there = "no such weight" if name not in base.shapes else f"shape {list(base.shapes[name])}"
+            raise MergeError(
+                f"{base.label} cannot be the base of this bank: {name} has shape {list(shape)} in the bank, "
+                f"{there} in it",
+                weight=name,
+            )

@@ -13,6 +13,7 @@ from lit_merge.bank.compression import Choice, Compression
 from lit_merge.bank.files import sizes_of, write_bank_folder
 from lit_merge.bank.learnt import DIRECTIONS
 from lit_merge.bank.named_tensors import digest
+from lit_merge.bank.packed_tensors import packed_tensors
 from lit_merge.bank.packing import Layout
 from lit_merge.checkpoints.tensor_values import checksum
 from lit_merge.errors import MergeError
@@ -86,7 +87,7 @@ class CompressedFiles:
         values: dict[str, Tensor] = {}
         sums: dict[str, str] = {}
         for name, packed in choice.weights.items():
-            found = dict(self.compression.tensors(name, packed))
+            found = dict(packed_tensors(name, packed, self.compression.bank.origin[name], self.compression.directions))
             values |= {key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in found.items()}
             together: dict[str, list[list[Tensor]]] = {}
             for key, parts in found.items():

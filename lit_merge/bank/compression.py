@@ -6,7 +6,7 @@ With second moments of what flows into the weights it is, for these, the mean sq
 metric of ESM (arXiv 2602.20208).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_merge.bank.base_reference import check_base
 from lit_merge.bank.budget import Parts, Steps, best_first
 from lit_merge.bank.feature_metric import FeatureMetric, Moments
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.bank.on_demand import without_values
+from lit_merge.bank.packed_tensors import as_stored
 from lit_merge.bank.packing import BASE, Packed, sides_of, sides_stored
 from lit_merge.bank.storage_types import TYPES, StorageType, pack_rows, unpack_rows
 from lit_merge.bank.task_bank import TaskBank
@@ -77,7 +79,7 @@ class Compression:
         self.bank, self.base, self.moments = bank, base, moments
         self.types = AUTOMATIC if dtype is None else (dtype,)
         if base is not None:
-            check_base(bank, base)
+            check_base(bank.shapes, base)
         self.rows = len(bank.coefficients)
         self.orders: dict[str, Tensor] = {}
         self._kept: dict[str, LowRank] = {}
@@ -105,39 +107,6 @@ class Compression:
                     found.origin[name] = _error(self.parts[key], levels[key], slice(1))
                 found.left[name] = _error(self.parts[key], levels[key], slice(first, None))
         return found
-
-    def tensors(self, name: str, packed: Packed) -> Iterator[tuple[str, list[Tensor]]]:
-        """The tensors of one weight in the file, each in the parts (of a task) that have checksums of their own.
-
-        Yields:
-            A name in the file, and the parts of its value, one of every task where there are such.
-        """
-        origin = self.bank.origin[name]
-        if packed.origin == "int8":
-            stored, scales = pack_rows(origin)
-            yield f"origin/{name}", [stored]
-            yield f"scale/{name}", [scales]
-        elif packed.origin != BASE:
-            yield f"origin/{name}", [origin.to(TYPES[packed.origin].dtype) if origin.is_floating_point() else origin]
-        if not packed.ranks:
-            return
-        found = self.directions(name)
-        sides = sides_stored(*packed.sides)
-        values: dict[str, list[Tensor]] = {f"S/{name}": []}
-        for row in range(len(found.S)):
-            first, sizes = 0, []
-            for kind, (_, count) in packed.counts(row).items():
-                own = slice(first, first + count)
-                s = found.S[row, own].double()
-                for side, factor in (("U", found.U), ("V", found.V)):
-                    if side in sides:
-                        stored, cosine = _stored(TYPES[kind], factor[row, :, own])
-                        values.setdefault(f"{side}/{kind}/{name}", []).append(stored)
-                        s = s * cosine
-                first += count
-                sizes.append(s.float())
-            values[f"S/{name}"].append(torch.cat(sizes))
-        yield from values.items()
 
     def directions(self, name: str, metric: FeatureMetric | None = None) -> LowRank:
         """All directions of a weight: unit vectors, from the largest singular value. The first row is the origin's
@@ -262,24 +231,6 @@ class Compression:
         return Packed(shape, stored, ranks)
 
 
-def check_base(bank: TaskBank, base: Checkpoint) -> None:
-    """Raises MergeError where a base has not the weights of a bank."""
-    for name, shape in bank.shapes.items():
-        if base.shapes.get(name) != shape:
-            there = "no such weight" if name not in base.shapes else f"shape {list(base.shapes[name])}"
-            raise MergeError(
-                f"{base.label} cannot be the base of this bank: {name} has shape {list(shape)} in the bank, "
-                f"{there} in it",
-                weight=name,
-            )
-
-
-def _stored(kind: StorageType, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of (n, k) as the file holds them, a row each, and the cosines of what is read with what was stored."""
-    stored = kind.pack(vectors.T.float().contiguous())
-    return stored, (kind.unpack(stored, len(vectors)).double() * vectors.T.double()).sum(-1)
-
-
 def _kept(found: LowRank, types: set[StorageType], sides: str) -> dict[str, float]:
     """Type → the share of a direction's energy that is kept in it, mean over some of the directions."""
     energies = found.S[:, :SAMPLE].double().square()
@@ -288,7 +239,7 @@ def _kept(found: LowRank, types: set[StorageType], sides: str) -> dict[str, floa
         kept = torch.ones_like(energies)
         for side in sides:
             some = getattr(found, side)[..., :SAMPLE]
-            kept = kept * torch.stack([_stored(kind, row)[1] for row in some]).square()
+            kept = kept * torch.stack([as_stored(kind, row)[1] for row in some]).square()
         shares[kind.name] = min(1.0, float((kept * energies).sum() / energies.sum().clamp_min(1e-300)))
     return shares
 

@@ -23,7 +23,7 @@ from lit_merge.checkpoints.input_file import InputFile, of_one_moment
 from lit_merge.checkpoints.json_text import parse_json
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.checkpoints.safetensors_writer import make_header
+from lit_merge.checkpoints.safetensors_header import make_header
 from lit_merge.checkpoints.tensor_values import bytes_of, is_finite
 from lit_merge.errors import MergeError
 

@@ -14,18 +14,15 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import DTYPES
 from lit_merge.checkpoints.checksums import with_checksums
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.outputs import replacing
 from lit_merge.checkpoints.safetensors_file import read_header
+from lit_merge.checkpoints.safetensors_header import INDEX, make_header, name_shards, nbytes_of, split_into_shards
 from lit_merge.checkpoints.tensor_values import bytes_of, check_held
 from lit_merge.errors import MergeError
 
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# What transformers calls them.
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # In the header's metadata: what a command has written.
 MARK = "lit_merge"
 _FILES = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
@@ -82,7 +79,7 @@ class TensorFiles:
         self.shapes, self.dtypes, self.folder = shapes, dtypes, max_shard_bytes is not None
         files: dict[str, Sequence[str]] = {"": list(shapes)}
         if max_shard_bytes is not None:
-            files = _name_shards(_split(shapes, dtypes, max_shard_bytes))
+            files = name_shards(split_into_shards(shapes, dtypes, max_shard_bytes))
         self._headers: dict[str, tuple[bytes, int]] = {}
         self.places: dict[str, tuple[str, int]] = {}
         about = dict(metadata or {"format": "pt"}) | ({DIGEST: PENDING} if len(files) > 1 else {})
@@ -155,55 +152,7 @@ class TensorFiles:
         return file, start + (row or 0) * math.prod(shape[1:]) * value.itemsize
 
     def _nbytes(self, name: str) -> int:
-        return _nbytes(self.shapes[name], self.dtypes[name])
-
-
-def make_header(
-    names: Iterable[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    dtypes: Mapping[str, torch.dtype],
-    metadata: Mapping[str, str],
-) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of a safetensors file, and where tensors begin after them. The widest dtypes come first, so that
-    every tensor begins at a multiple of its own width."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    starts, end = {}, 0
-    for name in sorted(names, key=lambda name: (-dtypes[name].itemsize, name)):
-        if dtypes[name] not in NAMES:
-            raise MergeError(f"{name} is of dtype {dtypes[name]}, which safetensors files of weights do not hold")
-        starts[name], end = end, end + _nbytes(shapes[name], dtypes[name])
-        header[name] = {
-            "dtype": NAMES[dtypes[name]],
-            "shape": list(shapes[name]),
-            "data_offsets": [starts[name], end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, starts
-
-
-def _split(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    held = 0
-    for name, shape in shapes.items():
-        size = _nbytes(shape, dtypes[name])
-        if shards[-1] and held + size > limit:
-            shards.append([])
-            held = 0
-        shards[-1].append(name)
-        held += size
-    return shards
-
-
-def _name_shards(shards: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
-    count = len(shards)
-    if count == 1:
-        return {SINGLE: shards[0]}
-    return {f"model-{i:05d}-of-{count:05d}.safetensors": names for i, names in enumerate(shards, 1)}
-
-
-def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return math.prod(shape) * dtype.itemsize
+        return nbytes_of(self.shapes[name], self.dtypes[name])
 
 
 def write_stream(

@@ -18,8 +18,9 @@ from lit_merge.checkpoints.locations import destination
 from lit_merge.choose.sources import Sources
 from lit_merge.errors import MergeError
 from lit_merge.experts.experts import Experts
+from lit_merge.merge.checks import check_made_of
 from lit_merge.merge.export import DType, compress
-from lit_merge.merge.job import Job, Part, Svd, check_made_of
+from lit_merge.merge.job import Job, Part, Svd
 from lit_merge.merge.layout import Layout
 from lit_merge.merge.parts import bank_of, build_parts
 from lit_merge.merge.processes import ALONE, Processes

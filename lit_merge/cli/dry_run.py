@@ -20,7 +20,7 @@ from lit_merge.console import table, terminal
 from lit_merge.errors import MergeError, MisfitError
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.weight import Weight
-from lit_merge.merge.job import check_merge
+from lit_merge.merge.checks import check_merge
 from lit_merge.methods import MergeMethod, MomentsMethod
 from lit_merge.report.report import describe_method
 from lit_merge.report.weight_tree import collapsed, megabytes, millions, runs_of

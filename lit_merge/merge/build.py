@@ -8,7 +8,8 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Source
 from lit_merge.experts.decompositions import Decompositions
 from lit_merge.experts.experts import Experts
-from lit_merge.merge.job import Job, Svd, check_made_of
+from lit_merge.merge.checks import check_made_of
+from lit_merge.merge.job import Job, Svd
 from lit_merge.methods import Transform
 from lit_merge.methods.base import MergeMethod
 
