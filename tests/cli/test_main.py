@@ -1,5 +1,6 @@
 """The front door: help, versions and verbs, without waiting for torch."""
 
+import os
 import subprocess
 import sys
 
@@ -47,3 +48,31 @@ def test_help_of_a_verb_lists_its_options(capsys: pytest.CaptureFixture[str]) ->
     told = capsys.readouterr().out
     for option in ("--output", "--rank_ratio", "--format {bank,merged,task,lora,", "--model.bank"):
         assert option in told
+
+
+def started(redirects: str, stdout: int | None = None, unbuffered: str = "") -> tuple[int, str]:
+    """Exit code and standard error of a start from a shell: of its standard streams, Python makes objects once."""
+    command = f'"{sys.executable}" -m lit_merge --help {redirects}'
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(["sh", "-c", command], stdout=stdout, stderr=subprocess.PIPE, env=environment, text=True)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("redirects", [">&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(redirects: str) -> None:
+    assert started(redirects) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_nobody_reads(unbuffered: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    assert started("", writes, unbuffered) == (1, "")
+    os.close(writes)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_on_a_full_disk(unbuffered: str) -> None:
+    ended = started(">/dev/full", unbuffered=unbuffered)
+    assert ended == (2, "lit_merge: error: standard output: No space left on device\n")
