@@ -115,12 +115,13 @@ def _clear(workplace: Path, target: Path) -> None:
 
 
 def clear_workplaces(folder: Path) -> None:
-    """Removes what is left of workplaces in a folder that this process alone uses, whatever was written there."""
+    """Removes what killed processes left in a folder, whatever they wrote there."""
     for workplace in list(folder.rglob(f".*{SUFFIX}")):
         with suppress(OSError, MergeError):
             check_own(workplace)
-            unlock(lock(workplace))  # nobody else is writing there
+            descriptor = lock(workplace)  # nobody else is writing there
             shutil.rmtree(workplace, ignore_errors=True)
+            unlock(descriptor)
 
 
 def note_placed(folder: Path, new: Path) -> None:

@@ -70,6 +70,13 @@ def _check(target: Path, overwrite: bool, kind: Kind | None) -> None:
     check_apart(target)
 
 
+def is_kept(target: Path) -> bool:
+    """Whether something is there that is made once, and read from then on. What killed commands have left next to it
+    is removed: no command will write it again."""
+    clear_leftovers(target)
+    return target.exists()
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
     """Yields a fresh path next to `path` for a file or folder; renames it to `path` when the block succeeds, once the

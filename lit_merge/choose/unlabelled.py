@@ -10,6 +10,7 @@ import torch
 
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints.locations import resolve
+from lit_merge.checkpoints.outputs import is_kept
 from lit_merge.choose.activations import collect_moments
 from lit_merge.choose.sample import Probe
 from lit_merge.choose.scale import choose_scaling
@@ -77,7 +78,7 @@ class Unlabelled:
         if not isinstance(method, MomentsMethod) or self.data is None or self.network is None:
             return method
         folder = method.moments if isinstance(method.moments, str) else None
-        if method.moments is not None and (folder is None or resolve(folder).exists()):
+        if method.moments is not None and (folder is None or is_kept(resolve(folder))):
             return method
         network, data = built(self.network), built(self.data)
         assert network is not None

@@ -211,11 +211,15 @@ def run(arguments: list[str]) -> None:
         def subcommands() -> dict[str, set[str]]:
             return {arguments[0]: MergeCLI.subcommands()[arguments[0]]}
 
-    OneVerb(
-        MergeRecipe,
-        trainer_class=Trainer,
-        trainer_defaults=TRAINER_DEFAULTS,
-        save_config_callback=None,
-        parser_kwargs=PARSER | {arguments[0]: PARSER},
-        args=arguments,
-    )
+    try:
+        OneVerb(
+            MergeRecipe,
+            trainer_class=Trainer,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=None,
+            parser_kwargs=PARSER | {arguments[0]: PARSER},
+            args=arguments,
+        )
+    except MisconfigurationException as error:
+        # Of options that Lightning looks at when it has the data, as limit_test_batches.
+        raise MergeError(f"trainer: {error}") from error

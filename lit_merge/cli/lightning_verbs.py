@@ -6,6 +6,7 @@ from lit_merge.adaptation.routing.router import Route
 from lit_merge.adaptation.training_checkpoint import read_training_checkpoint
 from lit_merge.checkpoints import check_output
 from lit_merge.checkpoints.locations import destination, resolve
+from lit_merge.checkpoints.outputs import is_kept
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.trainer_options import check_names
 from lit_merge.errors import MergeError
@@ -82,5 +83,5 @@ def _check_route(config: Configuration) -> None:
         raise MergeError("--route takes the weights of a bank: name it with --model.bank, and leave out --ckpt_path")
     if route is not None and config["model"].compile:
         raise MergeError("--route looks at products inside the network, which compiling hides: leave out model.compile")
-    if file is not None and not resolve(file).exists():
+    if file is not None and not is_kept(resolve(file)):
         check_output(destination(file), what="prototypes")

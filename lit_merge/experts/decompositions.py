@@ -13,6 +13,7 @@ from lit_merge.bank.low_rank import LowRank
 from lit_merge.checkpoints import SafetensorsFile, write_safetensors
 from lit_merge.checkpoints.inputs import writes
 from lit_merge.checkpoints.locations import destination
+from lit_merge.checkpoints.locks import clear_workplaces
 from lit_merge.checkpoints.own import check_own
 from lit_merge.errors import MergeError
 
@@ -39,6 +40,7 @@ class Decompositions:
             writes(destination(folder), "decompositions")
         if self.folder is not None and os.path.lexists(self.folder):
             check_own(self.folder)
+            clear_workplaces(self.folder)
         self.computed = 0
         """Number of decompositions that had to be computed."""
         self._kept: dict[str, LowRank] = {}

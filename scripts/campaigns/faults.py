@@ -35,10 +35,11 @@ class Faults(Disturbed):
 
     def left(self, known: Undisturbed) -> str:
         """What a refused command has changed. A fit keeps what it has done, hidden, for the same command; a folder that
-        the disk does not list any more stays for the same command too, which then removes it."""
+        the disk does not list any more stays for the same command too, which then removes it. Decompositions and
+        prototypes, which later commands read, stay."""
         free = (".",) if self.error == errno.EIO else (".out.unfinished",)
         now, start = (
-            {path: what for path, what in one.items() if not path.startswith((*free, "kept"))}
+            {path: what for path, what in one.items() if not path.startswith((*free, "kept", "p.safetensors"))}
             for one in (tree(self.place.work), known.start)
         )
         return difference(now, start)

@@ -1,7 +1,7 @@
 """Kills at every file event of every verb that writes; then the same command runs to its end."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -114,6 +114,13 @@ class Disturbed(Campaign):
             return f"the same command ends otherwise: {ended}"
         wrong = difference(tree(self.place.work), known.end, known.loose)
         return f"after the same command{' was refused as the output exists' if there else ''}, {wrong}" if wrong else ""
+
+    def ended_without_kept(self, known: Undisturbed, ended: Ended) -> str:
+        """Likewise, but for kept decompositions: what is lost of them is made again when it is asked for, and what is
+        damaged is seen when it is read."""
+        shutil.rmtree(self.place.work / "kept", ignore_errors=True)
+        end = {path: what for path, what in known.end.items() if path[:4] != "kept"}
+        return self.ended(replace(known, end=end), ended)
 
 
 class Kills(Disturbed):

@@ -118,22 +118,26 @@ def _adapted(folder: Path) -> Arrays:
 
 
 def _adapted_by_hand(folder: Path) -> Arrays:
-    """W + B·A; of configurations whose α is r."""
+    """W + α / r · B·A, or α / √r with `use_rslora`."""
     about = json.loads((folder / "lora" / "beta" / "adapter_config.json").read_text())
     weights = _load(next((folder / "lora" / "base").glob("*.safetensors")))
     parts = _load(folder / "lora" / "beta" / "adapter_model.safetensors")
     ranks, alphas = about.pop("rank_pattern"), about.pop("alpha_pattern")
-    usual = {"r": about["lora_alpha"], "peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False}
+    usual = {"peft_type": "LORA", "bias": "none", "use_dora": False}
     usual |= {"fan_in_fan_out": False, "modules_to_save": None, "lora_bias": False}
-    if ranks != alphas or any(about.get(key) != value for key, value in usual.items()):
+    if type(about["lora_alpha"]) is bool or any(about.get(key) != value for key, value in usual.items()):
         raise ValueError("a configuration that this reader does not know")
     modules = {name.removesuffix(".lora_A.weight") for name in parts if name.endswith(".lora_A.weight")}
     for module in modules:
         a, b = (parts.pop(f"{module}.lora_{part}.weight") for part in "AB")
         name = f"{module.removeprefix('base_model.model.')}.weight"
-        if len(a) != ranks.get(name.removesuffix(".weight"), about["r"]):
+        rank, alpha = (
+            pattern.get(name.removesuffix(".weight"), about[otherwise])
+            for pattern, otherwise in ((ranks, "r"), (alphas, "lora_alpha"))
+        )
+        if len(a) != rank:
             raise ValueError("another rank")
-        weights[name] = weights[name] + b @ a
+        weights[name] = weights[name] + alpha / (rank**0.5 if about["use_rslora"] else rank) * b @ a
     if parts or {name.removeprefix("base_model.model.") for name in modules} != set(about["target_modules"]):
         raise ValueError("other parts")
     return weights

@@ -8,7 +8,7 @@ lasts from the fsync of that folder on; of later changes some of the first are t
 import os
 import random
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from campaigns import forks
@@ -166,9 +166,5 @@ class PowerCuts(Disturbed):
         ended = forks.run(known.command.arguments, self.place.work)
         if ended.refused and "exists" not in ended.err:
             return Result(CLEAN, about)
-        # Decompositions that are lost are made again when they are asked for.
-        shutil.rmtree(self.place.work / "kept", ignore_errors=True)
-        wrong = self.ended(
-            replace(known, end={path: one for path, one in known.end.items() if path[:4] != "kept"}), ended
-        )
+        wrong = self.ended_without_kept(known, ended)
         return failed(about, wrong) if wrong else Result(RIGHT, about)

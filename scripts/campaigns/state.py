@@ -35,12 +35,14 @@ class State(Disturbed):
         self.held(known.command, lambda event: KILL if event.number == place else None)
         files = [path for path in self.place.work.rglob("*") if path.is_file() and self._unfinished(path)]
         about = f"{known.command.name}, killed before {known.events[place]}"
+        finds = self.ended
         if files:
-            about += f", {change(draw, draw.choice(sorted(files)))}"
+            about += f", {change(draw, path := draw.choice(sorted(files)))}"
+            finds = self.ended_without_kept if self.place.work / "kept" in path.parents else finds
         ended = forks.run(known.command.arguments, self.place.work)
         if ended.refused and "exists:" not in ended.err:
             return Result(CLEAN, about)
-        wrong = self.ended(known, ended)
+        wrong = finds(known, ended)
         return failed(about, wrong) if wrong else Result(RIGHT, about)
 
     def _unfinished(self, path: Path) -> bool:

@@ -139,6 +139,8 @@ def test_predictions_of_another_kind(config: Config, tmp_path: Path, capsys: pyt
     assert ".csv, .parquet, .jsonl" in line
     several = ["--trainer.devices", "2", "--output", str(tmp_path / "p.csv")]
     assert "from one process" in refused(capsys, "predict", "--config", config(), *several)
+    too_few = ["--trainer.limit_predict_batches", "1e-30", "--output", str(tmp_path / "p.csv")]
+    assert "limit_predict_batches" in refused(capsys, "predict", "--config", config(), *too_few)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -269,6 +271,7 @@ def test_bad_experts(
         (["--config", "absent.yaml"], ["absent.yaml", "no such configuration file"]),
         (["--trainer.accelerator", "gpuu"], ["trainer", "'gpuu'", "cpu"]),
         (["--trainer.devices", "0"], ["trainer", "devices"]),
+        (["--trainer.limit_train_batches", "1e-30"], ["trainer: ", "limit_train_batches"]),
         (["--trainer.precision", "foo"], ["trainer.precision", "bf16-mixed", "foo"]),
         (["--trainer.precision", "bf16-true"], ["bf16-true", "use bf16-mixed"]),
         (["--ckpt_path", "absent.ckpt"], ["absent.ckpt", "no such file"]),

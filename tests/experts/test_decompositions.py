@@ -24,6 +24,9 @@ def test_a_file_under_the_name_of_another_matrix(tmp_path: Path) -> None:
     shutil.copyfile(a, b)
     with pytest.raises(MergeError, match=f"{b} is no decomposition of b: remove it"):
         Decompositions(tmp_path).get("b", second, 2)
+    (kept.folder / ".b.safetensors.abc.writing").mkdir()  # of a killed command
+    Decompositions(tmp_path)
+    assert sorted(kept.folder.iterdir()) == [a, b]
     save_file(load_file(a), a)  # of a time before files said it
     torch.testing.assert_close(Decompositions(tmp_path).get("a", first, 4).to_dense(), first)
     with pytest.raises(MergeError, match="is no decomposition of a"):

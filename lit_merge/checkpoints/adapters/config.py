@@ -1,22 +1,26 @@
 """What the configuration of a LoRA adapter says; what is not understood is refused."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.manifest import digest_of
 from lit_merge.errors import MergeError
 
 ALL_LINEAR = "all-linear"
-# Of no matter to the merged weights, or read in this package.
-_ANY = {
+# In the header of the weights that lit_merge writes: what their configuration says of them.
+CONFIG_DIGEST = "lit_merge_config"
+# Of no matter to the merged weights.
+_NO_MATTER = {
     *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type"),
     *("inference_mode", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
     *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # of the start: see init_lora_weights
-    *("r", "lora_alpha"),
 }
+_ANY = _NO_MATTER | {"r", "lora_alpha"}
 _SWITCHES = {"fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"}
 _NAMES = {"target_modules", "exclude_modules", "layers_pattern", "modules_to_save"}
 # Starts that leave the base as it was.
@@ -24,6 +28,12 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 # Named by peft itself for these tasks, whether or not the model has all of them.
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 _MERGE = "save the model after peft's merge_and_unload(), and give that"
+
+
+def config_digest(entries: Mapping[str, Any]) -> str:
+    """Of what a configuration says of the merged weights: what the base is called may change."""
+    kept = {name: value for name, value in entries.items() if name not in _NO_MATTER}
+    return digest_of(json.dumps(kept, sort_keys=True).encode())
 
 
 class AdapterConfig(dict[str, Any]):
@@ -82,6 +92,13 @@ class AdapterConfig(dict[str, Any]):
                 f"{self.path}: init_lora_weights is {value!r}, with which peft changes the base's weights before "
                 "training, or may: the adapter is not for the base as it is. Save it with peft's save_pretrained(…, "
                 f"path_initial_model_for_weight_conversion=…), or {_MERGE}"
+            )
+
+    def check_digest(self, noted: str | None) -> None:
+        """Raises MergeError where the weights were written with another configuration, as their header notes."""
+        if noted not in (None, config_digest(self)):
+            raise MergeError(
+                f"{self.path} is not as it was written with the adapter's weights, which note its digest: copy it again"
             )
 
     def targets(self, module: str) -> bool | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_merge.checkpoints.adapters.completeness import refuse_incomplete, refuse_other_orientation, refuse_tied
-from lit_merge.checkpoints.adapters.config import AdapterConfig
+from lit_merge.checkpoints.adapters.config import CONFIG_DIGEST, AdapterConfig
 from lit_merge.checkpoints.adapters.low_rank_update import MAGNITUDE, LowRankUpdate, scale_of, wide
 from lit_merge.checkpoints.checkpoint import Checkpoint
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, weight_file
@@ -44,6 +44,7 @@ class LoraFolder(Checkpoint):
         self.label, self._config_file = str(folder), folder / ADAPTER_CONFIG
         self._config = AdapterConfig(self._config_file)
         self._adapter = open_one_file(weight_file(folder))
+        self._config.check_digest(self._adapter.metadata.get(CONFIG_DIGEST))
         if base is None:
             known = self._config.get("base_model_name_or_path")
             raise MergeError(

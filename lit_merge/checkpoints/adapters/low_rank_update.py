@@ -104,7 +104,9 @@ def scale_of(module: str, rank: int, config: Mapping[str, Any], path: Path) -> f
     """
     try:
         expected = _of_pattern(module, config.get("rank_pattern"), config["r"])
-        alpha = float(_of_pattern(module, config.get("alpha_pattern"), config["lora_alpha"]))
+        alpha = _of_pattern(module, config.get("alpha_pattern"), config["lora_alpha"])
+        if type(alpha) not in (int, float):
+            raise TypeError(f"{alpha!r} is no number")
     except (KeyError, TypeError, ValueError, re.error) as error:
         raise MergeError(f"{path}: no ranks and alphas can be read: {error!r}") from error
     if expected != rank:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_merge.checkpoints.adapters.config import CONFIG_DIGEST, config_digest
 from lit_merge.checkpoints.adapters.lora import PREFIX
 from lit_merge.checkpoints.folders import ADAPTER_CONFIG, ADAPTERS
 from lit_merge.checkpoints.safetensors_writer import MARK, write_safetensors
@@ -86,6 +87,7 @@ def write_adapter(folder: Path, adapter: Adapter, base: str, task_type: str | No
     """
     folder.mkdir(parents=True)
     tensors: Mapping[str, Tensor] = {name: value.contiguous() for name, value in adapter.tensors()}
-    write_safetensors(folder / ADAPTERS[0], tensors, {"format": "pt", MARK: FORM})
-    text = json.dumps(adapter.config(base, task_type), indent=2, sort_keys=True)
+    config = adapter.config(base, task_type)
+    write_safetensors(folder / ADAPTERS[0], tensors, {"format": "pt", MARK: FORM, CONFIG_DIGEST: config_digest(config)})
+    text = json.dumps(config, indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")

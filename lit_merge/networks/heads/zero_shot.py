@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_merge.checkpoints import open_checkpoint, write_safetensors
 from lit_merge.checkpoints.locations import cache_folder, resolve
+from lit_merge.checkpoints.outputs import is_kept
 from lit_merge.checkpoints.own import check_own
 from lit_merge.console import track
 from lit_merge.data.class_names import ClassNames, distinct_names, read_lines
@@ -63,7 +64,7 @@ class ZeroShotHeads:
         about += [digest_of(file) for file in open_checkpoint(path).files]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
         kept = cache_folder() / "heads" / f"{digest}.safetensors"
-        if not kept.exists():
+        if not is_kept(kept):
             tower = TextTower(options, path, config)
             rows = {task: zero_shot_rows(tower, task, names[task], templates[task]) for task in names}
             try:

@@ -283,8 +283,10 @@ def test_the_verbs(made: SimpleNamespace, tiny: Any, tmp_path: Path, capsys: pyt
         for path in Path(folder).iterdir():
             (everything / f"{task}-{path.name}").write_bytes(path.read_bytes())
     mixed = ["--data", "ImageFolders", "--data.adapt", json.dumps({"mixed": str(everything)})]
-    output = tmp_path / "p.csv"
+    output, left = tmp_path / "p.csv", tmp_path / ".p.safetensors.abc.writing"
+    left.mkdir()  # of a killed command
     assert main(["predict", *start, *mixed, "--route", "prototypes", *file, "--output", str(output)]) == 0
+    assert not left.exists()
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert len(rows) == 21 + 34 + 13
     first = {"alpha": range(3), "beta": range(3, 7), "gamma": range(7, 12)}

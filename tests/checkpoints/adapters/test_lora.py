@@ -162,6 +162,7 @@ def test_adapters_of_another_base(tmp_path: Path) -> None:
         ({"r": 4}, "has rank 4; the adapter's weights have 2"),
         ({"r": "two"}, "has rank two"),
         ({"lora_alpha": "much"}, "no ranks and alphas can be read"),
+        ({"lora_alpha": True}, "no ranks and alphas can be read"),
         ({"rank_pattern": {"(": 1}}, "no ranks and alphas can be read"),
         ({"target_parameters": ["experts"]}, "target_parameters is not supported"),
         ({"use_qalora": True}, "merge_and_unload"),

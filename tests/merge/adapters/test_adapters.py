@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lit_merge import CART, TaskArithmetic, TaskBank, build_bank
+from lit_merge import CART, MergeError, TaskArithmetic, TaskBank, build_bank
 from lit_merge.cli.main import main
 
 # Of peft and transformers, about each other.
@@ -147,6 +147,13 @@ def test_several_adapters_on_one_model(tmp_path: Path) -> None:
     for name, value in bank.expert("two").items():
         torch.testing.assert_close(merged[name], value, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(read.read(name), value, rtol=1e-4, atol=1e-6)
+    base, file = open_checkpoint(output / "base"), output / "one" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": "another place"}))
+    open_checkpoint(output / "one", base=base)
+    file.write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] + 1}))
+    with pytest.raises(MergeError, match=r"adapter_config\.json is not as it was written"):
+        open_checkpoint(output / "one", base=base)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
