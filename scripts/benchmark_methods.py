@@ -37,6 +37,8 @@ from lit_merge import (
     TSVM,
     AdaRank,
     ConsensusTA,
+    Correction,
+    ImageAugmentation,
     IsoC,
     IsoCTS,
     MergeError,
@@ -45,9 +47,11 @@ from lit_merge import (
     Stage,
     TaskArithmetic,
     WeightAveraging,
+    WordDropout,
     adapt,
     build_bank,
 )
+from lit_merge.adaptation.stages import TAUGHT_STAGES
 from lit_merge.checkpoints import write_text
 from lit_merge.choose.activations import collect_moments
 from lit_merge.choose.sample import Probe
@@ -80,13 +84,19 @@ class Static:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A method that is adapted from where it starts."""
+    """A method that is adapted from where it starts.
+
+    Attributes:
+        stages: None for those of `fit` where experts teach.
+        corrected: with a shared correction of the origin, and inputs that are changed a little each time.
+    """
 
     method: MergeMethod
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] | None
     transform: Transform | None = None
     bounds: tuple[float, float] | None = None
     ranks: AdaRank | None = None
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,12 @@ def rows(moments: Any, reach: Reach = IMAGES, matrices: Matrices = "all") -> dic
         "ESM (official), adapted": Adapted(official, reach.two_stages),
         "CART at λ = 1, adapted": Adapted(CART(0.16, 1.0), reach.two_stages),
         "CART at λ = 1 + AdaRank": Adapted(CART(1.0, 1.0), reach.two_stages, ranks=AdaRank(0.16)),
+        "CART at λ = 1, by the experts": Adapted(CART(0.16, 1.0), None),
+        "TSV-M, by the experts": Adapted(tsvm, None),
+        "Iso-C, by the experts": Adapted(IsoC(), None),
+        "ESM (official), by the experts": Adapted(official, None),
+        "CART at λ = 1, by the experts, corrected": Adapted(CART(0.16, 1.0), None, corrected=True),
+        "ESM (official), by the experts, corrected": Adapted(official, None, corrected=True),
         "task arithmetic + AdaRank": Adapted(TaskArithmetic(rank_ratio=1.0), reach.layers, ranks=AdaRank(1.0)),
     }
 
@@ -177,7 +193,7 @@ class Bench:
     """One suite: experts, probes, and the decompositions that its rows share."""
 
     def __init__(self, suite: str, inputs: int) -> None:
-        self.device, self.reach = Fabric(devices=1).device, reach(suite)
+        self.suite, self.device, self.reach = suite, Fabric(devices=1).device, reach(suite)
         opened = open_suite(suite)
         self.experts, self.network, self.data = opened.experts, opened.network, opened.data
         self.network.to(self.device)
@@ -240,11 +256,16 @@ class Bench:
         pl.seed_everything(0, verbose=False)
         kept = self.kept.setdefault(repr(row.transform), Decompositions())
         bank = build_bank(self.experts, method=row.method, transform=row.transform, decompositions=kept)
-        options = {"stages": row.stages, "bounds": row.bounds, "ranks": row.ranks}
-        reached = adapt(bank, self.network, self.data, **options, guard=False, progress=False)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"stages": row.stages, "bounds": row.bounds, "ranks": row.ranks, "guard": False}
+        options |= {"experts": self.experts if row.stages is None else None}
+        if row.corrected:
+            options["correction"] = Correction()
+            self.data.augment = WordDropout() if self.suite.startswith("text:") else ImageAugmentation()
+        reached = adapt(bank, self.network, self.data, **options, progress=False)
+        self.data.augment = None
         self.network.to(self.device)  # the trainer leaves it on the CPU
         test = self.accuracy(reached.merge(dtype=torch.float32))
-        steps = sum(stage.steps for stage in row.stages)
+        steps = sum(stage.steps for stage in row.stages or TAUGHT_STAGES)
         return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": steps}
 
 

@@ -52,7 +52,7 @@ from lit_merge.data.streams import ImageSource, ImageTensor
 from lit_merge.objectives import ConfidentEntropy, Entropy, ExpertAgreement, InformationMaximisation, Objective
 
 # Steps at which a run is looked at, and those with all test images rather than a sample of them.
-LOOKS, WHOLE = (0, 20, 40, 60, 80, 100, 150, 200, 300), (0, 100)
+LOOKS, WHOLE = (0, 20, 40, 60, 80, 100, 150, 200, 300, 400), (0, 100)
 IMAGES, SAMPLE = 64, 150
 TIED, LAYER = Stage("tied", 100, 0.05), Stage("layer", 300, 1e-3)
 TWO = (TIED, LAYER)
@@ -60,13 +60,21 @@ TWO = (TIED, LAYER)
 
 @dataclass(frozen=True)
 class Run:
-    """What is adapted how."""
+    """What is adapted how.
+
+    Attributes:
+        one_class: on a stream of one class.
+        pool: on so many inputs of every task, rather than on all that there are.
+        by_bank: whether the bank's own experts teach (task indexing), rather than the experts' files.
+    """
 
     method: MergeMethod
     stages: tuple[Stage, ...] = TWO
     objective: Objective | None = None
     sharpness: float = 0.0
     one_class: bool = False
+    pool: int | None = None
+    by_bank: bool = False
     correction: Correction | None = None
     augment: ImageAugmentation | None = None
 
@@ -99,6 +107,18 @@ def taught(method: MergeMethod) -> dict[str, Run]:
         "directions, experts, correction": Run(method, stages[0.02], experts, correction=both),
         "directions, experts, images": Run(method, stages[0.02], experts, augment=images),
         "directions, experts, correction, images": Run(method, stages[0.02], experts, correction=both, augment=images),
+        "directions, experts, correction, images, 400 steps": Run(
+            method,
+            (TIED, Stage("direction", 400, 0.02, relative=True, decay="cosine")),
+            experts,
+            correction=both,
+            augment=images,
+        ),
+        "directions at 0.04, by the bank": Run(method, stages[0.04], experts, by_bank=True),
+        **{
+            f"directions at 0.04, experts, {pool} inputs": Run(method, stages[0.04], experts, pool=pool)
+            for pool in (16, 64)
+        },
     }
 
 
@@ -115,25 +135,38 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-class OneClass(TaskData):
-    """Inputs of a task's first class only, as a stream that shows nothing else for a long time."""
+class Chosen(TaskData):
+    """Other inputs to adapt on, of data that are otherwise the same."""
 
-    def __init__(self, data: TaskData) -> None:
+    def __init__(self, data: TaskData, protocol: str, sources: Mapping[str, ImageSource]) -> None:
         super().__init__(data.batch_size, data.eval_batch_size, 0, data.seed)
-        self.inner, self.tasks, self.protocol = data, data.tasks, "one class"  # type: ignore[misc]
+        self.inner, self.tasks, self.protocol, self.sources = data, data.tasks, protocol, sources  # type: ignore[misc]
 
     tasks: tuple[str, ...] = ()  # type: ignore[assignment]
     protocol: str = ""  # type: ignore[assignment]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
-        found: dict[str, ImageSource] = {}
-        for task, (source, labels) in self.inner.labelled("validation").items():
-            assert labels is not None
-            found[task] = ImageTensor(source.read((labels == 0).nonzero().flatten().tolist()))
-        return found
+        return self.sources
 
     def labelled(self, split: str) -> Any:
         return self.inner.labelled(split)
+
+
+def chosen(data: TaskData, run: Run) -> TaskData:
+    """The inputs that a run adapts on: of a task's first class only, as a stream that shows nothing else for a long
+    time; or some of every task, drawn by the data's seed."""
+    found: dict[str, ImageSource] = {}
+    if run.one_class:
+        for task, (source, labels) in data.labelled("validation").items():
+            assert labels is not None
+            found[task] = ImageTensor(source.read((labels == 0).nonzero().flatten().tolist()))
+        return Chosen(data, "one class", found)
+    if run.pool is not None:
+        for task, source in data.unlabelled().items():
+            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(data.seed))
+            found[task] = ImageTensor(source.read(order[: run.pool].tolist()))
+        return Chosen(data, f"{run.pool} inputs of every task", found)
+    return data
 
 
 class Watch(Callback):
@@ -196,7 +229,8 @@ def measure(name: str, output: Path, only: str) -> None:
         model = MergedModel(
             bank, network, run.objective, run.stages, sharpness=run.sharpness, correction=run.correction
         )
-        model.expert_weights = lambda task: {n: w.to(network.device) for n, w in expert(suite, task).items()}  # type: ignore[method-assign]
+        if not run.by_bank:
+            model.expert_weights = lambda task: {n: w.to(network.device) for n, w in expert(suite, task).items()}  # type: ignore[method-assign]
         watch = Watch(probe, test)
         trainer = pl.Trainer(
             max_steps=model.total_steps,
@@ -209,7 +243,7 @@ def measure(name: str, output: Path, only: str) -> None:
             callbacks=[watch],
         )
         data.augment = run.augment
-        trainer.fit(model, datamodule=OneClass(data) if run.one_class else data)
+        trainer.fit(model, datamodule=chosen(data, run))
         data.augment = None
         known = (json.loads(path.read_text("utf-8")) if path.exists() else {}) | {one: watch.seen}
         write_text(path, json.dumps(known) + "\n", overwrite=True)
