@@ -130,13 +130,18 @@ def test_validation_within_the_fit_is_of_all_images(runs: dict[str, Path]) -> No
     assert logs[1] == pytest.approx(logs[0])
 
 
-def test_each_process_reads_its_part_only(runs: dict[str, Path]) -> None:
+def test_each_process_reads_its_part_only(runs: dict[str, Path], tiny: Any) -> None:
     """Images are counted, not looked up: a step's batch of one process is both processes' together."""
     for split in ("adaptation", "test", "validation"):
         whole = reads(runs["one"], split, 0)
         parts = [reads(runs["two"], split, process) for process in (0, 1)]
         assert all(parts)
         if split == "adaptation":
+            # Before the first step experts are asked of every task, by each process about what it will draw.
+            asked = [{task: set(indices) for task, indices in one[: len(tiny.tasks)]} for one in (whole, *parts)]
+            whole, *parts = (one[len(tiny.tasks) :] for one in (whole, *parts))
+            for known, one in zip(asked, (whole, *parts), strict=True):
+                assert all(known[task].issuperset(indices) for task, indices in one)
             steps = zip(whole, *parts, strict=True)
             assert len(whole) >= STEPS
             for (task, indices), (first_task, first), (second_task, second) in steps:

@@ -73,7 +73,8 @@ def test_weights_and_biases(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_mlflow(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mlflow", reason="needs pip install mlflow")
-    pytest.importorskip("sqlalchemy", reason="needs pip install mlflow, with its database")
+    for database in ("sqlalchemy", "alembic"):
+        pytest.importorskip(database, reason="needs pip install mlflow, with its database")
     from mlflow.tracking import MlflowClient
 
     monkeypatch.chdir(tmp_path)
