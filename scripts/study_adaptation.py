@@ -104,6 +104,8 @@ def taught(method: MergeMethod) -> dict[str, Run]:
     found = {f"directions at {rate}, experts": Run(method, stages[rate], experts) for rate in RATES}
     return found | {
         "directions, entropy": Run(method, stages[0.01]),
+        "directions, information maximisation": Run(method, stages[0.01], InformationMaximisation()),
+        "directions at 0.04, features of the experts": Run(method, stages[0.04], ExpertAgreement(of="features")),
         "directions, experts, correction": Run(method, stages[0.02], experts, correction=both),
         "directions, experts, images": Run(method, stages[0.02], experts, augment=images),
         "directions, experts, correction, images": Run(method, stages[0.02], experts, correction=both, augment=images),

@@ -21,6 +21,8 @@ KINDS = {
     "part of a fit": ("Finite", "adaptation", "model"),
 }
 _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
+# A name for a choice of types.
+_ALIAS = re.compile(r"^([A-Z]\w+) = (Literal\[[^\]]*\]|[\w\[\]]+(?: \| [\w\[\]]+)+)$", re.MULTILINE)
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns):$", re.MULTILINE)
 
 # Names at the margin of a section, and what is said of them as far as the next ones.
@@ -123,7 +125,7 @@ def _entry(
     single = first == name or first.replace("-", "").lower() == name.lower()
     papers = _PAPER.findall(docstring) or (_PAPER.findall(module) if kind.startswith(("merging", "transform")) else [])
     options = tuple(
-        Option(option, kind_of, default, told.get(option, _inherited(node, option, classes)))
+        Option(option, _spelled_out(kind_of), default, told.get(option, _inherited(node, option, classes)))
         for option, kind_of, default in _options(node, classes)
     )
     title = (
@@ -178,7 +180,28 @@ def _options(node: ast.ClassDef, classes: dict[str, Found]) -> list[tuple[str, s
     return [*(one for one in inherited if one[0] not in names), *(own if dataclass_like else [])]
 
 
+@cache
+def _aliases() -> dict[str, str]:
+    """Names for choices of types → what they stand for."""
+    found = (_ALIAS.findall(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py")))
+    return {name: stands_for for one in found for name, stands_for in one}
+
+
+def _spelled_out(kind: str) -> str:
+    """A type in words that a configuration takes: names for choices are replaced by these.
+
+    >>> _spelled_out("Granularity | None")
+    "'tied' | 'task' | 'block' | 'layer' | 'direction' | None"
+    """
+    whole = re.sub(r"[A-Z]\w+", lambda name: _aliases().get(name[0], name[0]), kind)
+    if whole != kind:
+        return _spelled_out(whole)
+    return re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace('"', "'").replace(", ", " | "), whole)
+
+
 def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        value = next((one.value for one in value.keywords if one.arg == "default"), None)
     return "" if value is None else ast.unparse(value)
 
 
