@@ -5,6 +5,7 @@ its own and reads the most memory that this process ever had, mapped files inclu
 
     python scripts/bench_adaptation_memory.py                        # 2, 8 and 20 tasks, task by task
     python scripts/bench_adaptation_memory.py --tasks 8 --microbatch all
+    python scripts/bench_adaptation_memory.py --tasks 8 --taught     # by what the bank itself holds of the experts
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,18 +57,21 @@ def make_bank(folder: Path, tasks: int) -> None:
     save_file({name: normalize(torch.randn(CLASSES, width), dim=1) for name in names}, folder / "heads.safetensors")
 
 
-def adapt_once(folder: Path, microbatch: str, checkpointing: bool, precision: str) -> None:
+def adapt_once(folder: Path, microbatch: str, checkpointing: bool, precision: str, taught: bool) -> None:
     """One step, in this process; prints what it took as JSON."""
     import lightning.pytorch as pl
     import open_clip  # noqa: F401  what is imported anyway
 
-    from lit_merge import MergedModel, OpenClipImageEncoder, Stage, TaskBank
+    from lit_merge import Correction, MergedModel, OpenClipImageEncoder, Stage, TaskBank
+    from lit_merge.objectives import ExpertAgreement
 
     imports = peak()
     bank = TaskBank.load(folder / "bank")
     network = OpenClipImageEncoder(CONFIG, str(folder / "heads.safetensors"))
-    options = {"microbatch": microbatch, "gradient_checkpointing": checkpointing}
-    model = MergedModel(bank, network, stages=[Stage("layer", 1, 1e-3)], **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"microbatch": microbatch, "gradient_checkpointing": checkpointing}
+    if taught:
+        options |= {"objective": ExpertAgreement(), "correction": Correction(32)}
+    model = MergedModel(bank, network, stages=[Stage("direction" if taught else "layer", 1, 1e-3)], **options)
     generator = torch.Generator().manual_seed(0)
     batch = {
         task: torch.randint(0, 256, (IMAGES, 3, 224, 224), dtype=torch.uint8, generator=generator)
@@ -100,13 +105,17 @@ def main() -> int:
     parser.add_argument("--microbatch", choices=("task", "all"), default="task")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--taught", action="store_true", help="directions and a correction of rank 32, by the experts")
     parser.add_argument("--folder", type=Path, help="where the banks go; a temporary folder by default")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        adapt_once(options.one, options.microbatch, options.gradient_checkpointing, options.precision)
+        adapt_once(options.one, options.microbatch, options.gradient_checkpointing, options.precision, options.taught)
         return 0
-    own = [*(["--gradient-checkpointing"] if options.gradient_checkpointing else [])]
+    own = [
+        *(["--gradient-checkpointing"] if options.gradient_checkpointing else []),
+        *(["--taught"] if options.taught else []),
+    ]
     own += ["--microbatch", options.microbatch, "--precision", options.precision]
     print(f"{CONFIG}, CART at {RATIO:.0%}, {IMAGES} images a task, {' '.join(own)}, torch {torch.__version__}, CPU")
     print("| tasks | peak, GB | of it imports | bank, GB | seconds a step |\n|---|---|---|---|---|", flush=True)
