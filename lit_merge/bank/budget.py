@@ -64,7 +64,6 @@ class Steps:
 
     Attributes:
         names: of the kinds of parts.
-        ladders: their types.
         shapes: of their energies.
         owner: (steps,) which kind a step is of.
         part: which part of it, as a position in its flattened energies.
@@ -72,7 +71,6 @@ class Steps:
     """
 
     names: list[str]
-    ladders: list[list[str]]
     shapes: list[tuple[int, ...]]
     owner: NDArray[np.int64]
     part: NDArray[np.int64]
@@ -111,7 +109,7 @@ def best_first(parts: Mapping[str, Parts]) -> Steps:
     # Of equal rates, coarse types come before fine ones, and parts in their order.
     order = np.lexsort((part, owner, rungs, -np.concatenate(rates)))
     shapes = [one.energies.shape for one in parts.values()]
-    return Steps(list(parts), [one.ladder for one in parts.values()], shapes, owner[order], part[order], rungs[order])
+    return Steps(list(parts), shapes, owner[order], part[order], rungs[order])
 
 
 def within(steps: Steps, nbytes: Callable[[Steps, int], int], budget: int, least: int) -> tuple[Steps, int]:
