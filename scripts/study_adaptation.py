@@ -174,8 +174,8 @@ def chosen(data: TaskData, run: Run) -> TaskData:
 class Watch(Callback):
     """Looks at the merge every few steps."""
 
-    def __init__(self, probe: Probe, test: Probe) -> None:
-        self.probe, self.test, self.seen = probe, test, list[dict[str, Any]]()
+    def __init__(self, probe: Probe, held_out: Probe, test: Probe) -> None:
+        self.probe, self.held_out, self.test, self.seen = probe, held_out, test, list[dict[str, Any]]()
         self.sample = Probe(
             test.network,
             {task: x[:SAMPLE] for task, x in test.inputs.items()},
@@ -203,6 +203,7 @@ class Watch(Callback):
             | {"sample": self.sample.read(weights).accuracy, "entropy": reading.entropy}
             | ({"test": self.test.read(weights).accuracy} if whole else {})
             | {"balance": reading.balance, "agreement": reading.agreement}
+            | {"held_out": self.held_out.read(weights).agreement}
         )
 
 
@@ -217,6 +218,11 @@ def measure(name: str, output: Path, only: str) -> None:
     network, data = suite.network, suite.data
     probe = Probe.draw(network, data, IMAGES)
     probe.ask_experts(lambda task: expert(suite, task))
+    # What rates are chosen by: inputs that no fit sees, without their labels.
+    held_out = Probe(
+        network, {task: x[:SAMPLE] for task, x in Probe.labelled(network, data, "validation").inputs.items()}
+    )
+    held_out.ask_experts(lambda task: expert(suite, task))
     test = Probe.labelled(network, data, "test")
     if EXPERTS not in known:
         labelled = {task: Probe(network, {task: x}, {task: test.labels[task]}) for task, x in test.inputs.items()}
@@ -233,7 +239,7 @@ def measure(name: str, output: Path, only: str) -> None:
         )
         if not run.by_bank:
             model.expert_weights = lambda task: {n: w.to(network.device) for n, w in expert(suite, task).items()}  # type: ignore[method-assign]
-        watch = Watch(probe, test)
+        watch = Watch(probe, held_out, test)
         trainer = pl.Trainer(
             max_steps=model.total_steps,
             limit_val_batches=0,
@@ -250,7 +256,8 @@ def measure(name: str, output: Path, only: str) -> None:
         known = (json.loads(path.read_text("utf-8")) if path.exists() else {}) | {one: watch.seen}
         write_text(path, json.dumps(known) + "\n", overwrite=True)
         curve = [f"{100 * mean(seen['sample'].values()):.1f}" for seen in watch.seen]
-        print(f"{name}: {one}: {' '.join(curve)}", flush=True)
+        agreed = mean(watch.seen[-1]["held_out"].values())
+        print(f"{name}: {one}: {' '.join(curve)}; agreement on others {100 * agreed:.1f}", flush=True)
 
 
 def expert(suite: Any, task: str) -> dict[str, torch.Tensor]:

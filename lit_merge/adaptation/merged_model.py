@@ -101,8 +101,8 @@ class MergedModel(TaughtModule):
             check_compiler(device)
 
     def on_fit_end(self) -> None:
+        super().on_fit_end()
         self._merging.forget()
-        self.teachers = {}
 
     def on_fit_start(self) -> None:
         self.check_learnable()

@@ -14,6 +14,7 @@ from lit_merge.adaptation.options import Adaptation
 from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.adaptation.stages import Stage, stage_at
 from lit_merge.adaptation.step import Weights, compared
+from lit_merge.adaptation.stored_bank import SMALL, fits
 from lit_merge.adaptation.teachers import Ask, Teachers, ask_once, check_teachers, known_beforehand
 from lit_merge.adaptation.training_checkpoint import digest
 from lit_merge.bank.task_bank import TaskBank
@@ -44,6 +45,7 @@ class TaughtModule(ScoredModule):
         """Whether of features → what experts answer."""
         self.teachers_file: Path | None = None
         """Where a fit keeps what the experts predict of its inputs; set by a run."""
+        self._held: dict[tuple[str, torch.device], Weights] = {}
 
     @property
     @abstractmethod
@@ -54,6 +56,9 @@ class TaughtModule(ScoredModule):
     @abstractmethod
     def compute_dtype(self) -> torch.dtype:
         """Of weights and of the network."""
+
+    def on_fit_end(self) -> None:
+        self.teachers, self._held = {}, {}
 
     @property
     def objective(self) -> Objective:
@@ -90,8 +95,15 @@ class TaughtModule(ScoredModule):
         """The task's expert; without experts, what the bank itself holds of it."""
         if self.experts is None:
             return self.bank.expert(task, self.compute_dtype, "canonical")
+        if (task, self.device) in self._held:
+            return self._held[task, self.device]
         read, device, dtype = self.experts.checkpoints[task].read, self.device, self.compute_dtype
-        return {name: read(name).to(device, dtype) for name in self.experts.shapes}
+        found = {name: read(name).to(device, dtype) for name in self.experts.shapes}
+        # As a bank is: a step on a GPU would wait for the files of all experts.
+        missing = sum(value.nbytes for value in found.values()) * (len(self.tasks) - len(self._held))
+        if missing <= SMALL or (device.type == "cuda" and fits(missing, device)):
+            self._held[task, self.device] = found
+        return found
 
     @torch.no_grad()
     def expert_logits(self, task: str, inputs: Tensor) -> Float[Tensor, "B C"]:

@@ -18,6 +18,7 @@ from lit_merge import (
     AdaRank,
     Correction,
     Experts,
+    ImageAugmentation,
     MergedModel,
     MergeError,
     RankSchedule,
@@ -172,6 +173,23 @@ def test_experts_are_asked_once(
     save_file(logits, tmp_path / "teachers.safetensors", {"fingerprint": "of others"})
     with pytest.raises(MergeError, match="other experts"):
         fit(make(), make_trainer, tiny.data())
+
+
+@pytest.mark.parametrize("room", [0, 2**28])
+def test_experts_stay_in_memory_where_there_is_room(
+    room: int, make_trainer: MakeTrainer, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Augmented inputs are asked about at every step."""
+    experts, reads = Experts(tiny.experts, tiny.base), list[str]()
+    for checkpoint in experts.checkpoints.values():
+        read = checkpoint.read
+        monkeypatch.setattr(checkpoint, "read", lambda name, read=read: (reads.append(name), read(name))[1])
+    bank = build_bank(tiny.experts, method=CART(0.5))
+    model = MergedModel(bank, tiny.encoder(), ExpertAgreement(), [Stage("layer", 3, 0.01)], experts=experts)
+    monkeypatch.setattr("lit_merge.adaptation.taught_module.SMALL", room)
+    fit(model, make_trainer, tiny.data(augment=ImageAugmentation()))
+    assert len(reads) == len(experts.shapes) * len(tiny.tasks) * (1 if room else 3)
+    assert not model._held
 
 
 def test_teachers_are_what_the_bank_was_made_of(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
