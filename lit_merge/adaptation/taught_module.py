@@ -100,7 +100,7 @@ class TaughtModule(ScoredModule):
         read, device, dtype = self.experts.checkpoints[task].read, self.device, self.compute_dtype
         found = {name: read(name).to(device, dtype) for name in self.experts.shapes}
         # As a bank is: a step on a GPU would wait for the files of all experts.
-        missing = sum(value.nbytes for value in found.values()) * (len(self.tasks) - len(self._held))
+        missing = sum(value.nbytes for value in found.values()) * (len(self._frame.tasks) - len(self._held))
         if missing <= SMALL or (device.type == "cuda" and fits(missing, device)):
             self._held[task, self.device] = found
         return found
