@@ -100,8 +100,8 @@ def _alone(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[list[str], lis
 
 
 def _coefficients(one: TaskBank, other: TaskBank, tasks: list[str]) -> dict[str, float]:
-    layers = [name for name in one.layers if name in other.layers]
-    places = [[bank.layers.index(name) for name in layers] for bank in (one, other)]
+    layers = [name for name in one.layers if name in other.deltas]
+    places = [[bank.column_of[name] for name in layers] for bank in (one, other)]
     found = {}
     for task in tasks:
         rows = [

@@ -62,6 +62,11 @@ class TaskBank:
         """Names of the L weights that have deltas: the columns of `coefficients`."""
         return tuple(self.deltas)
 
+    @functools.cached_property
+    def column_of(self) -> Mapping[str, int]:
+        """Name of a weight that has a delta → its column of `coefficients`."""
+        return {name: i for i, name in enumerate(self.deltas)}
+
     @property
     def shared(self) -> bool:
         """Whether one delta serves all tasks."""
@@ -180,7 +185,7 @@ class TaskBank:
 
     def weight(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One merged weight, of a name inside the bank, at the bank's coefficients."""
-        column = self.coefficients[:, self.layers.index(name)] if name in self.deltas else None
+        column = self.coefficients[:, self.column_of[name]] if name in self.deltas else None
         return self._weight(name, column, dtype, None, of_weight(self.learnt, name))
 
     def expert(self, task: str, dtype: torch.dtype | None = None, naming: str | None = None) -> dict[str, Tensor]:

@@ -197,9 +197,12 @@ class Job:
 
     def start(self, names: tuple[str, ...], rows: int) -> Float[Tensor, "rows L"]:
         """The coefficients at which a merge starts."""
-        # λ = 0.3 in float32 would be off by 4e-8: too much for experts in float64.
-        precision = torch.float64 if torch.float64 in self.experts.dtypes.values() else torch.float32
-        return start_coefficients(self.method, names, rows, precision)
+        return start_coefficients(self.method, names, rows, self._precision)
+
+    @functools.cached_property
+    def _precision(self) -> torch.dtype:
+        """Of coefficients: λ = 0.3 in float32 would be off by 4e-8, too much for experts in float64."""
+        return torch.float64 if torch.float64 in self.experts.dtypes.values() else torch.float32
 
     def build(self, dtype: torch.dtype | None = None) -> TaskBank:
         """The bank, in memory; `dtype` is that of `parts`."""

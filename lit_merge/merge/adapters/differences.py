@@ -42,7 +42,7 @@ def change_of(bank: TaskBank, name: str) -> LowRank | Tensor | None:
     the largest; or dense; None for nothing."""
     if name not in bank.deltas:
         return None
-    delta, column = bank.deltas[name], bank.coefficients[:, bank.layers.index(name)]
+    delta, column = bank.deltas[name], bank.coefficients[:, bank.column_of[name]]
     if isinstance(delta, Tensor):
         kind = torch.promote_types(column.dtype, delta.dtype)
         found = torch.tensordot(column.to(kind), delta.to(kind), dims=1)

@@ -127,10 +127,9 @@ class GrownWeights:
     def _rows(self, count: int, method: MergeMethod, grown: bool, removed: int | None) -> Float[Tensor, "T L"]:
         """Coefficients of the weights that have deltas now; of a new task the mean of the others."""
         old, rows = self.bank.coefficients, []
-        layers = {name: i for i, name in enumerate(self.bank.layers)}
         for name in self.deltas:
-            if name in layers:
-                column = changed(old[:, layers[name]], grown, removed)
+            if name in self.bank.deltas:
+                column = changed(old[:, self.bank.column_of[name]], grown, removed)
             else:
                 scale = old.double().mean().item() if old.numel() else method.start(name)
                 column = old.new_full((count,), scale)
