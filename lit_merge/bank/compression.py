@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_merge.bank.base_reference import check_base
 from lit_merge.bank.budget import Parts, Steps, best_first
 from lit_merge.bank.feature_metric import FeatureMetric, Moments
+from lit_merge.bank.learnt import DIRECTIONS, of_weight
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.bank.on_demand import without_values
 from lit_merge.bank.packed_tensors import as_stored
@@ -122,7 +123,7 @@ class Compression:
         if name in self.bank.deltas:
             delta = self.bank.deltas[name]
             own = normalised(delta) if isinstance(delta, LowRank) else directions_of(delta.to(wide(delta)))
-            if metric is not None and name not in self.bank.directions:
+            if metric is not None and self._learnt(name) is None:
                 # Directions that have a coefficient each stay what they are.
                 parts.append(metric.directions(own))
             else:
@@ -154,17 +155,23 @@ class Compression:
             energies[:first] *= self.rows
         else:
             energies = metric.energies(found, shared=bool(first))
-        if name in self.bank.directions:
-            learnt = self.bank.directions[name].gather(-1, self.orders[name]).double().square()
+        learnt = self._learnt(name)
+        if learnt is not None:
+            learnt = learnt.gather(-1, self.orders[name]).double().square()
             energies[first:] *= torch.nn.functional.pad(learnt, (0, energies.shape[-1] - learnt.shape[-1]))
         return energies
 
     def _order(self, name: str, delta: LowRank, metric: FeatureMetric | None) -> Tensor:
         """Positions of the directions, from what contributes most."""
         weights = delta.S.abs() if metric is None else metric.energies(delta).sqrt()
-        if name in self.bank.directions:
-            weights = weights * self.bank.directions[name].abs()
+        learnt = self._learnt(name)
+        if learnt is not None:
+            weights = weights * learnt.abs()
         return weights.argsort(dim=-1, descending=True, stable=True)
+
+    def _learnt(self, name: str) -> Tensor | None:
+        """λ of every direction of a weight, where these have coefficients of their own."""
+        return of_weight(self.bank.learnt, name).get(DIRECTIONS)
 
     def _survey(self, name: str) -> None:
         """What can be stored of one weight."""

@@ -101,13 +101,13 @@ class TaskBank:
         inside = ", ".join(f"{key}={value}" for key, value in options.items()) if isinstance(options, dict) else ""
         return f"{self.method.get('class_path')}({inside})"
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """Bytes of origin, deltas, coefficients, and of what else was learnt."""
         origin, deltas, learnt = (without_values(part) for part in (self.origin, self.deltas, self.learnt))
         return sum(v.nbytes for v in (*origin.values(), *deltas.values(), self.coefficients, *learnt.values()))
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every weight."""
         return {name: tuple(value.shape) for name, value in without_values(self.origin).items()}
