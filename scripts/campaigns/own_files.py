@@ -15,7 +15,7 @@ import numpy as np
 from campaigns import inputs, mutators
 from campaigns.mutations import Mutations
 from campaigns.mutators import Mutate
-from campaigns.readers import Arrays, Kind, Read, _copy, _load
+from campaigns.readers import Arrays, Kind, Read, _copy, _load, lora_scale
 
 # Where digests and checksums are.
 SIGNED = ("lit_merge_digest", "lit_merge_checksums", "checksums")
@@ -118,7 +118,7 @@ def _adapted(folder: Path) -> Arrays:
 
 
 def _adapted_by_hand(folder: Path) -> Arrays:
-    """W + α / r · B·A, or α / √r with `use_rslora`."""
+    """W + scale · B·A."""
     about = json.loads((folder / "lora" / "beta" / "adapter_config.json").read_text())
     weights = _load(next((folder / "lora" / "base").glob("*.safetensors")))
     parts = _load(folder / "lora" / "beta" / "adapter_model.safetensors")
@@ -137,7 +137,7 @@ def _adapted_by_hand(folder: Path) -> Arrays:
         )
         if len(a) != rank:
             raise ValueError("another rank")
-        weights[name] = weights[name] + alpha / (rank**0.5 if about["use_rslora"] else rank) * b @ a
+        weights[name] = weights[name] + lora_scale(about, rank, alpha) * b @ a
     if parts or {name.removeprefix("base_model.model.") for name in modules} != set(about["target_modules"]):
         raise ValueError("other parts")
     return weights

@@ -178,18 +178,25 @@ def _adapted(folder: Path) -> Arrays:
 
 
 def _adapted_by_hand(folder: Path) -> Arrays:
-    """W + alpha / r · B A; of configurations whose other fields say nothing else."""
+    """W + scale · B A; of configurations whose other fields say nothing else."""
     weights, parts = _load(folder / "base.safetensors"), _load(folder / "adapter" / "adapter_model.safetensors")
     about = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    usual = {"peft_type": "LORA", "target_modules": ["c_fc"], "bias": "none", "use_rslora": False, "use_dora": False}
+    usual = {"peft_type": "LORA", "target_modules": ["c_fc"], "bias": "none", "use_dora": False}
     usual |= {"fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}}
     if any(about.get(name, value) != value for name, value in usual.items()) or type(about["r"]) is not int:
         raise ValueError("a configuration that this reader does not know")
     a, b = (parts.pop(f"base_model.model.{MODULE}.{part}.weight") for part in ("lora_A", "lora_B"))
     if parts or len(a) != about["r"]:
         raise ValueError("other parts, or another rank")
-    weights[f"{MODULE}.weight"] = weights[f"{MODULE}.weight"] + about["lora_alpha"] / about["r"] * b @ a
+    weights[f"{MODULE}.weight"] = (
+        weights[f"{MODULE}.weight"] + lora_scale(about, about["r"], about["lora_alpha"]) * b @ a
+    )
     return weights
+
+
+def lora_scale(about: dict[str, Any], rank: int, alpha: float) -> float:
+    """α / r, or α / √r with `use_rslora`."""
+    return alpha / (rank**0.5 if about.get("use_rslora") else rank)
 
 
 def _write_shards(root: Path, folder: Path) -> None:
