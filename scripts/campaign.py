@@ -27,6 +27,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from campaigns import forks, inputs, verbs  # noqa: E402
 from campaigns.faults import FullDisk, ReadErrors  # noqa: E402
+from campaigns.file_events import can_hold  # noqa: E402
 from campaigns.kills import Kills  # noqa: E402
 from campaigns.mutations import Mutations  # noqa: E402
 from campaigns.numbers import Numbers  # noqa: E402
@@ -58,6 +59,9 @@ CAMPAIGNS: list[type[Campaign]] = [
     Soaks,
 ]
 
+# Bytes that must be free in memory for files to lie there.
+ROOM = 1 << 30
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,8 +71,12 @@ def main() -> int:
     parser.add_argument("--trial", type=int, help="make this one alone, and say what it was")
     parser.add_argument("--keep", type=Path, help="new folder to work in, which stays")
     options = parser.parse_args()
+    if not forks.can_watch():
+        print("left out: only Linux from 5.3 on says when a process ends")
+        return 0
     memory = Path("/dev/shm")
-    beside = memory if options.keep is None and os.access(memory, os.W_OK) else None
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    beside = memory if options.keep is None and roomy else None
     if options.keep is not None:
         options.keep.mkdir(parents=True)
     root = options.keep or Path(tempfile.mkdtemp(prefix="campaign.", dir=beside))
@@ -129,7 +137,7 @@ def run(campaigns: list[Campaign], ends: float, seed: int) -> int:
     counts: dict[str, dict[str, int]] = {}
     warm: bool | None = None
     for i, campaign in enumerate(campaigns):
-        if campaign.holds and not forks.can_hold():
+        if campaign.holds and not can_hold():
             print(f"{campaign.name}: left out, as this system does not hold the calls of a process", flush=True)
             continue
         if campaign.light is not warm:

@@ -1,7 +1,9 @@
 """File events of a command: every system call that changes or reads a file of one folder, before it is done."""
 
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,14 @@ def run_held(
             break
         system_calls.answer(process.listener, cookie, verdict or 0)
     return process.end(seconds)
+
+
+def can_hold() -> bool:
+    """Whether calls of forks can be held here, and their paths be read."""
+    seen: list[Event] = []
+    with tempfile.TemporaryDirectory() as folder, suppress(OSError):
+        run_held(lambda: os.mkdir("made"), Path(folder), seen.append)
+    return bool(seen)
 
 
 def _describe(number: int, thread: int, call: str, arguments: tuple[int, ...]) -> Event | None:

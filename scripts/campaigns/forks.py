@@ -178,11 +178,11 @@ def command(arguments: Sequence[str]) -> Callable[[], object]:
     return work
 
 
-def can_hold() -> bool:
-    """Whether system calls of forks can be held here."""
+def can_watch() -> bool:
+    """Whether this system has descriptors of processes."""
     try:
-        Process(int, held="changes").end()
-    except OSError:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
         return False
     return True
 

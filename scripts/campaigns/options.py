@@ -6,7 +6,7 @@ from pathlib import Path
 from campaigns import forks
 from campaigns.readers import _load
 from campaigns.trees import difference, tree
-from campaigns.trial import CLEAN, RIGHT, Campaign, Result, failed
+from campaigns.trial import CLEAN, RIGHT, Campaign, Place, Result, failed
 
 NOBODY = 65534
 WHOLE = [
@@ -119,6 +119,11 @@ class Options(Campaign):
     name = "options"
     share = 1.5
 
+    def __init__(self, place: Place, seed: int) -> None:
+        super().__init__(place, seed)
+        # A container may know one user alone.
+        self.others = not os.getuid() and forks.Process(int, user=NOBODY).end().code == 0
+
     def trial(self, number: int) -> Result:
         draw, work = self.draw(number), self.place.emptied()
         verb = draw.choice([verb for verb in ODD if verb not in SLOW or number % 4 == 0])
@@ -127,9 +132,9 @@ class Options(Campaign):
         arguments = self.arguments(verb, option, value)
         about = f"{verb} --{option} {value[:60]!a}"
         surroundings(work)
-        user = NOBODY if draw.random() < 0.5 or value == "closed/x" else None
+        user = NOBODY if (draw.random() < 0.5 or value == "closed/x") and self.others else None
         if user is not None:
-            os.chown(work, NOBODY, NOBODY) if not os.getuid() else None
+            os.chown(work, user, user)
         before = tree(work)
         ended = forks.run(arguments, work, user)
         if not ended.code:

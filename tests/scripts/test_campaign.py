@@ -21,6 +21,7 @@ if not sys.platform.startswith("linux"):
 
 from campaigns import forks, numbers, options, together
 from campaigns.faults import FullDisk, ReadErrors
+from campaigns.file_events import can_hold
 from campaigns.kills import Disturbed, Kills
 from campaigns.mutations import Mutations
 from campaigns.mutators import mutate_json
@@ -97,7 +98,7 @@ def verdicts(campaign: Campaign, trials: int) -> set[str]:
 def disturbed(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Disturbed], Toy], Disturbed]:
     """disturbed(campaign, toy): the campaign, of a command that is the toy, where something stands already."""
 
-    if not forks.can_hold():
+    if not can_hold():
         pytest.skip("this kernel holds no system calls")
 
     def make(kind: type[Disturbed], toy: Toy) -> Disturbed:
@@ -150,7 +151,7 @@ def pair(tells: bool) -> int:
 
 @pytest.mark.parametrize("tells", [True, False])
 def test_processes_that_do_not_say_which_has_died(place: Place, tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not forks.can_hold():
+    if not can_hold():
         pytest.skip("this kernel holds no system calls")
     monkeypatch.setattr(forks, "command", lambda arguments: lambda: pair(tells))
     campaign = Processes(place, 0)
