@@ -122,10 +122,13 @@ class RunFolder:
         text = self._text(path)
         try:
             # A cell more than there are columns has the key None; loggers of Lightning write such lines.
-            found = list(csv.DictReader(io.StringIO(text, newline="")))
+            reader = csv.DictReader(io.StringIO(text, newline=""))
+            found = list(reader)
             rows = [row for row in found if None not in row]
-            if len(rows) < len(found) and "task" in needed:
+            if "task" in needed and len(rows) < len(found):
                 raise ValueError("a line with more cells than columns")
+            if "task" in needed and path.is_file() and not {*(reader.fieldnames or ())} >= {*needed}:
+                raise ValueError("no line, or another column")
             for row in rows:
                 if not row.keys() >= set(needed) or not row["step"].isdecimal():
                     raise ValueError("a line without its step, or another column")

@@ -128,6 +128,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("guard.csv", lambda text: text.replace("\n0,", "\n0.5,", 1)),
         ("coefficients/coefficients_log.csv", lambda text: "\n".join(text.splitlines()[:-1]) + "\n"),
         ("guard.csv", lambda text: text.replace("\n0,", "\n0,0,", 1)),
+        ("guard.csv", lambda text: ""),
+        ("coefficients/coefficients_log.csv", lambda text: "x\n"),
         ("log/metrics.csv", lambda text: text.replace("step", "x", 1)),
         ("samples.jsonl", lambda text: text.replace('"predictions"', '"said"')),
         ("samples.jsonl", lambda text: text.replace("data:image", "http://image")),
