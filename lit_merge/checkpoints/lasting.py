@@ -21,6 +21,18 @@ def settle(new: Path, target: Path) -> None:
         _settle(new, target)
 
 
+def keep(folder: Path) -> None:
+    """Has the disk keep all that is in a folder, as it is.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync_file(Path(place, name))
+        _sync_folder(Path(place))
+
+
 def sync_folders(parent: Path, made: Iterable[Path] = ()) -> None:
     """Has the disk keep the names in a folder, and in those above ones that were made."""
     for folder in dict.fromkeys((parent, *(one.parent for one in made))):
@@ -34,12 +46,16 @@ def _settle(place: Path, old: Path) -> None:
         _take_over(place, old)
         _sync_folder(place)
         return
+    _sync_file(place)
+    _take_over(place, old)
+
+
+def _sync_file(place: Path) -> None:
     descriptor = os.open(place, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    _take_over(place, old)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -27,7 +27,11 @@ from lit_merge.errors import MergeError
 
 
 def check_output(
-    path: str | os.PathLike[str], overwrite: bool = False, kind: Kind | None = None, what: str = "output"
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    kind: Kind | None = None,
+    what: str = "output",
+    how: str = "pass --overwrite",
 ) -> Path:
     """Refuses early, before any work is done, a place that cannot be written, or where something stands that must stay.
     What killed commands have left next to it is removed.
@@ -37,23 +41,24 @@ def check_output(
         overwrite: replace what stands there.
         kind: what the command writes: nothing else is replaced.
         what: it is, where a command has several outputs.
+        how: to replace what stands there, for people.
 
     Raises:
         MergeError: the path exists and `overwrite` is off; it is a link, or no output of this kind; it is an input of
             the command, or holds one; no file can be made next to it.
     """
     target = destination(path)
-    _check(target, overwrite, kind)
+    _check(target, overwrite, kind, how)
     writes(target, what)
     return target
 
 
-def _check(target: Path, overwrite: bool, kind: Kind | None) -> None:
+def _check(target: Path, overwrite: bool, kind: Kind | None, how: str = "pass --overwrite") -> None:
     try:
         clear_leftovers(target)
         if os.path.lexists(target):
             if not overwrite:
-                raise MergeError(f"{target} exists: pass --overwrite to replace it, or choose another place")
+                raise MergeError(f"{target} exists: {how} to replace it, or choose another place")
             if target.is_symlink() or not (target.is_dir() or target.is_file()):
                 raise MergeError(f"{target} is a link or a device, which is not replaced: choose another place")
             if kind is not None:

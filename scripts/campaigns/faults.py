@@ -30,16 +30,16 @@ class Faults(Disturbed):
             wrong = difference(tree(self.place.work), known.end, known.loose)
             return failed(about, f"exit 0, but {wrong}") if wrong else Result(RIGHT, about)
         wrong = "" if ended.refused else str(ended)
-        wrong = wrong or self.left(known) or self.finish(known)
+        wrong = wrong or self.half(known) or self.left(known) or self.finish(known)
         return failed(about, wrong) if wrong else Result(CLEAN, about)
 
     def left(self, known: Undisturbed) -> str:
         """What a refused command has changed. A fit keeps what it has done, hidden, for the same command; a folder that
         the disk does not list any more stays for the same command too, which then removes it. Decompositions and
-        prototypes, which later commands read, stay."""
+        prototypes, which later commands read, stay; so does what a callback of a fit has put in its place, whole."""
         free = (".",) if self.error == errno.EIO else (".out.unfinished",)
         now, start = (
-            {path: what for path, what in one.items() if not path.startswith((*free, "kept", "p.safetensors"))}
+            {path: what for path, what in one.items() if not path.startswith((*free, "kept", "p.safetensors", "small"))}
             for one in (tree(self.place.work), known.start)
         )
         return difference(now, start)

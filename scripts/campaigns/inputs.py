@@ -49,6 +49,8 @@ def write_inputs(root: Path) -> None:
     (root / "zoo.json").write_text(json.dumps({"tasks": [about]}))
     config = configuration(root)
     (root / "fit.yaml").write_text(yaml.safe_dump(config))
+    config["trainer"]["callbacks"][-1]["init_args"]["overwrite"] = True
+    (root / "fit-over.yaml").write_text(yaml.safe_dump(config))
     del config["trainer"]["callbacks"]  # they are of fits
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     _write_bank(root)

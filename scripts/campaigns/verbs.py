@@ -79,6 +79,7 @@ def commands(root: Path) -> list[Command]:
         outputs += ["small"] if name == "fit" else {"export-kept": ["kept"], "route": ["p.safetensors"]}.get(name, [])
         found.append(Command(name, arguments, tuple(outputs)))
         if other:
-            over = (*arguments, "--overwrite")
+            # What a callback writes has an option of its own.
+            over = (*(one.replace("fit.yaml", "fit-over.yaml") for one in arguments), "--overwrite")
             found.append(Command(f"{name}-over", over, tuple(outputs), (*arguments, *other)))
     return found

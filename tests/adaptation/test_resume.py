@@ -1,6 +1,7 @@
 """A fit that is killed goes on by the same command, to the same bits."""
 
 import csv
+import os
 import random
 import shutil
 import sys
@@ -375,3 +376,31 @@ def test_folders_are_told_apart_by_names_and_sizes(tiny: Any, tmp_path: Path) ->
     assert ImageFolders({"alpha": str(folder)}).fingerprint != first
     one.unlink()
     assert ImageFolders({"alpha": str(folder)}).fingerprint != first
+
+
+def test_the_disk_holds_the_log_before_a_checkpoint_gets_its_name(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[str, bytes] = {}
+    named = 0
+    fsync, replace = os.fsync, os.replace
+
+    def holding(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        held[path] = b"" if os.path.isdir(path) else Path(path).read_bytes()
+        fsync(descriptor)
+
+    def naming(old: Path, new: Path) -> None:
+        nonlocal named
+        if Path(new).name == "step.ckpt":
+            named += 1
+            logs = Path(new).parent / "log"
+            assert str(logs) in held
+            assert {held[str(path)] == path.read_bytes() != b"" for path in logs.iterdir()} == {True}
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", holding)
+    monkeypatch.setattr(os, "replace", naming)
+    trainer = make_trainer(max_steps=4, callbacks=callbacks(), log_every_n_steps=1)
+    run_fit(trainer, make_model(), tiny.data(), tmp_path / "run")
+    assert named == 2

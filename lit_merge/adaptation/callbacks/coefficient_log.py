@@ -89,7 +89,7 @@ class CoefficientLog(Callback):
         self._logged = -1
         if trainer.is_global_zero:
             if trainer.global_step == 0 and self.run_folder is None:
-                check_output(self._folder, self.overwrite, COEFFICIENTS)
+                check_output(self._folder, self.overwrite, COEFFICIENTS, how="set overwrite of CoefficientLog")
             if self.goes_on and self._state is not None:
                 _cut_log(self._folder / LOG, **self._state)
             self._logged = _start_log(self._folder / LOG, pl_module.bank.layers, trainer.global_step)

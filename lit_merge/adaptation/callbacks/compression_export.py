@@ -58,7 +58,7 @@ class CompressionExport(Callback):
         if sum(isinstance(one, CompressionExport) and one.path == self.path for one in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MergeError(f"two CompressionExports write to {self.path}: give each a path of its own")
         if self.outputs is None or not self.outputs.owns(self.path):
-            check_output(self.path, self.overwrite, BANK)
+            check_output(self.path, self.overwrite, BANK, how="set overwrite of CompressionExport")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MergedModel)

@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_merge.checkpoints import replacing
+from lit_merge.checkpoints.lasting import keep
 from lit_merge.errors import MergeError
 
 # Ends the name of a checkpoint whose step is not in the log yet.
@@ -77,10 +78,16 @@ class ResumePoint(Callback):
             self.put()
 
     def put(self) -> None:
-        """Puts the checkpoint in its place: what the fit has logged until then lies in its file now."""
-        if self._waiting is not None:
+        """Puts the checkpoint in its place: what the fit has logged until then lies in its file now, and lasts as long
+        as the checkpoint does."""
+        if self._waiting is None:
+            return
+        try:
+            keep(self._waiting.parent)
             os.replace(self._waiting, self._waiting.with_name(self._waiting.name.removesuffix(WAITING)))
-            self._waiting = None
+        except OSError as error:
+            raise MergeError(f"{self._waiting} could not be written: {error.strerror}") from error
+        self._waiting = None
 
     def _save(self, trainer: Trainer) -> None:
         assert self.path is not None
