@@ -84,7 +84,7 @@ def building() -> Iterator[None]:
     """Around the building of what a configuration names.
 
     Raises:
-        MergeError: what jsonargparse has wrapped; a package that is missing, as tensorboard may be.
+        MergeError: what jsonargparse has wrapped; a file that cannot be read; a package that is missing, as tensorboard may be.
     """
     try:
         yield
@@ -92,6 +92,14 @@ def building() -> Iterator[None]:
         if (cause := cause_of(error)) is None:
             raise
         raise cause from error
+    except TypeError as error:
+        # Of jsonargparse, which looks into files that options name: the disk fails.
+        failed: BaseException | None = error
+        while failed is not None and not isinstance(failed, OSError):
+            failed = failed.__cause__
+        if failed is None:
+            raise
+        raise MergeError(f"a file that an option names cannot be read: {failed.strerror}") from error
 
 
 def cause_of(error: BaseException) -> MergeError | None:

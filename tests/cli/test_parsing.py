@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_merge import TaskBank
+from lit_merge import MergeError, TaskBank
 from lit_merge.cli.main import main
+from lit_merge.cli.parsing import building
 
 Refused = Callable[..., str]
 NAMES = ["no", "null", "1", "1.0", "0x10", "1_000", "on", "~", "2024-01-01", "true", "a.b", "[x]"]
@@ -206,3 +207,10 @@ def test_a_run_of_names_that_are_no_words(tiny: Any, tmp_path: Path, monkeypatch
     # What the run has written down is the same configuration.
     assert main(["test", "--config", "run/config.yaml", "--output", "tested.json"]) == 0
     assert list(json.loads(Path("tested.json").read_text())["tasks"]) == expected
+
+
+def test_a_disk_that_fails_while_the_parser_looks_into_a_file() -> None:
+    with pytest.raises(MergeError, match="cannot be read: Input/output error"), building():
+        raise TypeError("model.network") from OSError(5, "Input/output error")
+    with pytest.raises(TypeError, match="a bug"), building():
+        raise TypeError("a bug")
