@@ -105,6 +105,7 @@ def put_logs(trainer: Trainer, folder: Path, unfinished: UnfinishedFit) -> None:
     for log, kept in _coefficient_logs(trainer, unfinished):
         if not kept.is_dir():
             continue
+        log.check_kept()
         if log.folder is None:
             shutil.copytree(kept, folder / "coefficients", dirs_exist_ok=True)
         else:

@@ -84,7 +84,8 @@ def building() -> Iterator[None]:
     """Around the building of what a configuration names.
 
     Raises:
-        MergeError: what jsonargparse has wrapped; a file that cannot be read; a package that is missing, as tensorboard may be.
+        MergeError: what jsonargparse has wrapped; a file that cannot be read; a package that is missing, as
+            tensorboard may be.
     """
     try:
         yield

@@ -76,6 +76,12 @@ class CoefficientLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict)
 
+    def check_kept(self) -> None:
+        """Raises MergeError where a fit that was over at its checkpoint, and so did not start again, finds another log
+        than it had left."""
+        if self._state is not None and self.run_folder is not None and self._folder == Path(os.devnull):
+            _cut_log(self.run_folder / LOG, **self._state)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, MergedModel):
             raise MergeError(f"CoefficientLog works on a MergedModel, not on {type(pl_module).__name__}")
