@@ -45,9 +45,10 @@ class Kind:
 
 
 def _load(path: Path) -> Arrays:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    return {name: value.double().numpy() for name, value in load_file(path).items()}
+    # Not by the path, which may be no UTF-8.
+    return {name: value.double().numpy() for name, value in load(path.read_bytes()).items()}
 
 
 def _converted(source: Path, **options: Any) -> Arrays:
