@@ -3,8 +3,9 @@
 import math
 import signal
 from collections.abc import Iterator
+from dataclasses import fields
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 
 class MergeError(ValueError):
@@ -61,7 +62,11 @@ class Finite:
     """Base of dataclasses of options; those with a `__post_init__` of their own call this one first."""
 
     def __post_init__(self) -> None:
-        """Raises MergeError where a number is NaN or infinite."""
+        """Raises MergeError where a number is NaN or infinite, or an option is None that has to have a value."""
+        for one in fields(self):  # type: ignore[arg-type]
+            takes_none = one.default is None or type(None) in get_args(one.type)
+            if getattr(self, one.name) is None and not takes_none:
+                raise MergeError(f"{type(self).__name__}: {one.name} is empty: expected a value, as {one.default}")
         check_finite(vars(self), type(self).__name__)
 
 

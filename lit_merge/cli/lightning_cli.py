@@ -29,6 +29,7 @@ from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import TRAINER_DEFAULTS
+from lit_merge.cli.empty_values import refuse_empty
 from lit_merge.cli.lightning_verbs import NOT_TAKEN
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
 from lit_merge.cli.written_output import say_folder, say_written
@@ -93,8 +94,9 @@ class MergeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with parsing(args, lambda: [action.dest for action in self._subcommand_parsers[args[0]]._actions]):
             super().parse_arguments(parser, args)
-        check_finite(self.config[args[0]].as_dict())
         options = self.config[args[0]]
+        refuse_empty(self._subcommand_parsers[args[0]], options)
+        check_finite(options.as_dict())
         for name in ("run", "output"):
             if options.get(name) is not None:
                 options[name] = str(destination(options[name]))

@@ -17,6 +17,7 @@ from yaml import YAMLError
 from lit_merge.checkpoints.inputs import reads
 from lit_merge.cli.class_paths import only_wanted
 from lit_merge.cli.command_parser import offer
+from lit_merge.cli.empty_values import refuse_empty
 from lit_merge.cli.parse_errors import explain
 from lit_merge.cli.written import DoubleKeyError, read_written
 from lit_merge.errors import MergeError, first_line
@@ -31,7 +32,9 @@ _load: Callable[[str], Any] = get_omegaconf_loader(MODE)
 class _VerbParser(ArgumentParser):
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         offer(self)
-        return super().parse_args(*args, **kwargs)
+        found = super().parse_args(*args, **kwargs)
+        refuse_empty(self, found)
+        return found
 
 
 def parser_of(verb: str, about: str) -> ArgumentParser:

@@ -36,10 +36,6 @@ class MergeMethod(Finite, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in fields(self):
-            # `rank_ratio:` with nothing behind it, in YAML.
-            if getattr(self, one.name) is None and isinstance(one.default, float):
-                raise MergeError(f"{one.name} is empty: expected a number, as {one.default}")
         ratio = getattr(self, "rank_ratio", None)
         if ratio is not None:
             check_rank_ratio(ratio)
