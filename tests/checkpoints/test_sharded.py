@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,8 +156,11 @@ def test_a_model_that_is_overwritten_while_it_is_opened(folder: Path, tmp_path: 
     """Read by one process while another overwrites it: all weights are of one of both."""
     writer = os.fork()
     if not writer:
-        for i in range(200):
-            values = {name: torch.full((4, 3), float(10 + i % 2)) for name in WEIGHTS}
+        # In no regular turn: a reader that takes as long as two writes would see one of them only.
+        draw = random.Random(0)
+        for _ in range(200):
+            value = float(draw.choice((10, 11)))
+            values = {name: torch.full((4, 3), value) for name in WEIGHTS}
             write_stream(tmp_path / "model", values.items(), SHAPES, DTYPES, max_shard_bytes=96, overwrite=True)
         os._exit(0)
     seen: set[float] = set()

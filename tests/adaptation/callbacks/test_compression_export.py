@@ -46,7 +46,7 @@ def test_refuses_before_the_fit(make_model: Make, make_trainer: MakeTrainer, tin
     (tmp_path / "there").touch()
     model = make_model()
     before = model.coefficients().detach().clone()
-    with pytest.raises(MergeError, match="--overwrite"):
+    with pytest.raises(MergeError, match="set overwrite of CompressionExport"):
         make_trainer(max_steps=2, callbacks=[CompressionExport(str(tmp_path / "there"))]).fit(
             model, datamodule=tiny.data()
         )
