@@ -273,17 +273,26 @@ def test_checkpoints_are_due_by_time_by_default(
     assert torch.load(tmp_path / ".True.unfinished" / "step.ckpt", weights_only=True)["global_step"] == 3
 
 
+class DieAtTest(Callback):
+    def on_test_start(self, trainer: Any, module: Any) -> None:
+        if getattr(module, "label", "") == "adapted":
+            raise Die
+
+
 def test_a_kill_while_the_run_is_evaluated_costs_nothing_of_the_fit(
     make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class DieAtTest(Callback):
-        def on_test_start(self, trainer: Any, module: Any) -> None:
-            if getattr(module, "label", "") == "adapted":
-                raise Die
-
     point = ResumePoint(every_steps=3)
     with pytest.raises(Die):
         run_fit(make_trainer(max_steps=4, callbacks=[point, DieAtTest()]), make_model(), tiny.data(), tmp_path / "run")
+    capsys.readouterr()
+    # The log of coefficients is looked at, although the fit does not start again.
+    (log,) = (tmp_path / ".run.unfinished" / "coefficients").rglob("coefficients_log.csv")
+    whole = log.read_bytes()
+    log.write_bytes(whole.replace(b"0,alpha,1", b"0,alpha,2"))
+    with pytest.raises(MergeError, match=r"coefficients_log\.csv is damaged"):
+        run_fit(make_trainer(max_steps=4), make_model(), tiny.data(), tmp_path / "run")
+    log.write_bytes(whole)
     capsys.readouterr()
     model, expected = make_model(), make_model()
     run_fit(make_trainer(max_steps=4), model, tiny.data(), tmp_path / "run")
