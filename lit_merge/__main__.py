@@ -14,9 +14,9 @@ def run() -> None:
     # takes to read weights goes into asking for them.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _open_what_is_closed()
-    out = Told(1)
+    out = StandardStream(1)
     # Names of files need not be UTF-8.
-    sys.stdout, sys.stderr = out.text(sys.stdout, "backslashreplace"), Told(2).text(sys.stderr)
+    sys.stdout, sys.stderr = out.text(sys.stdout, "backslashreplace"), StandardStream(2).text(sys.stderr)
     try:
         code = main(sys.argv[1:])
     except SystemExit as stopped:
@@ -29,7 +29,7 @@ def run() -> None:
     sys.exit(code or int(out.lost is not None))
 
 
-class Told(io.FileIO):
+class StandardStream(io.FileIO):
     """Standard output or error, which need not take what is written: that does not stop a command's work.
 
     Attributes:

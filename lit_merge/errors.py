@@ -3,7 +3,7 @@
 import math
 import signal
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from numbers import Real
 from typing import Any, get_args
 
@@ -66,7 +66,8 @@ class Finite:
         for one in fields(self):  # type: ignore[arg-type]
             takes_none = one.default is None or type(None) in get_args(one.type)
             if getattr(self, one.name) is None and not takes_none:
-                raise MergeError(f"{type(self).__name__}: {one.name} is empty: expected a value, as {one.default}")
+                example = "" if one.default is MISSING else f", as {one.default}"
+                raise MergeError(f"{type(self).__name__}: {one.name} is empty: expected a value{example}")
         check_finite(vars(self), type(self).__name__)
 
 

@@ -100,8 +100,8 @@ class Teachers:
                 new = [index for one in drawn for index in one[task] if index not in rows]
                 asked[task].append(list(dict.fromkeys(new)))
                 rows.update({index: len(rows) + i for i, index in enumerate(asked[task][-1])})
-        told = json.dumps([data.fingerprint, about, asked])
-        digest = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        content = json.dumps([data.fingerprint, about, asked])
+        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         if file is not None and file.exists():
             self.logits = _read(file, digest, {task: len(rows) for task, rows in self.rows.items()})
             return

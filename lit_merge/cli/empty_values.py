@@ -6,8 +6,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._util import import_object
 
+from lit_merge.cli.parse_errors import imported
 from lit_merge.errors import MergeError
 
 
@@ -32,7 +32,7 @@ def _inside(place: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _inside(place, one)
     if not isinstance(value, Namespace) or not isinstance(value.get("class_path"), str):
         return
-    asked = inspect.signature(import_object(value["class_path"])).parameters
+    asked = inspect.signature(imported(value["class_path"])).parameters
     for name, given in vars(value.get("init_args") or Namespace()).items():
         one = asked.get(name)
         if given is None and one is not None and one.default is not None and not _takes_none(one.annotation):

@@ -89,7 +89,7 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         return f"{files} is no configuration: expected a YAML mapping of options"
     if match := _OPTION.search(message):
         owner, name = match.groups()
-        known = list(inspect.signature(_load(owner)).parameters)
+        known = list(inspect.signature(imported(owner)).parameters)
         return f"{place}: {_short(owner)} has no option {name!r}{nearest(name, known)}; it has {', '.join(known)}"
     if place in _FORMS and "class_path" not in message and (match := re.search(r"Given value: (.*)$", message)):
         return f"{place}: expected {_FORMS[place]}, got {match[1]}"
@@ -153,7 +153,7 @@ def _elsewhere(name: str, options: Sequence[str]) -> str | None:
     if name in ("experts", "base", "method", "transform", "bank", "network", "stages") and f"model.{name}" in options:
         return f"it is --model.{name}; in a file, {name} stands under model"
     for place, path in _CLASSES.items():
-        if place in options and (owners := _with_option(_load(path), name)):
+        if place in options and (owners := _with_option(imported(path), name)):
             of = f"of {', '.join(owners[:3])}{', …' if owners[3:] else ''}"
             if place == "model.stages":
                 return f"it is {of}, in --model.stages: {_FORMS[place]}"
@@ -203,7 +203,8 @@ def _short(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _load(path: str) -> Any:
+def imported(path: str) -> Any:
+    """The class or function of this path."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
 
@@ -214,7 +215,7 @@ def _named(wanted: str) -> list[str]:
     kinds = {base: kind for kind, (base, *_) in KINDS.items()}
     if (kind := kinds.get(_short(wanted))) is not None:
         return sorted(name for name, entry in catalogue().items() if entry.kind == kind)
-    found = [*_classes(_load(wanted)), *_classes(_load(wanted), "lightning.pytorch.loggers.")]
+    found = [*_classes(imported(wanted)), *_classes(imported(wanted), "lightning.pytorch.loggers.")]
     hidden = [one for one in found if inspect.isabstract(one) or ABC in one.__bases__ or one.__name__ in _PRIVATE]
     return sorted({one.__name__ for one in found if one not in hidden and not one.__name__.startswith("_")})
 
