@@ -216,6 +216,7 @@ def measure(name: str, output: Path, only: str) -> None:
         return
     suite = open_suite(name)
     network, data = suite.network, suite.data
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
     probe = Probe.draw(network, data, IMAGES)
     probe.ask_experts(lambda task: expert(suite, task))
     # What rates are chosen by: inputs that no fit sees, without their labels.

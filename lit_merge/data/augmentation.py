@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from lit_merge.data.texts.tokens import PADDING, SEGMENT
 from lit_merge.errors import Finite, MergeError
@@ -24,23 +25,15 @@ class Augmentation(Finite, ABC):
     """Tasks whose inputs stay as they are."""
 
     @abstractmethod
-    def change(self, one: Tensor, draw: torch.Generator) -> Tensor:
-        """An input, changed by numbers that are drawn from `draw`."""
-
-    @abstractmethod
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """Inputs as a batch."""
+    def change(self, inputs: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """Inputs (B, …), each changed by numbers that are drawn from its own one of `draws`."""
 
     def __call__(self, seed: int, inputs: Tensor, task: str, first: int) -> Tensor:
         """A batch of a task, of which `first` inputs were drawn before."""
         if task in self.spare:
             return inputs
-        draw = torch.Generator()
-        parts = []
-        for i, one in enumerate(inputs):
-            draw.manual_seed(zlib.crc32(f"augmentation/{seed}/{task}/{first + i}".encode()))
-            parts.append(self.change(one, draw))
-        return self.join(parts)
+        seeds = (zlib.crc32(f"augmentation/{seed}/{task}/{first + i}".encode()) for i in range(len(inputs)))
+        return self.change(inputs, [torch.Generator().manual_seed(one) for one in seeds])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +69,32 @@ class ImageAugmentation(Augmentation):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise MergeError(f"augment: {name}={value}: expected a share from 0, below 1")
 
-    def change(self, one: Tensor, draw: torch.Generator) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
-        angle, scale, down, right, light, flip = (2 * torch.rand(6, generator=draw) - 1).tolist()
-        image = one if one.dim() == 3 else one[None]
-        height, width = image.shape[1:]
-        border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
-        image = functional.affine(
-            functional.horizontal_flip(image) if self.flip and flip > 0 else image,
-            angle=angle * self.degrees,
-            translate=[round(right * self.shift * width), round(down * self.shift * height)],
-            scale=1 + scale * self.scale,
-            shear=[0.0],
-            interpolation=functional.InterpolationMode.BILINEAR,
-            fill=border.float().mean(1).tolist(),
+    def change(self, inputs: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        drawn = torch.stack([2 * torch.rand(6, generator=draw) - 1 for draw in draws])
+        angle, scale, down, right, light, flip = drawn.view(len(drawn), 6, 1, 1, 1).unbind(1)
+        images = inputs if inputs.dim() == 4 else inputs[:, None]
+        height, width = images.shape[-2:]
+        if self.flip:
+            images = torch.where(flip > 0, images.flip(-1), images)
+        # All at once, which torchvision's functions do for images that change alike only.
+        values = images.float()
+        border = torch.cat([values[..., 0, :], values[..., -1, :], values[..., 0], values[..., -1]], dim=-1)
+        fill = border.mean(-1)[..., None, None]
+        turn = torch.deg2rad(self.degrees * angle)
+        size, right, down = (
+            1 + self.scale * scale,
+            (self.shift * width * right).round(),
+            (self.shift * height * down).round(),
         )
-        image = functional.adjust_brightness(image, 1 + light * self.brightness)
-        return image.view(one.shape)
-
-    def join(self, parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts)
+        # From a pixel to where it was, both counted from the middle.
+        x = torch.arange(width).view(1, 1, 1, width) - (width - 1) / 2 - right
+        y = torch.arange(height).view(1, 1, height, 1) - (height - 1) / 2 - down
+        source = (x * turn.cos() + y * turn.sin()) / size, (y * turn.cos() - x * turn.sin()) / size
+        grid = torch.stack([source[0] * (2 / width), source[1] * (2 / height)], -1)[:, 0]
+        values = grid_sample(values - fill, grid, padding_mode="zeros", align_corners=False)
+        values = values.add_(fill).mul_(1 + self.brightness * light)
+        values = values.clamp_(0, 1) if inputs.is_floating_point() else values.clamp_(0, 255).round_()
+        return values.to(inputs.dtype).view(inputs.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +116,11 @@ class WordDropout(Augmentation):
         if not 0 <= self.share < 1:
             raise MergeError(f"augment: share={self.share}: expected a number from 0, below 1")
 
-    def change(self, one: Tensor, draw: torch.Generator) -> Tensor:
-        text = one[one != PADDING]
+    def change(self, inputs: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        parts = [self._without(one[one != PADDING], draw) for one, draw in zip(inputs, draws, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=PADDING)
+
+    def _without(self, text: Tensor, draw: torch.Generator) -> Tensor:
         ids = text % SEGMENT
         marks = (ids[:, None] == ids[[0, -1]]).any(1)
         return text[marks | (torch.rand(len(text), generator=draw) >= self.share)]
-
-    def join(self, parts: list[Tensor]) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=PADDING)

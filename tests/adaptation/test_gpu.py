@@ -6,12 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from lit_merge import AdaRank, MergedModel, Stage, TaskArithmetic, evaluate
+from lit_merge import AdaRank, Correction, MergedModel, Stage, TaskArithmetic, evaluate
 from lit_merge.adaptation.step import adaptation_step
 from lit_merge.adaptation.stored_bank import StoredBank, fits
 from lit_merge.objectives import ExpertAgreement
 
 Make = Callable[..., MergedModel]
+# Directions by what the bank holds of the experts, and a correction.
+TAUGHT: dict[str, Any] = {
+    "stages": [Stage("tied", 2, 0.05), Stage("direction", 3, 0.01, relative=True, decay="cosine")],
+    "objective": ExpertAgreement(),
+    "correction": Correction(2, 0.001),
+}
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
@@ -19,37 +25,41 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("microbatch", ["all", "task"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"method": TaskArithmetic(0.3), "objective": ExpertAgreement()}, {"ranks": AdaRank(0.3)}],
-    ids=["cart", "dense", "masks"],
+    [{}, {"method": TaskArithmetic(0.3), "objective": ExpertAgreement()}, {"ranks": AdaRank(0.3)}, TAUGHT],
+    ids=["cart", "dense", "masks", "taught"],
 )
 def test_a_fit_ends_where_it_does_on_the_cpu(
     options: dict[str, Any], microbatch: str, place: str, make_model: Make, make_trainer: Any, tiny: Any
 ) -> None:
     ends = []
     for accelerator in ("cpu", "gpu"):
-        model = make_model(
-            **options,
-            microbatch=microbatch,
-            bank_device=place,
-            stages=[Stage("tied", 2, 0.05), Stage("layer", 3, 0.01)],
-        )
+        steps = {"stages": [Stage("tied", 2, 0.05), Stage("layer", 3, 0.01)]}
+        model = make_model(**steps | options, microbatch=microbatch, bank_device=place)
         trainer = make_trainer(max_steps=5, accelerator=accelerator)
         trainer.fit(model, datamodule=tiny.data())
         trainer.test(model, datamodule=tiny.data(), verbose=False)
-        ends.append((model.to_bank().coefficients, model.scores))
+        bank = model.to_bank()
+        ends.append(({"coefficients": bank.coefficients, **bank.learnt}, model.scores))
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=2e-3)
     assert all(abs(score.entropy - ends[1][1][task].entropy) < 0.02 for task, score in ends[0][1].items())
 
 
-@pytest.mark.parametrize("ranks", [None, AdaRank(0.3)], ids=["cart", "masks"])
-def test_merges_that_are_replayed_are_those_of_the_bank(ranks: AdaRank | None, make_model: Make) -> None:
-    model = make_model(ranks=ranks, stages=[Stage("layer")]).cuda()
+@pytest.mark.parametrize(
+    "options",
+    [{"stages": [Stage("layer")]}, {"stages": [Stage("layer")], "ranks": AdaRank(0.3)}, TAUGHT],
+    ids=["cart", "masks", "taught"],
+)
+def test_merges_that_are_replayed_are_those_of_the_bank(options: dict[str, Any], make_model: Make) -> None:
+    model = make_model(**options).cuda()
+    model.coefficients.set_granularity(model.stages[-1].granularity)
     learnt = [one for one in model.parameters() if one.requires_grad]
     for step in range(6):
         if step == 3:
             model.set_rank(0.1)
         logits = None if model.masks is None else model.masks()
-        expected = model.bank.merge(model.coefficients(), model.compute_dtype, logits, "canonical")
+        values = model.coefficients.values()
+        bank, each = model.bank, model.coefficients.by_weight(values)
+        expected = bank.merge(each, model.compute_dtype, logits, "canonical", model._learnt(bank, values))
         merged = model.merged_weights()
         grown = [
             torch.autograd.grad(sum(value.square().sum() for value in some.values()), learnt, allow_unused=True)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from torchvision.transforms.v2 import functional
 
 from lit_merge import ImageAugmentation, MergedModel, MergeError, Stage, TextFiles, WordDropout
 from lit_merge.adaptation.trainer import Trainer
@@ -19,17 +21,21 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def changed(image: Tensor, seed: int = 0, **options: Any) -> Tensor:
+    return ImageAugmentation(**NOTHING | options).change(image[None], [generator(seed)])[0]
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (3, 12, 20)])
 def test_each_change_of_an_image_alone(shape: tuple[int, ...]) -> None:
     image = torch.randint(0, 200, shape, dtype=torch.uint8, generator=generator())
-    assert torch.equal(ImageAugmentation(**NOTHING).change(image, generator()), image)
+    assert torch.equal(changed(image), image)
     drawn = (2 * torch.rand(6, generator=generator(3)) - 1).tolist()
-    light = ImageAugmentation(**NOTHING | {"brightness": 0.5}).change(image, generator(3))
+    light = changed(image, 3, brightness=0.5)
     wanted = image.double() * (1 + 0.5 * drawn[4])
-    assert ((light.double() - wanted.clamp(0, 255)).abs() <= 1).all()
+    assert ((light.double() - wanted.clamp(0, 255)).abs() <= 0.501).all()
     height, width = shape[-2:]
     down, right = round(drawn[2] * 0.25 * height), round(drawn[3] * 0.25 * width)
-    moved = ImageAugmentation(**NOTHING | {"shift": 0.25}).change(image, generator(3))
+    moved = changed(image, 3, shift=0.25)
     inside = moved[..., max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
     wanted = image[..., max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
     assert down
@@ -37,10 +43,34 @@ def test_each_change_of_an_image_alone(shape: tuple[int, ...]) -> None:
     assert torch.equal(inside, wanted)
     # Turned about the middle: the mean colour of the border fills the corners.
     plain = torch.full(shape, 90, dtype=torch.uint8)
-    assert torch.equal(ImageAugmentation(**NOTHING | {"degrees": 45.0, "scale": 0.5}).change(plain, generator()), plain)
+    assert torch.equal(changed(plain, degrees=45.0, scale=0.5), plain)
     seed = next(seed for seed in range(9) if torch.rand(6, generator=generator(seed))[5] > 0.5)
-    mirrored = ImageAugmentation(**NOTHING | {"flip": True}).change(image, generator(seed))
-    assert torch.equal(mirrored, image.flip(-1))
+    assert torch.equal(changed(image, seed, flip=True), image.flip(-1))
+
+
+def test_images_are_placed_where_torchvision_places_them() -> None:
+    """All together, each by its own numbers; away from the border, which torchvision fills otherwise."""
+    smooth = avg_pool2d(torch.rand(4, 3, 41, 60, generator=generator()), 5, 1, 2)
+    images = (255 * smooth).byte()
+    augment = ImageAugmentation(degrees=30, scale=0.2, shift=0.1, brightness=0.3)
+    found = augment.change(images, [generator(seed) for seed in range(4)])
+    for seed, (image, one) in enumerate(zip(images, found, strict=True)):
+        angle, scale, down, right, light, _ = (2 * torch.rand(6, generator=generator(seed)) - 1).tolist()
+        wanted = functional.affine(
+            image.double(),
+            angle=30 * angle,
+            translate=[round(6 * right), round(4.1 * down)],
+            scale=1 + 0.2 * scale,
+            shear=[0.0],
+            interpolation=functional.InterpolationMode.BILINEAR,
+        )
+        apart = (one.double() - wanted * (1 + 0.3 * light)).abs()[:, 15:-15, 15:-15]
+        assert apart.max() <= 0.51
+    alone = [augment.change(images[i : i + 1], [generator(i)])[0] for i in range(4)]
+    assert torch.equal(torch.stack(alone), found)
+    # Images that are numbers from 0 to 1 are changed alike.
+    parts = augment.change(images / 255, [generator(seed) for seed in range(4)])
+    assert (255 * parts - found).abs().max() <= 0.51
 
 
 def test_changes_depend_on_seed_task_and_draw_and_on_nothing_else(tiny: Any) -> None:
@@ -73,14 +103,14 @@ def test_words_are_left_out_and_marks_stay() -> None:
     one = torch.tensor(
         [start, *range(5, 45), end, *(SEGMENT + i for i in range(50, 90)), SEGMENT + end, PADDING, PADDING]
     )
-    found = WordDropout(share=0.5).change(one, generator())
+    found = WordDropout(share=0.5).change(one[None], [generator()])[0]
     ids = (found % SEGMENT).tolist()
     assert (ids[0], ids[-1], ids.count(end)) == (start, end, 2)
     assert PADDING not in found
     assert 20 < len(found) < 63
     kept = [value for value in one.tolist() if value in set(found.tolist())]
     assert kept == found.tolist()  # in their order
-    assert torch.equal(WordDropout(share=0.0).change(one, generator()), one[:-2])
+    assert torch.equal(WordDropout(share=0.0).change(one[None], [generator()])[0], one[:-2])
     batch = torch.nn.utils.rnn.pad_sequence([one[:-2], torch.tensor([start, 7, end])], True, PADDING)
     joined = WordDropout(share=0.9)(0, batch, "a", 0)
     assert joined.shape[1] < 60
