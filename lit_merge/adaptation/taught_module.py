@@ -144,10 +144,11 @@ class TaughtModule(ScoredModule):
 
     def expert_of_step(self) -> Callable[[str, Tensor], Tensor]:
         """Task and its inputs of this step → what its expert makes of them."""
-        of_features = self.objective.of_features
-        if of_features not in self.teachers:
-            return self._ask(self.objective)
-        known = self.teachers[of_features].at(self.global_step)
+        objective = self.objective
+        # A stage that asks nobody draws inputs that nobody was asked about.
+        if not objective.asks_experts or objective.of_features not in self.teachers:
+            return self._ask(objective)
+        known = self.teachers[objective.of_features].at(self.global_step)
         return lambda task, inputs: known[task].to(inputs.device)
 
     def _ask(self, objective: Objective) -> Ask:

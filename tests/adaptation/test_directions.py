@@ -316,6 +316,19 @@ def test_a_stage_has_an_objective_of_its_own(make_model: Make, make_trainer: Mak
         fit(make_model(stages=[own]), make_trainer, tiny.data(mixed=True))
 
 
+def test_a_stage_that_asks_nobody_draws_what_nobody_was_asked_about(
+    make_model: Make, make_trainer: MakeTrainer, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [Stage("tied", 3, 0.05), Stage("layer", 1, 0.01, objective=ExpertAgreement())]
+    monkeypatch.setattr(teachers, "BATCH", 1)
+    data = tiny.data(batch_size=2)
+    draws = [batch["alpha"] for batch in data.train_dataloader()][:4]
+    assert not torch.isin(draws[0], draws[3]).all()
+    asked = fit(make_model(stages=stages), make_trainer, data).coefficients()
+    monkeypatch.setattr("lit_merge.adaptation.taught_module.known_beforehand", lambda data, trainer: False)
+    torch.testing.assert_close(fit(make_model(stages=stages), make_trainer, data).coefficients(), asked)
+
+
 def test_tables_and_figures_of_directions(make_model: Make, make_trainer: MakeTrainer, tiny: Any) -> None:
     model = make_model(**WHOLE)
     start = model.to_bank()
