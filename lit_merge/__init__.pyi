@@ -16,6 +16,8 @@ from .adaptation.rank_masks import AdaRank as AdaRank
 from .adaptation.routing.prototypes import Prototypes as Prototypes
 from .adaptation.routing.routed_model import RoutedModel as RoutedModel
 from .adaptation.stages import Stage as Stage
+from .bank.exchange import pull_bank as pull_bank
+from .bank.exchange import push_bank as push_bank
 from .bank.low_rank import LowRank as LowRank
 from .bank.task_bank import TaskBank as TaskBank
 from .checkpoints.conversion import convert as convert

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from suites import open_suite
+from suites import check_built, open_suite
 
 from lit_merge import CART, Probe, TaskBank, TSVCompress, build_bank
 from lit_merge.choose.activations import bank_moments
@@ -124,7 +124,7 @@ def main() -> None:
     print(f"{len(bench.own)} experts: {100 * experts:.1f} %, together {len(bench.own)} times one model\n")
     print("| | setting | bytes | times one model | accuracy | % of the experts' |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
-        found = list(rows(bench, Path(place), f"{options.suite}/base.safetensors"))
+        found = list(rows(bench, Path(place), str(check_built(options.suite) / "base.safetensors")))
     name = f"bank-size-{options.suite.replace(':', '-')}"
     about = {"suite": options.suite, "torch": torch.__version__, "experts": bench.own, "rows": found}
     (RESULTS / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -5,16 +5,21 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from lit_merge.checkpoints.folders import SUFFIXES, choose_weights
 from lit_merge.checkpoints.json_text import parse_json
+from lit_merge.checkpoints.kinds import Kind
+from lit_merge.console import listed
 from lit_merge.errors import MergeError
 
 PREFIX = "hf://"
 _LOCATION = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<inside>.+?))?/?")
 # What lies next to weights and is small: configurations, tokenizers, chat templates.
 _BESIDE = (".json", ".txt", ".model", ".jinja")
+# In a repository that holds nothing yet.
+MADE_BY_THE_HUB = (".gitattributes", "README.md")
 # Seconds until a hub that does not answer counts as out of reach.
 TIMEOUT = 10.0
 
@@ -32,12 +37,9 @@ def fetch(location: str) -> Path:
     match = _LOCATION.fullmatch(location)
     if match is None or ".." in location:
         raise MergeError(f"{location}: expected hf://org/name, hf://org/name@revision or hf://org/name/folder/or/file")
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-    except ImportError as error:
-        raise MergeError(f"{location} needs huggingface_hub: pip install 'lit_merge[hf]'") from error
-    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub = _client(location)
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     repo, inside = match["repo"], match["inside"] or ""
     revision = None if match["revision"] is None else unquote(match["revision"])
     try:
@@ -55,6 +57,63 @@ def fetch(location: str) -> Path:
     except Exception as error:
         return _cached(location, repo, revision, inside, error)
     return _download(location, repo, revision, inside, names)
+
+
+def send(files: Sequence[Path], location: str, *, kind: Kind, message: str, private: bool, overwrite: bool) -> str:
+    """Puts files into a repository for models, in one commit; where there is none of this name, it is made.
+
+    Args:
+        files: under their own names.
+        location: `hf://org/name`.
+        kind: what may be replaced there.
+        message: of the commit.
+        private: whether a repository that is made is private.
+        overwrite: whether something of this kind is replaced; the hub keeps it as an earlier revision.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MergeError: no such name; other files there; no access, no network, no huggingface_hub.
+    """
+    match = _LOCATION.fullmatch(location)
+    if match is None or match["revision"] or match["inside"]:
+        raise MergeError(f"{location}: expected hf://org/name, a repository to send to")
+    huggingface_hub, repo = _client(location), match["repo"]
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise MergeError(f"{location}: HF_HUB_OFFLINE is set, so nothing is sent")
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        there = [name for name in api.list_repo_files(repo) if name not in MADE_BY_THE_HUB]
+        if others := [name for name in there if not re.fullmatch(kind.files, name)]:
+            raise MergeError(f"{location} holds other files ({listed(others)}): send to another repository")
+        if there and not overwrite:
+            raise MergeError(f"{location} holds {listed(there)} already: pass --overwrite; the hub keeps it, too")
+        added = [huggingface_hub.CommitOperationAdd(file.name, file) for file in files]
+        return str(api.create_commit(repo, added, commit_message=message).commit_url)
+    except MergeError:
+        raise
+    # In as many ways as above.
+    except Exception as error:
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        reason = "it may not be written" if refused else " ".join(str(error).split()) or type(error).__name__
+        hint = ": log in with `hf auth login`, with a token that may write" if refused else ""
+        raise MergeError(f"{location}: nothing was sent: {reason}{hint}") from error
+
+
+def _client(location: str) -> Any:
+    """The module huggingface_hub.
+
+    Raises:
+        MergeError: it is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MergeError(f"{location} needs huggingface_hub: pip install 'lit_merge[hf]'") from error
+    huggingface_hub.utils.logging.set_verbosity_error()
+    return huggingface_hub
 
 
 def _download(location: str, repo: str, revision: str | None, inside: str, names: Sequence[str]) -> Path:

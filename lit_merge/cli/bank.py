@@ -12,6 +12,8 @@ COMMANDS = {
     "add": ("one more task", "bank_changes", "add"),
     "remove": ("one task less", "bank_changes", "remove"),
     "rename": ("another name for a task", "bank_changes", "rename"),
+    "push": ("send a bank to the Hugging Face hub", "bank_exchange", "push"),
+    "pull": ("copy a bank from the hub into a folder", "bank_exchange", "pull"),
 }
 HELP = f"""\
 usage: lit-merge bank COMMAND …
