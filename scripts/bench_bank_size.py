@@ -1,6 +1,7 @@
 """Accuracy of every task, its name known, against the bytes of the bank: budgets, TSV-Compress, plain truncation.
 
     python scripts/bench_bank_size.py --suite zoo:8
+    python scripts/bench_bank_size.py --print       # of all suites measured already, over the seeds of their experts
 
 Banks are written to a temporary folder and read back; bytes are those of all their files. Accuracies are on test data,
 means over the tasks, as shares of the experts' own. Nothing is chosen by them: every bank of a grid is shown.
@@ -16,7 +17,8 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import Any
 
 import torch
 from suites import check_built, open_suite
@@ -115,10 +117,34 @@ def draw(suite: str, found: list[dict[str, object]], experts: float) -> None:
     figure.savefig(RESULTS / f"bank-size-{suite.replace(':', '-')}.svg", metadata={"Date": None})
 
 
+def over_seeds() -> Iterator[str]:
+    """Markdown: of every point the share of the experts' accuracy, in %, mean and deviation over seeds."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("bank-size-*.json")):
+        kind = path.stem.removeprefix("bank-size-").partition("-seed")[0]
+        found = json.loads(path.read_text("utf-8"))
+        kinds.setdefault("text" if kind.startswith("text") else kind, []).append(found)
+    points = list(dict.fromkeys((one["kind"], one["setting"]) for one in kinds["zoo-8"][0]["rows"]))
+    yield "| | setting | " + " | ".join(f"{kind} ({len(seeds)})" for kind, seeds in kinds.items()) + " |"
+    yield "|---" * (2 + len(kinds)) + "|"
+    for point in points:
+        cells = []
+        for seeds in kinds.values():
+            rows = [one for found in seeds for one in found["rows"] if (one["kind"], one["setting"]) == point]
+            shares = [100 * one["share"] for one in rows]
+            spread = f" ± {stdev(shares):.1f}" if len(shares) > 1 else ""
+            cells.append(f"{mean(shares):.1f}{spread}, {mean(one['times'] for one in rows):.2f}x" if shares else "–")
+        yield f"| {point[0]} | {point[1]} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", default="zoo:8")
+    parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
+    if options.print:
+        print("\n".join(over_seeds()))
+        return
     bench = Bench(options.suite)
     experts = mean(bench.own.values())
     print(f"{len(bench.own)} experts: {100 * experts:.1f} %, together {len(bench.own)} times one model\n")

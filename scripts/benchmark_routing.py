@@ -2,11 +2,12 @@
 the same with the task known, on test inputs of all tasks shuffled into one stream.
 
 Prototypes are made of the unlabelled inputs to adapt on; nothing is chosen by labels. With the head known an input is
-classified among the classes of its own task, otherwise among those of all tasks. Goes on where it was cut off..
+classified among the classes of its own task, otherwise among those of all tasks. Goes on where it was cut off.
 
     python scripts/benchmark_routing.py                                 # zoo:8
     python scripts/benchmark_routing.py --suites zoo:14 zoo:20 text:0   # once they are built
     python scripts/benchmark_routing.py --print                         # the tables of what is measured already
+    python scripts/benchmark_routing.py --seeds                         # and over the seeds of the experts
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any, cast, get_args
 
 import torch
@@ -149,6 +150,27 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join([*cells, f"{(mixed or row['head known'])['seconds']:.1f}"]) + " |"
 
 
+def over_seeds(folder: Path) -> Iterator[str]:
+    """Markdown: mean and deviation over the seeds of a suite's experts."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("routing-*.json")):
+        kind = path.stem.removeprefix("routing-").partition("-seed")[0]
+        kinds.setdefault("text" if kind.startswith("text") else kind, []).append(json.loads(path.read_text("utf-8")))
+    columns = (("head known", "accuracy"), ("mixed", "accuracy"), ("mixed", "routing"))
+    said = ("head known", "head unknown", "own task")
+    yield "| | " + " | ".join(f"{kind} ({len(one)}): {what}" for kind, one in kinds.items() for what in said) + " |"
+    yield "|---" * (1 + len(said) * len(kinds)) + "|"
+    for name in NAMES:
+        cells = []
+        for seeds in kinds.values():
+            for head, what in columns:
+                rows = [one["rows"].get(name, {}).get(head, {}) for one in seeds]
+                values = [row[what] for row in rows if what in row]
+                spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.1f}{spread}" if values else "")
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suites", nargs="+", default=["zoo:8"], help="(default: zoo:8)")
@@ -158,8 +180,12 @@ def main() -> int:
         "--folder", type=Path, default=Path("docs/results"), help="of the results (default: %(default)s)"
     )
     parser.add_argument("--print", action="store_true", help="measure nothing")
+    parser.add_argument("--seeds", action="store_true", help="print one table of all that is measured, over seeds")
     options = parser.parse_args()
     plain_warnings()
+    if options.seeds:
+        print("\n".join(over_seeds(options.folder)))
+        return 0
     for suite in options.suites:
         output = options.folder / f"routing-{suite.replace(':', '-')}.json"
         if not options.print:
