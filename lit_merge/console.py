@@ -26,7 +26,7 @@ LISTED = 8
 
 @dataclass(frozen=True)
 class Manner:
-    """How the user wants to be told.
+    """How much a command says, and in which form.
 
     Attributes:
         quiet: results, warnings and errors only: no progress, no notes.

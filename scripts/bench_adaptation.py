@@ -86,9 +86,9 @@ def make_experts(
 class Worker:
     """One of the processes that are compared."""
 
-    def __init__(self, kind: str, python: str, **told: Any) -> None:
-        command = [python, str(WORKERS), json.dumps({"kind": kind, **told})]
-        environment = os.environ | {"OMP_NUM_THREADS": str(told["threads"]), "CUDA_VISIBLE_DEVICES": ""}
+    def __init__(self, kind: str, python: str, **said: Any) -> None:
+        command = [python, str(WORKERS), json.dumps({"kind": kind, **said})]
+        environment = os.environ | {"OMP_NUM_THREADS": str(said["threads"]), "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -129,7 +129,7 @@ def compare(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
     if options.peer_python:
         kinds["peer"] = ("peer", options.peer_python, common)
     workers = {
-        name: Worker(kind, python, **told) for name, (kind, python, told) in kinds.items() if name in options.only
+        name: Worker(kind, python, **said) for name, (kind, python, said) in kinds.items() if name in options.only
     }
     for _ in range(options.steps):
         for worker in workers.values():
@@ -145,9 +145,9 @@ def compare(folder: Path, tasks: list[str], options: argparse.Namespace) -> None
         ours, theirs = (workers[name].last["coefficients"] for name in ("dense", "peer"))
         assert ours.keys() == theirs.keys()
         apart = sorted(abs(a - b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True))
-        told = f"differences: median {statistics.median(apart):.1e}, 99 % {apart[int(0.99 * len(apart))]:.1e}"
+        said = f"differences: median {statistics.median(apart):.1e}, 99 % {apart[int(0.99 * len(apart))]:.1e}"
         moved = max(abs(a - START) for values in ours.values() for a in values)
-        print(f"\nλ after {options.steps} steps: moved by up to {moved:.1e}; {told}, largest {apart[-1]:.1e}\n")
+        print(f"\nλ after {options.steps} steps: moved by up to {moved:.1e}; {said}, largest {apart[-1]:.1e}\n")
 
 
 def main() -> int:

@@ -90,8 +90,8 @@ def adapt_once(folder: Path, microbatch: str, checkpointing: bool, precision: st
     trainer.fit(model, torch.utils.data.DataLoader([batch], batch_size=None))
     moved = (model.coefficients() - 1).abs().max().item()
     assert 0 < moved < 0.01
-    told = {"peak": peak(), "imports": imports, "seconds": time.perf_counter() - start, "bank": bank.nbytes / 1e9}
-    print(json.dumps(told))
+    said = {"peak": peak(), "imports": imports, "seconds": time.perf_counter() - start, "bank": bank.nbytes / 1e9}
+    print(json.dumps(said))
 
 
 def peak() -> float:
@@ -128,11 +128,11 @@ def main() -> int:
                 code = f"from bench_adaptation_memory import *; make_bank(Path({str(folder)!r}), {tasks})"
                 subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
             command = [sys.executable, __file__, "--one", str(folder), *own]
-            told = json.loads(
+            said = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             )
-            row = (told["peak"], told["imports"], told["bank"])
-            print(f"| {tasks} | {' | '.join(f'{one:.2f}' for one in row)} | {told['seconds']:.0f} |", flush=True)
+            row = (said["peak"], said["imports"], said["bank"])
+            print(f"| {tasks} | {' | '.join(f'{one:.2f}' for one in row)} | {said['seconds']:.0f} |", flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What scripts/bench_adaptation.py compares, each in a process of its own that takes one step whenever it is told to.
+"""What scripts/bench_adaptation.py compares, each in a process of its own that takes one step whenever it is asked to.
 
 Every process reads the same folder: `pretrained.safetensors`, `experts/{task}.safetensors`, `heads.safetensors`,
 `network.json`; and draws the same images. It writes one line of JSON a step, and a last one.
@@ -204,7 +204,7 @@ def peer(folder: Path, tasks: list[str], steps: int, count: int, size: int, prec
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    kind = {"plain": plain, "ours": ours, "peer": peer}[told.pop("kind")]
-    torch.set_num_threads(told.pop("threads"))
-    kind(Path(told.pop("folder")), **told)
+    said = json.loads(sys.argv[1])
+    kind = {"plain": plain, "ours": ours, "peer": peer}[said.pop("kind")]
+    torch.set_num_threads(said.pop("threads"))
+    kind(Path(said.pop("folder")), **said)

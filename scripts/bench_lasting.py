@@ -3,7 +3,7 @@
     python scripts/bench_lasting.py --folder runs/lasting     # on the disk that is measured
 
 Without means that `os.fsync` does nothing. Between two outputs nothing else is written by this process; what others
-write to the same disk counts too, so the ratio of the medians is told with the quartiles of the pairs' ratios.
+write to the same disk counts too, so the ratio of the medians stands with the quartiles of the pairs' ratios.
 """
 
 import argparse

@@ -178,10 +178,10 @@ def main() -> int:
                 command = [python, __file__, "--folder", str(options.folder), "--one", who, name]
                 # As `python -m lit_merge` sets it for itself.
                 own = {} if who == "peer" else {"THP_MEM_ALLOC_ENABLE": "1"}
-                told = subprocess.run(
+                said = subprocess.run(
                     command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | own
                 ).stdout
-                runs[who].append(json.loads(told.splitlines()[-1]))
+                runs[who].append(json.loads(said.splitlines()[-1]))
         apart = {who: difference(options.folder, name, who) for who in runs if who != "ours"}
         print(row(name, runs, apart), flush=True)
     return 0

@@ -156,8 +156,8 @@ def measure(folder: Path, model: Model, options: argparse.Namespace, tasks: int,
     config.write_text(json.dumps({"model": about}))
     command = [sys.executable, "-m", "lit_merge", options.verb, "--config", str(config), "--output", str(output)]
     start = time.perf_counter()
-    with log.open("wb") as told:
-        process = subprocess.Popen([*command, "--overwrite"], stdout=told, stderr=told)
+    with log.open("wb") as said:
+        process = subprocess.Popen([*command, "--overwrite"], stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -177,7 +177,7 @@ def steps(whole: int, least: int = 1) -> list[int]:
     return sorted({max(least, round(whole * share)) for share in (0.25, 0.5, 0.75, 1.0)})
 
 
-def told(runs: list[Run], verb: str, method: str) -> str:
+def said(runs: list[Run], verb: str, method: str) -> str:
     """A table of runs."""
     lines = [f"{verb}, {method}", "tasks  parameters  read GB  written GB  peak MB   CPU s  wall s"]
     lines += [
@@ -245,7 +245,7 @@ def main() -> None:
         whole = measure(folder, model, options, options.tasks, model.blocks)
         by_tasks = [measure(folder, model, options, n, model.blocks) for n in counts[:-1]] + [whole]
         by_blocks = [measure(folder, model, options, options.tasks, n) for n in blocks[:-1]]
-        print(told([*by_tasks[:-1], *by_blocks, whole], options.verb, options.method))
+        print(said([*by_tasks[:-1], *by_blocks, whole], options.verb, options.method))
         if by_blocks:
             curves = {
                 "tasks": ([float(run.tasks) for run in by_tasks], by_tasks),

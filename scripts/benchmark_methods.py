@@ -243,8 +243,8 @@ class Bench:
                 continue
             if point.key not in tested:
                 tested[point.key] = self.accuracy(self.merged(row, point, kept))
-            told = {"validation": point.accuracy, "rank_ratio": point.rank_ratio, "scaling": point.scaling}
-            found[select] = told | {"test": tested[point.key]}
+            said = {"validation": point.accuracy, "rank_ratio": point.rank_ratio, "scaling": point.scaling}
+            found[select] = said | {"test": tested[point.key]}
         return {"test": found["accuracy"]["test"], "choices": found}
 
     def merged(self, row: Static, point: Point, kept: Decompositions) -> dict[str, torch.Tensor]:
@@ -269,7 +269,7 @@ class Bench:
         return {"test": test, "coefficient": reached.coefficients.mean().item(), "steps": steps}
 
 
-def measure(suite: str, output: Path, inputs: int, told: Callable[[str], None]) -> None:
+def measure(suite: str, output: Path, inputs: int, said: Callable[[str], None]) -> None:
     """Measures the rows of one suite that its file does not hold yet."""
     path = output / f"{suite.replace(':', '-')}.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -286,11 +286,11 @@ def measure(suite: str, output: Path, inputs: int, told: Callable[[str], None]) 
             try:
                 known[name] = bench.static(row) if isinstance(row, Static) else bench.adapted(row)
             except MergeError as error:
-                told(f"{suite}: {name}: {error}")
+                said(f"{suite}: {name}: {error}")
                 continue
             known[name]["seconds"] = time.perf_counter() - start
         write_text(path, json.dumps(known, indent=1) + "\n", overwrite=True)
-        told(f"{suite}: {name}: {100 * known[name]['test']:.1f}")
+        said(f"{suite}: {name}: {100 * known[name]['test']:.1f}")
 
 
 def load(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -367,8 +367,8 @@ def main() -> int:
     print("\n".join(accuracy_table(results)))
     print()
     print("\n".join(choice_table(results)))
-    for told in missing:
-        console.print(f"Missing: {told}", highlight=False)
+    for said in missing:
+        console.print(f"Missing: {said}", highlight=False)
     return 0
 
 

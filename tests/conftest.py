@@ -231,7 +231,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip("forks and signals are POSIX")
     from tests.forked_commands import Forks
 
-    return Forks(tmp_path_factory.mktemp("forks") / "told")
+    return Forks(tmp_path_factory.mktemp("forks") / "said")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -371,8 +371,8 @@ def save_tokenizer(folder: Path, segments: bool) -> None:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    told = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
-    PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=told, **names).save_pretrained(folder)
+    said = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
+    PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=said, **names).save_pretrained(folder)
 
 
 def write_texts(path: Path, classes: int, size: int, labels: bool) -> None:

@@ -31,13 +31,13 @@ class Forks:
     A merge that a test runs in its own process with `--devices 2` takes its processes from the same server.
 
     Attributes:
-        told: a file with what processes have written on standard output and standard error since the last `run`.
+        said: a file with what processes have written on standard output and standard error since the last `run`.
     """
 
-    def __init__(self, told: Path) -> None:
-        self.told = told
+    def __init__(self, said: Path) -> None:
+        self.said = said
         SERVER.set_forkserver_preload(IMPORTS)
-        with told.open("ab") as output:
+        with said.open("ab") as output:
             own = {place: os.dup(place) for place in (1, 2)}
             for place in own:
                 os.dup2(output.fileno(), place)
@@ -55,10 +55,10 @@ class Forks:
 
     def tests(self, folder: Path) -> str:
         """What pytest says of the test files in a folder, which import from that folder."""
-        self.told.write_text("")
+        self.said.write_text("")
         process = self.start(run_tests, str(folder))
         process.join()
-        return self.told.read_text()
+        return self.said.read_text()
 
     def run(
         self,
@@ -74,9 +74,9 @@ class Forks:
         Args:
             kill_after: seconds until all are killed, or a function that returns when it is time. Their code is −9.
             largest_file: bytes, beyond which a write fails as on a full disk.
-            errors_only: whether `told` is of standard error only.
+            errors_only: whether `said` is of standard error only.
         """
-        self.told.write_text("")
+        self.said.write_text("")
         options = (largest_file, errors_only)
         processes = [self.start(run_command, arguments, str(folder), each, *options) for each in environments]
         if kill_after is not None:
@@ -112,7 +112,7 @@ class Forks:
         process.join()
         if process.exitcode == UNKNOWN:
             pytest.skip("a kernel that does not hold system calls")
-        assert process.exitcode == 0, self.told.read_text()
+        assert process.exitcode == 0, self.said.read_text()
         return [str(one) for one in json.loads(answer.read_text())]
 
 

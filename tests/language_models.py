@@ -94,7 +94,7 @@ def load(folder: Path) -> Any:
     """The model of a folder; fails where a weight is missing, unexpected or of another shape."""
     from transformers import AutoModelForCausalLM
 
-    model, told = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    model, said = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), said
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
     return model

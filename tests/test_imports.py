@@ -93,7 +93,7 @@ def test_heavy_libraries_wait_for_their_use() -> None:
 
 
 def test_modules_that_have_moved() -> None:
-    """A method of one's own, as earlier pages have it, goes on working, and is told where things are now."""
+    """A method of one's own, as earlier pages have it, goes on working, and learns where things are now."""
     from lit_merge.bank.low_rank import rank_of
     from lit_merge.bank.task_bank import TaskBank
 

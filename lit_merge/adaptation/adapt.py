@@ -100,7 +100,7 @@ def evaluate(
         network: encoder and heads.
         data: whose test images are read.
         route: of a bank, choose weights input by input, as if nobody said which task an input is of; see `Router`.
-        prototypes: by which tasks are told apart; made of the data's unlabelled inputs by default.
+        prototypes: by which tasks are distinguished; made of the data's unlabelled inputs by default.
         accelerator: Lightning's.
         progress: show a bar.
 

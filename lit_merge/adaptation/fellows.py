@@ -44,9 +44,9 @@ class Fellows(Callback):
         import torch
 
         if not self._here and torch.distributed.is_initialized():
-            told: list[Any] = [None] * self.count
-            torch.distributed.all_gather_object(told, (socket.gethostname(), os.getpid()))
-            mine = {rank: pid for rank, (host, pid) in enumerate(told) if host == socket.gethostname()}
+            places: list[Any] = [None] * self.count
+            torch.distributed.all_gather_object(places, (socket.gethostname(), os.getpid()))
+            mine = {rank: pid for rank, (host, pid) in enumerate(places) if host == socket.gethostname()}
             # Containers may be called alike and number their processes each for itself.
             self._here = {rank: pid for rank, pid in mine.items() if _lives(pid)}
 

@@ -1,4 +1,4 @@
-"""What commands write, told from all else: `--overwrite` replaces nothing that its own command has not written."""
+"""What commands write: `--overwrite` replaces nothing that its own command has not written."""
 
 import os
 import re

@@ -110,7 +110,7 @@ class UnfinishedOutput:
         return not differs
 
     def of_another(self, folder: Path, differs: list[str]) -> MergeError:
-        """What is told of a folder whose plan differs."""
+        """What is said of a folder whose plan differs."""
         return MergeError(
             f"{folder} holds {self.kind} with other {', '.join(differs)}: pass --overwrite to start afresh, or choose "
             f"{self.other}"

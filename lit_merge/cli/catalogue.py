@@ -120,12 +120,12 @@ def _entry(
     name: str, kind: str, place: str, node: ast.ClassDef, file: str, module: str, classes: dict[str, Found]
 ) -> Entry:
     docstring = ast.get_docstring(node) or ""
-    text, told = sections(docstring)
+    text, described = sections(docstring)
     first, _, title = module.partition(": ")
     single = first == name or first.replace("-", "").lower() == name.lower()
     papers = _PAPER.findall(docstring) or (_PAPER.findall(module) if kind.startswith(("merging", "transform")) else [])
     options = tuple(
-        Option(option, _spelled_out(kind_of), default, told.get(option, _inherited(node, option, classes)))
+        Option(option, _spelled_out(kind_of), default, described.get(option, _inherited(node, option, classes)))
         for option, kind_of, default in _options(node, classes)
     )
     title = (
@@ -143,13 +143,13 @@ def sections(docstring: str) -> tuple[str, dict[str, str]]:
     ('Adds.', {'a': 'what is added.', 'b': 'what is added.'})
     """
     pieces = _SECTION.split(docstring)
-    told: dict[str, str] = {}
+    described: dict[str, str] = {}
     for title, body in zip(pieces[1::2], pieces[2::2], strict=True):
         if title not in ("Args", "Attributes"):
             continue
         for names, text in _ARGUMENT.findall(body):
-            told |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return pieces[0].strip(), told
+            described |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return pieces[0].strip(), described
 
 
 def _options(node: ast.ClassDef, classes: dict[str, Found]) -> list[tuple[str, str, str]]:

@@ -21,7 +21,7 @@ Wanted = tuple[type, ...]
 
 @contextmanager
 def only_wanted(refused: list[MergeError]) -> Iterator[None]:
-    """Inside, the parser imports no module for a name that cannot be what it wants; `refused` gets what it is told."""
+    """Inside, the parser imports no module for a name that cannot be what it wants; `refused` gets the errors."""
     resolve = _typehints.resolve_class_path_by_name
 
     def checked(wanted: Any, name: str) -> str:

@@ -1,5 +1,6 @@
 """What a command line and its configuration files say of a verb: read without Lightning, built part by part."""
 
+import functools
 from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
@@ -15,9 +16,9 @@ from lit_merge.checkpoints.kinds import Kind
 from lit_merge.checkpoints.locations import destination, resolve
 from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import Later
+from lit_merge.cli.manner import LOG, QUIET
 from lit_merge.cli.parsing import building, parser_of, parsing
 from lit_merge.cli.threads import settled_threads, use_threads
-from lit_merge.cli.told import LOG, QUIET
 from lit_merge.cli.trainer_options import trainer_options, without_opaque
 from lit_merge.console import Manner, say, use_manner
 from lit_merge.data import TaskData, only_read
@@ -92,7 +93,7 @@ class Configuration:
         Raises:
             MergeError: an unknown option or value, in one line.
         """
-        self.verb, self._parser = verb, _full_parser(verb, own, about, switches, skip)
+        self.verb, self._parser = verb, _full_parser(verb, own, about, tuple(switches.items()), tuple(skip))
         with parsing(arguments, lambda: [action.dest for action in self._parser._actions]):
             self.options = self._parser.parse_args(without_opaque(arguments, trainer_options()))
         for name in ("model", "trainer"):
@@ -179,10 +180,11 @@ class Configuration:
             return cast(Namespace, build(part, instantiate_groups=False))
 
 
+@functools.lru_cache
 def _full_parser(
-    verb: str, own: Callable[..., None], about: str, switches: Mapping[str, str], skip: Collection[str]
+    verb: str, own: Callable[..., None], about: str, switches: tuple[tuple[str, str], ...], skip: tuple[str, ...]
 ) -> ArgumentParser:
-    """The parser of a verb: its own options come first in its help, the Trainer's last."""
+    """The parser of a verb: its own options come first in its help, the Trainer's last. It is made once a process."""
     made = parser_of(verb, about)
     made.add_argument("--run", type=str | None, help="fit: the folder that it leaves")
     made.add_argument("--output", type=str | None, help="the other verbs: what they write")
@@ -192,7 +194,7 @@ def _full_parser(
     made.add_argument("--log", type=Literal["text", "json"], default="text", help=LOG)
     made.add_argument("--seed_everything", type=bool | int, default=True, help="seed of all random numbers")
     made.add_function_arguments(own, skip=set(skip))
-    for name, text in switches.items():
+    for name, text in switches:
         made.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action=ActionYesNo, help=text)
     made.add_class_arguments(_Model, "model", skip={"data", "accelerator"}, sub_configs=True)
     made.add_subclass_arguments(TaskData, "data", required=False)

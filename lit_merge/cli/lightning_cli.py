@@ -78,7 +78,7 @@ class MergeCLI(LightningCLI):
         parser.add_argument("--overwrite", action=ActionYesNo, help="replace what stands there")
         parser.add_argument("--route", type=Route | None, default=None, help="choose weights input by input")
         parser.add_argument(
-            "--prototypes", type=str | None, default=None, help="the file by which tasks are told apart"
+            "--prototypes", type=str | None, default=None, help="the file by which tasks are distinguished"
         )
         # Methods may look at unlabelled inputs before there is a trainer.
         parser.link_arguments("data", "model.data", apply_on="instantiate")

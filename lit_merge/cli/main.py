@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 
 from lit_merge import __version__
+from lit_merge.cli.manner import settle_manner
 from lit_merge.cli.shipped import with_shipped
 from lit_merge.cli.threads import settle_number, settle_waiting
-from lit_merge.cli.told import settle_manner
 from lit_merge.console import plain_warnings
 from lit_merge.errors import MergeError
 

@@ -156,12 +156,12 @@ class Process:
         _, status = os.waitpid(self.pid, 0)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        told = []
+        said = []
         for descriptor in self._told:
-            told.append(os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace"))
+            said.append(os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace"))
         for descriptor in [*self._told, self._died, *([] if self.listener is None else [self.listener])]:
             os.close(descriptor)
-        return Ended(None if hung else os.waitstatus_to_exitcode(status), *told)
+        return Ended(None if hung else os.waitstatus_to_exitcode(status), *said)
 
 
 def run(arguments: Sequence[str], folder: str | Path, user: int | None = None, seconds: float | None = None) -> Ended:
@@ -191,10 +191,10 @@ def imported(work: Callable[[], object], folder: str | Path) -> list[str]:
     """Modules that a function imports: imported here beforehand, no fork need do it again."""
     known = set(sys.modules)
 
-    def told() -> None:
+    def said() -> None:
         try:
             work()
         finally:
             print("\0".join(["", *(name for name in sys.modules if name not in known)]), end="")
 
-    return Process(told, folder).end(300).out.split("\0")[1:]
+    return Process(said, folder).end(300).out.split("\0")[1:]

@@ -56,8 +56,8 @@ def measure(suite: str, output: Path, esm: bool, only_print: bool) -> str:
         methods |= {type(method).__name__: method for method in grid.methods}
         for point in bench.read(grid):
             accuracy, seconds = 100 * (point.accuracy or 0.0), time.monotonic() - started
-            told = f"validation {accuracy:.1f}, entropy {point.entropy:.3f}, agreement {100 * point.agreement:.1f}"
-            print(f"{suite} {file_name(point)}: {told}, {seconds:.0f} s", flush=True)
+            said = f"validation {accuracy:.1f}, entropy {point.entropy:.3f}, agreement {100 * point.agreement:.1f}"
+            print(f"{suite} {file_name(point)}: {said}, {seconds:.0f} s", flush=True)
     read = {name: found for name in METHODS if (found := bench.records(name))}
     studies = {count: {name: bench.study(records, count) for name, records in read.items()} for count in COUNTS}
     choices = {count: {name: one.choices() for name, one in named.items()} for count, named in studies.items()}

@@ -22,7 +22,7 @@ class FontFile:
 
 
 def find_fonts(unpacked: Path) -> tuple[list[FontFile], list[str]]:
-    """All usable font files, one a file name, and the packages left out because their licence could not be told."""
+    """All usable font files, one a file name, and the packages left out because their licence is not known."""
     fonts: list[FontFile] = []
     dropped: list[str] = []
     stems: set[str] = set()

@@ -20,7 +20,7 @@ _ONE_OFF = ((r"Unlimited permission is granted to use, copy, and distribute", "p
 
 
 def licences(copyright_file: Path) -> list[str]:
-    """Names of the licences of what is not Debian's own packaging; empty where they cannot be told."""
+    """Names of the licences of what is not Debian's own packaging; empty where they are not known."""
     text = copyright_file.read_text("utf-8", errors="replace")
     if not re.search(r"^Format(-Specification)?:", text, re.M):
         return [name for pattern, name in _PROSE if re.search(pattern, text)]
@@ -66,4 +66,4 @@ def _told(name: str, stanza: str) -> str:
     """The licence's name as the package gives it where it is a known one, else what its own words say, else nothing."""
     if _FREE.search(name):
         return name
-    return next((told for pattern, told in _ONE_OFF if re.search(pattern, stanza)), "")
+    return next((said for pattern, said in _ONE_OFF if re.search(pattern, stanza)), "")

@@ -83,21 +83,21 @@ def runs(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
     folders = {name: tmp_path_factory.mktemp(name) for name in kinds}
     for name, (processes, callbacks) in kinds.items():
         (folders[name] / "config.yaml").write_text(yaml.safe_dump(config(tiny, processes, callbacks)))
-    assert forks.run(*FIT, folder=folders["one"]) == [0], forks.told.read_text()
+    assert forks.run(*FIT, folder=folders["one"]) == [0], forks.said.read_text()
     # Lightning starts the second process, by the same command.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     codes = forks.run(*FIT, folder=folders["two"], environments=[{"PYTHONPATH": path}])
-    assert codes == [0], forks.told.read_text()
+    assert codes == [0], forks.said.read_text()
     codes = forks.run(*FIT, folder=folders["killed"], environments=as_torchrun(2))
     assert codes == [-signal.SIGKILL, 2]
-    lines = [line for line in forks.told.read_text().splitlines() if not line.startswith("computing with")]
+    lines = [line for line in forks.said.read_text().splitlines() if not line.startswith("computing with")]
     last = "process 1 of 2 died: run was not written; the same command goes on (.run.unfinished)"
     assert lines[-1] == f"lit_merge: error: {last}"
-    assert "Traceback" not in forks.told.read_text()
+    assert "Traceback" not in forks.said.read_text()
     assert not (folders["killed"] / "run").exists()
     codes = forks.run(*FIT, folder=folders["killed"], environments=as_torchrun(2))
-    assert codes == [0, 0], forks.told.read_text()
-    assert f"going on at step 4 of {STEPS}" in forks.told.read_text()
+    assert codes == [0, 0], forks.said.read_text()
+    assert f"going on at step 4 of {STEPS}" in forks.said.read_text()
     return folders
 
 

@@ -53,7 +53,7 @@ def test_two_processes_give_the_coefficients_of_one(texts: Any, forks: Any, tmp_
         runs[name].mkdir()
         (runs[name] / "config.yaml").write_text(yaml.safe_dump(config(texts, len(environments))))
         codes = forks.run(*FIT, folder=runs[name], environments=environments)
-        assert codes == [0] * len(environments), forks.told.read_text()
+        assert codes == [0] * len(environments), forks.said.read_text()
     one, two = (TaskBank.load(runs[name] / "run" / "bank") for name in ("one", "two"))
     assert one.coefficients.unique().numel() > 10
     torch.testing.assert_close(two.coefficients, one.coefficients, rtol=1e-5, atol=1e-5)

@@ -50,9 +50,9 @@ def test_a_bug_is_shown_and_ends_the_others(started: Any) -> None:
 
 
 def test_one_that_has_said_why_is_not_named(started: Any) -> None:
-    with subprocess.Popen(["sh", "-c", "exit 2"]) as told:
-        told.wait()
-        with pytest.raises(SystemExit) as ended, ending_together(trainer(0, 3, started, told)):
+    with subprocess.Popen(["sh", "-c", "exit 2"]) as said:
+        said.wait()
+        with pytest.raises(SystemExit) as ended, ending_together(trainer(0, 3, started, said)):
             raise RuntimeError("Connection closed by peer")
     assert ended.value.code == 2
     assert started.wait() == -signal.SIGKILL
@@ -78,9 +78,9 @@ def busy(mark: str) -> None:
 
 
 def test_a_process_that_is_busy_ends_too(forks: Any, tmp_path: Path) -> None:
-    forks.told.write_text("")
+    forks.said.write_text("")
     process = forks.start(busy, str(tmp_path / "mark"))
     process.join()
     assert process.exitcode == 2
-    assert forks.told.read_text() == "lit_merge: error: process 2 of 2 was killed by SIGKILL\n"
+    assert forks.said.read_text() == "lit_merge: error: process 2 of 2 was killed by SIGKILL\n"
     assert not (tmp_path / "mark").exists()

@@ -86,7 +86,7 @@ def test_mlflow(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert {f"coefficient/{task}" for task in tiny.tasks} <= run.data.metrics.keys()
     names = [one.path for one in client.list_artifacts(run.info.run_id)]
     assert names == ["coefficients_00000.png", "coefficients_00002.png"]
-    # A place that MLflow refuses is told in one line.
+    # A place that MLflow refuses is named in one line.
     capsys.readouterr()
     assert fit(tiny, tmp_path, "MLFlowLogger", tracking_uri="nowhere://else") == 2
     *_, line = capsys.readouterr().err.splitlines()

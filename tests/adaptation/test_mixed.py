@@ -100,7 +100,7 @@ def test_a_mixed_stream_that_passes_once(order: Any, make_model: Make, make_trai
 
 
 def test_only_some_of_the_tasks_of_the_heads(make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:
-    """The heads' file has three tasks: the two that are merged are told apart among their own classes only."""
+    """The heads' file has three tasks: the two that are merged are distinguished among their own classes only."""
     network = ["--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
     experts = [f"--model.experts.{task}={tiny.experts[task]}" for task in ("gamma", "beta")]
     data = ["--data", "Suite", "--data.path", tiny.suite, "--data.mixed", "true", "--data.tasks", "[beta, gamma]"]

@@ -130,7 +130,7 @@ def test_killed_at_random_moments_the_same_command_ends_at_the_same_bits(forks: 
     command = ["fit", "--config", str(config), "--run"]
     forks.run("--version")  # waits until everything is imported
     begun = time.monotonic()
-    assert forks.run(*command, str(tmp_path / "whole")) == [0], forks.told.read_text()
+    assert forks.run(*command, str(tmp_path / "whole")) == [0], forks.said.read_text()
     lasted = time.monotonic() - begun
     moments = random.Random(0)
     # Killed once, killed twice; and again on a machine so busy that no kill has met a fit.
@@ -140,7 +140,7 @@ def test_killed_at_random_moments_the_same_command_ends_at_the_same_bits(forks: 
             if not run.exists():
                 forks.run(*command, str(run), kill_after=moments.uniform(0.3, 0.95) * lasted)
         if not run.exists():
-            assert forks.run(*command, str(run)) == [0], forks.told.read_text()
+            assert forks.run(*command, str(run)) == [0], forks.said.read_text()
         if list(tmp_path.glob(".*")):
             # Killed between the run's last rename and the end: the next command on it clears up.
             assert forks.run(*command, str(run)) == [2]
@@ -149,7 +149,7 @@ def test_killed_at_random_moments_the_same_command_ends_at_the_same_bits(forks: 
         # What is only logged is summed in an order that depends on where tensors lie.
         np.testing.assert_allclose(logged(run), logged(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
         assert not list(tmp_path.glob(".*"))
-        if attempt and "going on at step" in forks.told.read_text():
+        if attempt and "going on at step" in forks.said.read_text():
             break
     else:
         pytest.fail("no kill met a fit")
@@ -202,7 +202,7 @@ def unfinished(kept: Path, make_model: Make, make_trainer: MakeTrainer, tiny: An
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "said"),
     [
         ({"model": {"method": CART(rank_ratio=0.25, scaling=1.0)}}, "bank"),
         ({"model": {"method": CART(rank_ratio=0.5, scaling=1.2)}}, "coefficients"),
@@ -220,7 +220,7 @@ def unfinished(kept: Path, make_model: Make, make_trainer: MakeTrainer, tiny: An
 )
 def test_another_fit_does_not_go_on(
     other: dict[str, Any],
-    told: str,
+    said: str,
     unfinished: Path,
     make_model: Make,
     make_trainer: MakeTrainer,
@@ -231,7 +231,7 @@ def test_another_fit_does_not_go_on(
     data, trainer = tiny.data(**other.get("data", {})), make_trainer(**{"max_steps": 4} | other.get("trainer", {}))
     with pytest.raises(MergeError, match="--overwrite") as error:
         run_fit(trainer, model, data, unfinished)
-    assert f"{tmp_path / '.run.unfinished'} holds an unfinished fit with other {told}: " in str(error.value)
+    assert f"{tmp_path / '.run.unfinished'} holds an unfinished fit with other {said}: " in str(error.value)
     assert (tmp_path / ".run.unfinished" / "step.ckpt").exists()
 
 
@@ -239,7 +239,7 @@ def test_overwrite_starts_another_fit_afresh_and_goes_on_with_the_same(
     make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    for batch_size, told in ((4, f"going on at step 2 of 4 ({tmp_path / '.run.unfinished'})\n"), (5, "")):
+    for batch_size, said in ((4, f"going on at step 2 of 4 ({tmp_path / '.run.unfinished'})\n"), (5, "")):
         shutil.rmtree(run, ignore_errors=True)
         stopped(make_model, make_trainer, tiny.data(), run)
         capsys.readouterr()
@@ -247,8 +247,8 @@ def test_overwrite_starts_another_fit_afresh_and_goes_on_with_the_same(
         model = make_model()
         run_fit(make_trainer(max_steps=4), model, tiny.data(batch_size=batch_size), run, overwrite=True)
         shown = capsys.readouterr().err
-        assert told in shown
-        assert bool(told) == ("going on" in shown)
+        assert said in shown
+        assert bool(said) == ("going on" in shown)
         expected = make_model()
         make_trainer(max_steps=4).fit(expected, datamodule=tiny.data(batch_size=batch_size))
         assert torch.equal(model.coefficients(), expected.coefficients())

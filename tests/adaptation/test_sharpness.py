@@ -28,8 +28,8 @@ def test_the_gradient_is_that_of_the_worst_nearby_point() -> None:
             loss.backward()
             return loss.item()
 
-        told = aware.step(closure)
-        assert told == curve(literal).item()
+        said = aware.step(closure)
+        assert said == curve(literal).item()
         (first,) = torch.autograd.grad(curve(literal), literal)
         worst = (literal + RHO * first / first.norm()).detach().requires_grad_()
         (literal.grad,) = torch.autograd.grad(curve(worst), worst)

@@ -44,9 +44,9 @@ def test_fit_and_predict(texts: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     # Off: it might go back to where all coefficients are one.
     guard = [{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 0}}]
     assert main(["fit", *files, "--run", str(run), *QUIET, "--trainer.callbacks", json.dumps(guard)]) == 0
-    told = " ".join(capsys.readouterr().err.split())
-    assert "not merged, not of the encoder: classifier." in told
-    assert "ham: 17 texts in" in told
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not merged, not of the encoder: classifier." in said
+    assert "ham: 17 texts in" in said
     lines = list(csv.DictReader((run / "coefficients.csv").read_text().splitlines()))
     # One coefficient for every task and block, and one for what is in none.
     for task in texts.tasks:
@@ -77,8 +77,8 @@ def test_a_process_of_its_own(texts: Any, tmp_path: Path, forks: Any) -> None:
     # With a look of the guard before the fit ends.
     command += ["--trainer.callbacks", json.dumps([{"class_path": "CollapseGuard", "init_args": {"every_n_steps": 2}}])]
     assert forks.run(*command, environments=[{"CUDA_VISIBLE_DEVICES": ""}], errors_only=True) == [0]
-    told = [line for line in forks.told.read_text().splitlines() if not line.startswith("lit_merge: warning: ")]
-    assert [line.partition(":")[0] for line in told] == ["not merged, not of the encoder", *2 * texts.tasks]
+    said = [line for line in forks.said.read_text().splitlines() if not line.startswith("lit_merge: warning: ")]
+    assert [line.partition(":")[0] for line in said] == ["not merged, not of the encoder", *2 * texts.tasks]
     assert "bert.encoder.layer.1.output.dense.weight" in (tmp_path / "run" / "coefficients.csv").read_text()
 
 
@@ -118,7 +118,7 @@ def test_from_python(texts: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
+    ("option", "value", "said"),
     [
         ("--data.text", "words", "ham-test.csv has no column 'words'; it has text, label"),
         ("--data.tokenizer", "nowhere", "nowhere: no such folder of a tokenizer"),
@@ -128,9 +128,9 @@ def test_from_python(texts: Any, kind: str) -> None:
     ],
 )
 def test_mistakes(
-    option: str, value: str, told: str, texts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, said: str, texts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = write(tmp_path / "texts.yaml", configuration(texts, "bert"))
     assert main(["test", *files, option, value, *QUIET]) == 2
-    assert told in capsys.readouterr().err.replace("\n", " ")
+    assert said in capsys.readouterr().err.replace("\n", " ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.yaml"]

@@ -58,7 +58,7 @@ def error(bank: TaskBank, other: TaskBank) -> float:
     return total
 
 
-def told(found: Compressed) -> float:
+def said(found: Compressed) -> float:
     return sum(left for left, _ in (*found.choice.left.values(), *found.choice.origin.values()))
 
 
@@ -77,7 +77,7 @@ def test_size_to_the_byte_and_error(origin: Any, dtype: Any, bank: TaskBank, pla
         assert loaded.tasks == bank.tasks
         assert torch.equal(loaded.coefficients, bank.coefficients)
         # What is said is measured on some directions; rounding of several types adds to it.
-        assert error(bank, loaded) == pytest.approx(told(done), rel=0.15, abs=1e-5)
+        assert error(bank, loaded) == pytest.approx(said(done), rel=0.15, abs=1e-5)
         assert torch.equal(loaded.origin["steps"], bank.origin["steps"])
     # Without a limit, nothing but the types costs anything.
     most = {None: 2e-5, "int8": 0.08, "int4": 0.6, "float16": 2e-4, "float32": 1e-9}
@@ -309,7 +309,7 @@ def test_errors_on_features(origin: Any, bank: TaskBank, place: Path, tmp_path: 
     compress_bank(bank, tmp_path / "plain", **limited)
     ours, plain = (feature_error(bank, TaskBank.load(tmp_path / name), moments) for name in ("features", "plain"))
     # What the origin's difference lacks and what a delta lacks are not orthogonal to each other.
-    assert ours == pytest.approx(told(done), rel=1e-3 if origin == "own" else 0.02)
+    assert ours == pytest.approx(said(done), rel=1e-3 if origin == "own" else 0.02)
     assert ours < 0.8 * plain
     assert error(bank, TaskBank.load(tmp_path / "features")) > error(bank, TaskBank.load(tmp_path / "plain"))
     wrong = {task: {FIRST: torch.eye(3)} for task in bank.tasks}
@@ -339,4 +339,4 @@ def test_features_where_nothing_differs_but_the_base(bank: TaskBank, place: Path
     assert error(less, TaskBank.load(tmp_path / "all")) < 1e-9
     done = compress_bank(less, tmp_path / "cut", moments=moments, max_size="14000", **options)
     ours = feature_error(less, TaskBank.load(tmp_path / "cut"), moments)
-    assert ours == pytest.approx(told(done), rel=0.02)
+    assert ours == pytest.approx(said(done), rel=0.02)

@@ -34,15 +34,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "bank"
 
 
-def refused(folder: Path, told: str) -> None:
-    with pytest.raises(MergeError, match=told) as error:
+def refused(folder: Path, said: str) -> None:
+    with pytest.raises(MergeError, match=said) as error:
         TaskBank.load(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "change", "told"),
+    ("key", "change", "said"),
     [
         (f"S/{MATRIX}", lambda t: t[:, :1], "U/.* expected floating point of"),
         (f"U/{MATRIX}", lambda t: t[..., :-1], "U/.* expected floating point of"),
@@ -61,10 +61,10 @@ def refused(folder: Path, told: str) -> None:
         ("coefficients", lambda t: t / 0, "coefficients holds NaN or infinity"),
     ],
 )
-def test_tensors_that_do_not_fit(key: str, change: Callable[[Tensor], Tensor], told: str, folder: Path) -> None:
+def test_tensors_that_do_not_fit(key: str, change: Callable[[Tensor], Tensor], said: str, folder: Path) -> None:
     tensors = load_file(folder / "bank.safetensors")
     save_file(tensors | {key: change(tensors[key]).contiguous()}, folder / "bank.safetensors")
-    refused(folder, told)
+    refused(folder, said)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_values_that_were_damaged_are_seen_when_they_are_read(key: str, tmp_path
     row.view(-1).view(torch.int32)[3] ^= 1
     save_file(tensors, path, metadata)
     loaded = TaskBank.load(tmp_path / "one")  # nothing of it is read yet
-    told = f"bank.safetensors: {key} is not as it was saved: its checksum is another one"
-    with pytest.raises(MergeError, match=told):
+    said = f"bank.safetensors: {key} is not as it was saved: its checksum is another one"
+    with pytest.raises(MergeError, match=said):
         loaded.merge()
-    with pytest.raises(MergeError, match=told):
+    with pytest.raises(MergeError, match=said):
         TaskBank.load(tmp_path / "one").expert("t1")
     if not key.startswith("origin"):
         for task in ("t0", "t2"):  # whose own parts are whole

@@ -101,7 +101,7 @@ def test_modules_that_do_not_fit_stay_as_they_are(bank: TaskBank) -> None:
     nowhere = Tied()
     del nowhere.inner
     differ = replace(bank, origin=dict(bank.origin) | {"last.weight": bank.origin["last.weight"] + 1})
-    for module, source, told in (
+    for module, source, said in (
         (nowhere, bank, "Tied has no weight inner.bias, which the bank has: it is another architecture"),
         (Larger(5), bank, r"Larger: inner.weight has shape \[5, 5\], in the bank \[4, 4\]: it is another"),
         (Larger(), bank, r"Larger has head.bias, which the bank lacks \(2 such in all\): with strict=False they stay"),
@@ -109,10 +109,10 @@ def test_modules_that_do_not_fit_stay_as_they_are(bank: TaskBank) -> None:
         (Tied(), differ, "embed.weight and last.weight are one weight in Tied, and two in the bank, which differ"),
     ):
         before = copy.deepcopy(module.state_dict())
-        with pytest.raises(MergeError, match=told):
+        with pytest.raises(MergeError, match=said):
             source.switch_(module, "a")
         assert before.keys() == module.state_dict().keys()
-        assert told.endswith("meta") or equal(module, before)
+        assert said.endswith("meta") or equal(module, before)
     with pytest.raises(MergeError, match="no task 'd'"):
         bank.switch_(Tied(), "d")
     with_head = Larger()

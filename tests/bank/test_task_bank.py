@@ -76,14 +76,14 @@ def test_damaged_folders(bank: TaskBank, tmp_path: Path) -> None:
     bank.save(path)
     without_digest(path)
     about = (path / "bank.json").read_text()
-    for text, told in (
+    for text, said in (
         ("{", "damaged"),
         ("[]", "format_version"),
         (about.replace('"format_version": 1', '"format_version": 99'), "update it"),
         (json.dumps(json.loads(about) | {"tasks": [*bank.tasks, "delta"]}), "different banks"),
     ):
         (path / "bank.json").write_text(text)
-        with pytest.raises(MergeError, match=told) as error:
+        with pytest.raises(MergeError, match=said) as error:
             TaskBank.load(path)
         assert "bank.json" in str(error.value)
     (path / "bank.json").unlink()

@@ -24,9 +24,9 @@ def model(tmp_path: Path) -> nn.Module:
 def test_a_whole_module(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "model.safetensors"
     assert main(["convert", str(tmp_path / "model.pt"), "--output", str(output)]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"9 weights of {tmp_path / 'model.pt'} written to {output}\n"
-    assert told.err == ""
+    said = capsys.readouterr()
+    assert said.out == f"9 weights of {tmp_path / 'model.pt'} written to {output}\n"
+    assert said.err == ""
     found = load_file(output)
     assert set(found) == set(model.state_dict())  # tied weights under both names
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
@@ -48,11 +48,11 @@ def test_dtypes_and_shards(model: nn.Module, tmp_path: Path) -> None:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["convert", *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("lit_merge: error: ")
-    assert told.err.count("\n") == 1
-    return told.err
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("lit_merge: error: ")
+    assert said.err.count("\n") == 1
+    return said.err
 
 
 def test_mistakes(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

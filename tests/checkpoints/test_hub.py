@@ -41,11 +41,11 @@ def keep(cache: Path, revision: str = "main") -> Path:
     return snapshot
 
 
-def refused(location: str, *told: str) -> None:
+def refused(location: str, *said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(location)
     assert "\n" not in str(caught.value)
-    for text in (location, *told):
+    for text in (location, *said):
         assert text in str(caught.value)
 
 
@@ -159,7 +159,7 @@ def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
     tmp_path.joinpath("r").mkdir()
     served = Hub(tmp_path / "r", monkeypatch)
-    for kind, told in (
+    for kind, said in (
         (GatedRepoError, "access must be asked for"),
         (RepositoryNotFoundError, "no such model on the hub"),
         (RevisionNotFoundError, "no revision v2"),
@@ -170,7 +170,7 @@ def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
             raise error
 
         monkeypatch.setattr(served, "model_info", fail)
-        refused("hf://org/name@v2", told)
+        refused("hf://org/name@v2", said)
 
 
 def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:

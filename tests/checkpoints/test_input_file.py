@@ -90,13 +90,13 @@ def test_of_very_many_files_few_are_held(tmp_path: Path, monkeypatch: pytest.Mon
 def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder.safetensors" / "in").mkdir(parents=True)
-    for place, told in (
+    for place, said in (
         (tmp_path / "pipe", "is a pipe or a device"),
         (Path("/dev/zero"), "is a pipe or a device"),
         (tmp_path / "none", "no such file"),
         (tmp_path / "a\0b", "cannot be read"),
     ):
-        with pytest.raises(MergeError, match=told):
+        with pytest.raises(MergeError, match=said):
             open_checkpoint(place)
     with pytest.raises(MergeError, match="is a folder"):
         InputFile(tmp_path / "folder.safetensors")
@@ -110,7 +110,7 @@ def opened_as_target(folder: Path) -> object:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize(
-    ("opened", "told"),
+    ("opened", "said"),
     [
         (TaskBank.load, "is no task bank: .*pipe"),
         (opened_as_target, "bank.json is a pipe or a device: move it elsewhere"),
@@ -118,12 +118,12 @@ def opened_as_target(folder: Path) -> object:
         (lambda pipe: Report.load(pipe), "is a pipe or a device"),
     ],
 )
-def test_no_reader_waits_for_a_pipe(opened: Callable[[Path], object], told: str, tmp_path: Path) -> None:
+def test_no_reader_waits_for_a_pipe(opened: Callable[[Path], object], said: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     # Ends the whole test rather than wait for ever.
     signal.alarm(60)
     try:
-        with pytest.raises(MergeError, match=told):
+        with pytest.raises(MergeError, match=said):
             opened(tmp_path / "pipe")
     finally:
         signal.alarm(0)
@@ -178,7 +178,7 @@ def write_header(path: Path, header: dict[str, Any], values: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         ({"shape": [10**18, 0], "data_offsets": [8, 8]}, "impossible shape"),
         ({"shape": [0, 1 << 20, 1 << 20], "data_offsets": [8, 8]}, "impossible shape"),
@@ -195,7 +195,7 @@ def write_header(path: Path, header: dict[str, Any], values: int) -> None:
         ({"shape": 10**19}, "is none"),
     ],
 )
-def test_headers_that_are_none(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_headers_that_are_none(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     good = {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}
     header = {"a": good | {"data_offsets": [0, 8]}, "b": good}
@@ -206,6 +206,6 @@ def test_headers_that_are_none(change: dict[str, Any], told: str, tmp_path: Path
         open_checkpoint(path)
     wrong = good | change
     write_header(path, {"a": header["a"], "b": wrong}, 8 if wrong["data_offsets"] == [8, 8] else 16)
-    with pytest.raises(MergeError, match=told) as error:
+    with pytest.raises(MergeError, match=said) as error:
         open_checkpoint(path)
     assert str(path) in str(error.value)

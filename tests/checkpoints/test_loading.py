@@ -75,8 +75,8 @@ def load(folder: Path) -> Any:
 
     about = json.loads((folder / "config.json").read_text())
     kind = getattr(transformers, about["architectures"][0])
-    model, told = kind.from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
+    model, shown = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(shown.values()), shown
     return model
 
 

@@ -87,10 +87,10 @@ def test_every_verb_writes_there(home: Path, capsys: pytest.CaptureFixture[str])
         capsys.readouterr()
         assert main(arguments) == 0, capsys.readouterr().err
         assert (home / written).exists(), arguments
-        told = capsys.readouterr().out
+        said = capsys.readouterr().out
         if arguments[0] in ("merge", "analyze") and name in arguments[-1]:
-            assert name in told
-    assert "[b]" in told
+            assert name in said
+    assert "[b]" in said
     for value in ("~nobody-here/x", "$UNSET/x", "zoo:8/x", "~"):
         assert main(["merge", *merged, f"--output={value}"]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -141,8 +141,8 @@ def test_towers_of_other_kinds_in_a_whole_model(clip: dict[str, Tensor]) -> None
 
 
 def test_unknown_namings(clip: dict[str, Tensor]) -> None:
-    told = "naming='openclip': expected one of open_clip, openai, hugging_face, canonical; the nearest is open_clip"
-    with pytest.raises(MergeError, match=told):
+    said = "naming='openclip': expected one of open_clip, openai, hugging_face, canonical; the nearest is open_clip"
+    with pytest.raises(MergeError, match=said):
         named("openclip", canonical_weights(clip))
 
 

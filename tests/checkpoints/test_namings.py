@@ -210,10 +210,10 @@ def test_saved_banks_keep_their_naming(whole: dict[str, Weights], tmp_path: Path
     same(TaskBank.load(tmp_path / "bank").merge(), bank.merge())
     about = without_digest(tmp_path / "bank")
     assert about["format_version"] == 1
-    for change, told in (({}, None), ({"naming": {"family": "keras"}}, "unknown"), ({"naming": 3}, "unknown")):
+    for change, said in (({}, None), ({"naming": {"family": "keras"}}, "unknown"), ({"naming": 3}, "unknown")):
         changed = {name: value for name, value in about.items() if name != "naming"} | change
         (tmp_path / "bank" / "bank.json").write_text(json.dumps(changed))
-        if told is None:  # of a time before there were namings
+        if said is None:  # of a time before there were namings
             same(TaskBank.load(tmp_path / "bank").merge(), bank.merge(naming="canonical"))
         else:
             with pytest.raises(MergeError, match=r"bank\.json: unknown naming .*: update lit_merge"):
@@ -223,8 +223,8 @@ def test_saved_banks_keep_their_naming(whole: dict[str, Weights], tmp_path: Path
 def test_messages_name_weights_as_the_file_does(whole: dict[str, Weights]) -> None:
     small, large = state(hugging_face_tower("B-32")), towers({"a": state(open_clip_model("B-16"))}, "open_clip")["a"]
     patches = "vision_model.embeddings.patch_embedding.weight"
-    told = rf"{patches} has shape \[48, 3, 32, 32\] in expert a and \[48, 3, 16, 16\]"
-    with pytest.raises(MergeError, match=told) as e:
+    said = rf"{patches} has shape \[48, 3, 32, 32\] in expert a and \[48, 3, 16, 16\]"
+    with pytest.raises(MergeError, match=said) as e:
         Experts({"a": small, "b": large})
     assert "expert b (conv1.weight)" in str(e.value)
     assert e.value.weight == "conv1.weight"
@@ -342,10 +342,10 @@ def test_from_the_command_line(files: Path, tiny: Any, tmp_path: Path, capsys: p
     same(load_file(tmp_path / "t.safetensors"), bank.expert("beta", naming="open_clip"))
     capsys.readouterr()
     assert main(["merge", *run, str(tmp_path / "n.safetensors"), "--naming", "keras"]) == 2
-    told = capsys.readouterr().err
-    assert "keras" in told
-    assert "hugging_face" in told
-    assert told.count("\n") == 1
+    said = capsys.readouterr().err
+    assert "keras" in said
+    assert "hugging_face" in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "n.safetensors").exists()
 
 

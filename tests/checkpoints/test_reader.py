@@ -1,4 +1,4 @@
-"""Safetensors files: told from others by more than their first bytes."""
+"""Safetensors files: distinguished from others by more than their first bytes."""
 
 import json
 import os

@@ -30,11 +30,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def refused(source: Path, *told: str) -> None:
+def refused(source: Path, *said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(source)
     assert "\n" not in str(caught.value)
-    for text in told:
+    for text in said:
         assert text in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_broken_indices(folder: Path) -> None:
     for place in ("../outside.safetensors", "/outside.safetensors", "..", ""):
         change_index(folder, lambda index, place=place: index["weight_map"].update({"gone": place}))
         refused(folder, "expected a file next to it")
-    for text, told in (
+    for text, said in (
         ('{"weight_map": {}}', "does not map"),
         ('{"weight_map": {"a": 1}}', "does not map"),
         ('{"weight_map": [1]}', "no index of shards"),
@@ -200,8 +200,8 @@ def test_broken_indices(folder: Path) -> None:
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "Git LFS"),
     ):
         index.write_text(text)
-        refused(folder, str(index), told)
-        refused(index, str(index), told)
+        refused(folder, str(index), said)
+        refused(index, str(index), said)
 
 
 def test_folders_without_weights(tmp_path: Path) -> None:

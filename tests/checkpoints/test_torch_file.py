@@ -165,16 +165,16 @@ def test_reading_is_lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert opened.read("w8")[0] == 8
 
 
-def refused(path: Path, *told: str) -> None:
+def refused(path: Path, *said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(path)
     assert "\n" not in str(caught.value)
-    for text in (str(path), *told):
+    for text in (str(path), *said):
         assert text in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("saved", "told"),
+    ("saved", "said"),
     [
         ([torch.ones(1)], ["no weights", "a list"]),
         (torch.ones(2), ["no weights", "a single tensor"]),
@@ -189,11 +189,11 @@ def refused(path: Path, *told: str) -> None:
     ],
 )
 @pytest.mark.parametrize("modern", [True, False])
-def test_files_without_a_model(saved: Any, told: list[str], modern: bool, tmp_path: Path) -> None:
+def test_files_without_a_model(saved: Any, said: list[str], modern: bool, tmp_path: Path) -> None:
     if isinstance(saved, dict) and "w" in saved and saved["w"].is_sparse and not modern:
         pytest.skip("old files cannot hold it")
     torch.save(saved, tmp_path / "model.pt", _use_new_zipfile_serialization=modern)
-    refused(tmp_path / "model.pt", *told)
+    refused(tmp_path / "model.pt", *said)
 
 
 @pytest.mark.parametrize("modern", [True, False])

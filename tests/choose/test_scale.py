@@ -91,9 +91,9 @@ def test_the_chosen_scale_is_where_entropy_is_least(tiny: Any, probe: Probe) -> 
 def test_doubts_are_warnings(tiny: Any) -> None:
     network, method = tiny.encoder(), CART(0.5)
     bank = build_bank(tiny.experts, method=method)
-    with pytest.warns(MergeWarning) as told:
+    with pytest.warns(MergeWarning) as shown:
         choose_scaling(bank, method, Probe.draw(network, tiny.data(), 3))
-    said = " ".join(str(one.message) for one in told)
+    said = " ".join(str(one.message) for one in shown)
     assert f"fewer than {FEW_INPUTS} inputs of alpha, beta, gamma" in said
     assert len(tiny.tasks) < FEW_TASKS
     assert "3 tasks" in said

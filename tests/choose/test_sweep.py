@@ -176,8 +176,8 @@ def test_curves_of_every_method_and_a_legend(tmp_path: Path) -> None:
     assert [one.get_xlabel() for one in axes] == scaled
     assert list(axes[3].get_lines()[0].get_ydata()) == [100 * one.accuracy for one in other]
     (legend,) = figures["curves"].legends
-    told = [text.get_text() for text in legend.get_texts()]
-    assert told[-3:] == ["best of its line", "chosen", "self-consistent scale"]
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown[-3:] == ["best of its line", "chosen", "self-consistent scale"]
     stars = [line for one in axes for line in one.get_lines() if line.get_marker() == "*"]
     assert [line.get_xdata()[0] for line in stars] == [choose(POINTS, "accuracy").scaling] * 3
     titles = [one.get_title(loc="left") for one in figures["heatmap"].axes]
@@ -185,15 +185,15 @@ def test_curves_of_every_method_and_a_legend(tmp_path: Path) -> None:
 
 
 def test_progress_is_a_line_or_an_event_per_point(capsys: pytest.CaptureFixture[str]) -> None:
-    told = []
+    shown = []
     for manner in (Manner(), Manner(json=True), Manner(quiet=True)):
         use_manner(manner)
         with SweepProgress(4, "agreement") as progress:
             for i in range(1, len(POINTS) + 1):
                 progress.update(POINTS[:i])
-        told.append(capsys.readouterr())
+        shown.append(capsys.readouterr())
     use_manner(Manner())
-    lines, events, nothing = told
+    lines, events, nothing = shown
     assert lines.out == ""
     assert re.fullmatch(r"point 1 of 4, 0:0\d left: CART, rank ratio 0.1, scaling 1: .*", lines.err.splitlines()[0])
     assert lines.err.splitlines()[-1].endswith("agreement 72.0 % (self-consistent)")
@@ -207,9 +207,9 @@ def test_progress_is_a_line_or_an_event_per_point(capsys: pytest.CaptureFixture[
 
 def test_doubts_are_warnings(recipe: Any, tiny: Any, tmp_path: Path) -> None:
     for select in ("agreement", "entropy"):
-        with pytest.warns(MergeWarning) as told:
+        with pytest.warns(MergeWarning) as shown:
             run_sweep(recipe().sources, tiny.data(), GRID, tmp_path / "sweep", select, "unlabelled", images=8)
-        said = " ".join(str(one.message) for one in told)
+        said = " ".join(str(one.message) for one in shown)
         assert "fewer than 16 inputs of alpha, beta, gamma" in said
         # Only entropy has a minimum that can lie elsewhere than the best scale.
         assert ("with 3 tasks the minimum of the entropy" in said) == (select == "entropy")
@@ -284,8 +284,8 @@ def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     grid = ["--rank_ratios", "[0.25,0.5]", "--scalings", "[0.5,1.0,2.0]"]
     for select in ("accuracy", "entropy", "agreement", "self_consistent"):
         assert main([*command, *grid, "--select", select]) == 0
-        told = capsys.readouterr().out
-        assert f"Chosen by {select}: CART, rank ratio" in told
+        shown = capsys.readouterr().out
+        assert f"Chosen by {select}: CART, rank ratio" in shown
     assert {path.name for path in Path(output).iterdir()} == {
         "sweep.json", "results.csv", "table.txt", "chosen.yaml",
         "heatmap.png", "heatmap.svg", "curves.png", "curves.svg", "digests.json",
@@ -297,9 +297,9 @@ def test_command_line(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     merged = ["merge", "--config", str(tmp_path / "c.yaml"), "--config", f"{output}/chosen.yaml"]
     assert main([*merged, "--output", str(tmp_path / "m.safetensors")]) == 0
     assert main([*command, "--rank_ratios", "[0.25]"]) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert "other rank_ratios" in told.err
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert "other rank_ratios" in shown.err
 
 
 def test_decompositions_in_files_are_read_again(tiny: Any, tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ def shard_of(folder: Path) -> tuple[Path, Path]:
 def test_a_shard_that_is_missing(llama: Path, refused: Refused) -> None:
     index, shard = shard_of(Path("experts") / "code")
     shard.unlink()
-    told = f"{index} names {shard.name}, which is missing: copy or download it again"
-    assert told in refused("inspect", "experts/code")
-    assert told in refused("merge", *MERGE, "--output", "merged")
-    assert told in refused("merge", *MERGE, "--dry-run")
+    shown = f"{index} names {shard.name}, which is missing: copy or download it again"
+    assert shown in refused("inspect", "experts/code")
+    assert shown in refused("merge", *MERGE, "--output", "merged")
+    assert shown in refused("merge", *MERGE, "--dry-run")
 
 
 def test_a_shard_of_another_model(llama: Path, refused: Refused) -> None:

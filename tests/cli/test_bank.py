@@ -122,8 +122,8 @@ def test_a_budget_measured_on_features_and_what_it_keeps_of_every_task(
     )
     network = ["OpenClipImageEncoder", "--model.network.config", tiny.network, "--model.network.heads", tiny.heads]
     verb = ["export", "--model.bank", f"{tmp_path}/whole", "--budget", "1.2x", "--metric", "features"]
-    told = [*verb, "--model.network", *network, "--data", *given, "--output", f"{tmp_path}/bank"]
-    assert main(told) == 0
+    shown = [*verb, "--model.network", *network, "--data", *given, "--output", f"{tmp_path}/bank"]
+    assert main(shown) == 0
     rows = [line.split() for line in capsys.readouterr().out.split("task known")[1].splitlines()]
     said = {
         row[0]: [float(value) / 100 for value in row[1:]] for row in rows if row and row[0] in (*tiny.tasks, "mean")

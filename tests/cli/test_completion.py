@@ -18,14 +18,14 @@ def test_bash_completes_every_verb_and_its_options(tmp_path: Path, capsys: pytes
     def completed(*words: str) -> list[str]:
         line = " ".join(f"'{word}'" for word in words)
         program = f"source {script}; COMP_WORDS=(lit-merge {line}); COMP_CWORD={len(words)}; _shtab_lit_merge"
-        told = subprocess.run(
+        said = subprocess.run(
             ["bash", "-c", f'{program}; printf "%s\\n" "${{COMPREPLY[@]}}"'],
             capture_output=True,
             text=True,
             check=True,
             cwd=tmp_path,
         )
-        return told.stdout.split()
+        return said.stdout.split()
 
     assert set(completed("")) == set(VERBS)
     assert completed("mer") == ["merge"]

@@ -33,48 +33,48 @@ def planned(capsys: pytest.CaptureFixture[str], root: Path, method: str, *more: 
     before = sorted(root.parent.rglob("*"))
     base = ["--model.experts", str(root / "experts"), "--model.base", str(root / "base")]
     assert main(["merge", "--dry-run", *base, "--model.method", method, *more]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert "Nothing was merged or written." in told.out
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "Nothing was merged or written." in said.out
     assert sorted(root.parent.rglob("*")) == before
-    return told.out
+    return said.out
 
 
 def test_plan(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = planned(capsys, made, "CART", "--model.method.rank_ratio", "0.25")
-    assert told.startswith("CART(rank_ratio=0.25")
+    said = planned(capsys, made, "CART", "--model.method.rank_ratio", "0.25")
+    assert said.startswith("CART(rank_ratio=0.25")
     for task in ("math", "code", "chat", "base"):
         folder = made / ("" if task == "base" else "experts") / task
         # Whole, however long: this is no terminal.
-        assert re.search(rf"^ ?{task} +{re.escape(str(folder))}\S*.* bfloat16", told, re.MULTILINE)
-    assert re.search(r"model\.layers\.#\.mlp\.up_proj\.weight +2 +32 × 16 +matrix, rank 4", told)
-    assert re.search(r"model\.norm\.weight +1 +16 +the rest", told)
-    assert "Decomposed as matrices: 14 of 15 2-D weights (" in told
-    assert "); the other 1 are taken as they are. --model.method.matrices says which." in told
-    assert "Tied: the output layer is model.embed_tokens.weight (config.json)" in told
-    assert re.search(r"Result: 26 weights, [\d.]+ kB; memory about [\d.]+ .B, time about \d+ seconds", told)
+        assert re.search(rf"^ ?{task} +{re.escape(str(folder))}\S*.* bfloat16", said, re.MULTILINE)
+    assert re.search(r"model\.layers\.#\.mlp\.up_proj\.weight +2 +32 × 16 +matrix, rank 4", said)
+    assert re.search(r"model\.norm\.weight +1 +16 +the rest", said)
+    assert "Decomposed as matrices: 14 of 15 2-D weights (" in said
+    assert "); the other 1 are taken as they are. --model.method.matrices says which." in said
+    assert "Tied: the output layer is model.embed_tokens.weight (config.json)" in said
+    assert re.search(r"Result: 26 weights, [\d.]+ kB; memory about [\d.]+ .B, time about \d+ seconds", said)
 
 
 def test_matrices_are_chosen(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = planned(capsys, made, "CART", "--model.method.matrices", '["*.q_proj.weight"]')
-    assert "Decomposed as matrices: 2 of 15 2-D weights (" in told
+    said = planned(capsys, made, "CART", "--model.method.matrices", '["*.q_proj.weight"]')
+    assert "Decomposed as matrices: 2 of 15 2-D weights (" in said
     assert "14 of 15" in planned(capsys, made, "CART", "--model.method.matrices", "all")
 
 
 @pytest.mark.parametrize("method", ["WeightAveraging", "TIES", "ESM", "RegMean", "ConsensusTA", "TSVM", "IsoCTS"])
 def test_every_method_has_a_plan(method: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = planned(capsys, made, method, "--model.transform", "AWD")
-    assert f"{method}" in told.splitlines()[0]
-    assert ("looks at unlabelled inputs first" in told) == (method in ("ESM", "RegMean"))
-    assert ("decomposes nothing" in told) == (method in ("WeightAveraging", "TIES", "ConsensusTA"))
+    said = planned(capsys, made, method, "--model.transform", "AWD")
+    assert f"{method}" in said.splitlines()[0]
+    assert ("looks at unlabelled inputs first" in said) == (method in ("ESM", "RegMean"))
+    assert ("decomposes nothing" in said) == (method in ("WeightAveraging", "TIES", "ConsensusTA"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
     assert main(["merge", "--dry-run", *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("lit_merge: error: ")
-    assert told.err.count("\n") == 1
-    return told.out, told.err
+    said = capsys.readouterr()
+    assert said.err.startswith("lit_merge: error: ")
+    assert said.err.count("\n") == 1
+    return said.out, said.err
 
 
 def test_every_mismatch_is_listed(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,16 +57,16 @@ def test_every_method_names_its_paper() -> None:
 
 
 def test_a_method(capsys: pytest.CaptureFixture[str]) -> None:
-    told = said(capsys, "cart")
-    assert told.startswith("CART, a merging method: centred arithmetic with rank-reduced task vectors")
-    assert "Paper: https://arxiv.org/abs/2412.12153" in told
-    assert "In a configuration: model.method: {class_path: CART}" in told
-    assert "  rank_ratio: float" in told
-    assert "Use it for three tasks or more" in " ".join(told.split())
+    shown = said(capsys, "cart")
+    assert shown.startswith("CART, a merging method: centred arithmetic with rank-reduced task vectors")
+    assert "Paper: https://arxiv.org/abs/2412.12153" in shown
+    assert "In a configuration: model.method: {class_path: CART}" in shown
+    assert "  rank_ratio: float" in shown
+    assert "Use it for three tasks or more" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "shown"),
     [
         ("Entropy", "Entropy, an objective: Mean entropy of the predictions"),
         ("AWD", "AWD, a transform of task vectors: adaptive weight disentanglement"),
@@ -81,8 +81,8 @@ def test_a_method(capsys: pytest.CaptureFixture[str]) -> None:
         ("rest", "--rest: an option of export"),
     ],
 )
-def test_other_names(name: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told in said(capsys, name)
+def test_other_names(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown in said(capsys, name)
 
 
 def test_points_of_a_list_stand_in_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,11 +91,11 @@ def test_points_of_a_list_stand_in_lines_of_their_own(capsys: pytest.CaptureFixt
 
 
 def test_all_of_them_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    told = said(capsys)
+    shown = said(capsys)
     for name in (*public(MergeMethod), *public(Objective), "AWD", "RankSchedule", "ImageFolders", "Stage"):
-        assert f"\n  {name} " in told
-    assert "_Trimming" not in told
-    assert "SquareImages" not in told
+        assert f"\n  {name} " in shown
+    assert "_Trimming" not in shown
+    assert "SquareImages" not in shown
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("CARTT", "CART"), ("Entropi", "Entropy"), ("rank_rato", "rank_ratio")])
@@ -108,5 +108,5 @@ def test_sections_of_a_docstring() -> None:
     text = (
         "Adds.\n\nIt adds two.\n\nArgs:\n    a, b: what is\n        added: both.\n    c: more.\n\nRaises:\n    X: no.\n"
     )
-    told = {"a": "what is added: both.", "b": "what is added: both.", "c": "more."}
-    assert sections(text) == ("Adds.\n\nIt adds two.", told)
+    shown = {"a": "what is added: both.", "b": "what is added: both.", "c": "more."}
+    assert sections(text) == ("Adds.\n\nIt adds two.", shown)

@@ -60,8 +60,8 @@ def test_all_that_lies_beside_the_experts_is_found_and_fit_runs(tiny: Any, capsy
     shutil.copytree(tiny.root / "experts", "experts")
     put_images(tiny)
     made, text = written()
-    told = capsys.readouterr().out
-    assert told.splitlines() == [
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
         "3 CLIP image encoders in open_clip's names: a vision transformer of width 32, 2 blocks, patches of 8, "
         "images of 16 × 16.",
         "Base: base.safetensors.",
@@ -195,7 +195,7 @@ def test_what_is_refused(tiny: Any, language_models: Any, place: Path, capsys: p
     language_models.save(place, tasks=("math",))
     shutil.copy(tiny.experts["alpha"], "experts/alpha.safetensors")
     Path("empty").mkdir()
-    for arguments, told in (
+    for arguments, said in (
         (["experts"], "of several kinds: CLIP image encoders (alpha), language models (math): give a folder with one"),
         (["empty"], "empty holds no model, expected one for every task"),
         (["nowhere"], "nowhere: no such folder of experts"),
@@ -206,5 +206,5 @@ def test_what_is_refused(tiny: Any, language_models: Any, place: Path, capsys: p
         output = [] if "--output" in arguments else ["--output", "my.yaml"]
         assert main(["init", *arguments, *output]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line, line
+        assert said in line, line
     assert not Path("my.yaml").exists()

@@ -68,10 +68,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(list(arguments)) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("lit_merge: error: ")
-    assert told.count("\n") == 1
-    return told
+    said = capsys.readouterr().err
+    assert said.startswith("lit_merge: error: ")
+    assert said.count("\n") == 1
+    return said
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "tied"])
@@ -139,7 +139,7 @@ def test_added_tokens_are_refused_unless_told(
     rows = len(language_models.tokenizer())
     output = tmp_path / "merged"
     line = refused(capsys, "merge", *options(llama), "--output", str(output))
-    for told in (
+    for said in (
         "chat",
         "code",
         "lm_head.weight, model.embed_tokens.weight]",
@@ -148,7 +148,7 @@ def test_added_tokens_are_refused_unless_told(
         "crop",
         "exclude",
     ):
-        assert told in line
+        assert said in line
     assert not output.exists()
     assert main(["merge", *options(llama), "--model.crop", "true", "--output", str(output)]) == 0
     model, tokenizer = language_models.load(output), AutoTokenizer.from_pretrained(output)
@@ -234,7 +234,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole(
     half = tmp_path / "half"
     process = forks.start(merge_half, arguments, half)
     wait_until(lambda: half.exists() or not process.is_alive())
-    assert half.exists(), forks.told.read_text()
+    assert half.exists(), forks.said.read_text()
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

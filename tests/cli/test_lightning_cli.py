@@ -55,10 +55,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs a command that must end with exit code 2 and one line; returns the line."""
     capsys.readouterr()
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", told.err), told.err
-    return told.err
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", said.err), said.err
+    return said.err
 
 
 def test_fit_leaves_a_whole_run_and_says_what_it_did(
@@ -129,8 +129,8 @@ def test_predict_writes_a_line_per_image(
     output = tmp_path / "predictions.jsonl"
     bar = ["--trainer.enable_progress_bar", "true"]
     assert main(["predict", "--config", config(data=data), "--output", str(output), *bar]) == 0
-    told = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["file"] for row in told if row["task"] == "gamma"] == [f"{i:03d}.png" for i in range(13)]
+    said = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["file"] for row in said if row["task"] == "gamma"] == [f"{i:03d}.png" for i in range(13)]
     assert "predicting: " in capsys.readouterr().err
 
 
@@ -222,7 +222,7 @@ def damage(kind: str, path: Path, good: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "said"),
     [
         ("missing", ["no such file"]),
         ("empty", ["empty"]),
@@ -237,7 +237,7 @@ def damage(kind: str, path: Path, good: str) -> None:
     ],
 )
 def test_bad_experts(
-    kind: str, told: list[str], config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, said: list[str], config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.safetensors"
     damage(kind, bad, tiny.experts["beta"])
@@ -246,13 +246,13 @@ def test_bad_experts(
     both = (("fit", "--run"), ("merge", "--output"))
     for verb, option in both if kind in ("shape", "nan") else both[1:]:
         line = refused(capsys, verb, "--config", path, option, str(tmp_path / "out"))
-        for text in ["bad.safetensors", *told]:
+        for text in ["bad.safetensors", *said]:
             assert text in line
     assert {p.name for p in tmp_path.iterdir()} <= {"config.yaml", "bad.safetensors"}
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "said"),
     [
         (["--model.method", "CARTT"], ["'CARTT'", "nearest is CART;"]),
         (["--model.method.rank_ration", "0.1"], ["rank_ration", "nearest is rank_ratio"]),
@@ -280,16 +280,16 @@ def test_bad_experts(
     ],
 )
 def test_bad_configurations(
-    options: list[str], told: list[str], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], said: list[str], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, "fit", "--config", config(), "--run", str(tmp_path / "out"), *options)
-    for text in told:
+    for text in said:
         assert text in line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
         ("model: [1", ["not valid YAML"]),
         ("just words", ["expected a YAML mapping"]),
@@ -303,12 +303,12 @@ def test_bad_configurations(
     ],
 )
 def test_bad_configuration_files(
-    text: str, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     line = refused(capsys, "fit", "--config", str(path), "--run", str(tmp_path / "out"))
-    for expected in told:
+    for expected in said:
         assert expected in line
 
 
@@ -342,7 +342,7 @@ def test_bad_image_folders(config: Config, tiny: Any, tmp_path: Path, capsys: py
     empty.mkdir()
     broken.mkdir()
     (broken / "cut.png").write_bytes(next(Path(tiny.adapt_folders["beta"]).iterdir()).read_bytes()[:40])
-    for folder, told in (
+    for folder, said in (
         (tmp_path / "absent", "no such folder"),
         (empty, "holds no image"),
         (broken, "cut.png cannot be read"),
@@ -353,7 +353,7 @@ def test_bad_image_folders(config: Config, tiny: Any, tmp_path: Path, capsys: py
             "init_args": {"adapt": folders, "test": tiny.test_folders, "image_size": 16, "batch_size": 4},
         }
         line = refused(capsys, "fit", "--config", config(data=data), "--run", str(tmp_path / "out"))
-        assert told in line
+        assert said in line
         assert not (tmp_path / "out").exists()
 
 
@@ -395,20 +395,20 @@ def test_full_disk(verb: str, config: Config, tmp_path: Path, forks: Any) -> Non
     """A file-size limit gives the same failure of a write in its middle as a full disk."""
     where = "--run" if verb == "fit" else "--output"
     assert forks.run(verb, "--config", config(), where, str(tmp_path / "out"), largest_file=20_000) == [2]
-    told = forks.told.read_text()
-    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", told), told
-    assert "could not be written: " in told
+    said = forks.said.read_text()
+    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", said), said
+    assert "could not be written: " in said
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
 
 
 def test_a_bank_of_the_same_experts_in_another_order(config: Config, tiny: Any, tmp_path: Path) -> None:
     assert main(["export", "--config", config(), "--output", str(tmp_path / "bank")]) == 0
-    told = []
+    said = []
     for i, experts in enumerate((tiny.experts, dict(reversed(tiny.experts.items())))):
         saved = ["--model.bank", str(tmp_path / "bank"), "--output", str(tmp_path / f"{i}.json")]
         assert main(["test", "--config", config(model__experts=experts), *saved]) == 0
-        told.append(json.loads((tmp_path / f"{i}.json").read_text()))
-    assert told[0] == told[1]
+        said.append(json.loads((tmp_path / f"{i}.json").read_text()))
+    assert said[0] == said[1]
 
 
 def test_resumes_nothing_from_a_copied_bank_of_other_experts(

@@ -13,10 +13,10 @@ from lit_merge.cli.main import VERBS, main
 def test_help_explains_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"], ["-h"], ["help"]):
         assert main(arguments) == 0
-        told = capsys.readouterr().out
+        said = capsys.readouterr().out
         for verb, text in VERBS.items():
-            assert f"{verb} " in told
-            assert text in told
+            assert f"{verb} " in said
+            assert text in said
 
 
 def test_help_and_mistyped_verbs_do_not_load_torch() -> None:
@@ -35,19 +35,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exprot"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "'exprot'" in told.err
-    assert "nearest is export" in told.err
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "'exprot'" in said.err
+    assert "nearest is export" in said.err
 
 
 def test_help_of_a_verb_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["export", "--help"])
     assert stopped.value.code == 0
-    told = capsys.readouterr().out
+    said = capsys.readouterr().out
     for option in ("--output", "--rank_ratio", "--format {bank,merged,task,lora,", "--model.bank"):
-        assert option in told
+        assert option in said
 
 
 def started(redirects: str, stdout: int | None = None, unbuffered: str = "") -> tuple[int, str]:

@@ -145,16 +145,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("command", "told"), CASES, ids=[command for command, _ in CASES])
+@pytest.mark.parametrize(("command", "said"), CASES, ids=[command for command, _ in CASES])
 def test_each_says_what_to_do(
-    command: str, told: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, said: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
     before = sorted(place.rglob("*"))
     assert main(words(command)) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("lit_merge: error: ")
-    assert told in line
+    assert said in line
     assert not {"_Trimming", "SquareImages", "__main__.py", "Traceback"} & set(line.replace(",", " ").split())
     assert sorted(place.rglob("*")) == before
 
@@ -166,7 +166,7 @@ EXPERTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("experts", "method", "told"),
+    ("experts", "method", "said"),
     [
         (EXPERTS, CART, r"^method=CART is a class: call it, method=CART\(…\)$"),
         (EXPERTS, "cart", r"^method is 'cart': expected one that is made of its class, as method=CART\(rank_ratio"),
@@ -176,10 +176,10 @@ EXPERTS: dict[str, Any] = {
         ({}, WeightAveraging(), "^no experts given, expected a mapping from task to checkpoint"),
     ],
 )
-def test_from_python(experts: Any, method: Any, told: str, tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match=told):
+def test_from_python(experts: Any, method: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match=said):
         build_bank(experts, method=method)
-    with pytest.raises(MergeError, match=told):
+    with pytest.raises(MergeError, match=said):
         merge_files(experts, tmp_path / "m.safetensors", method=method)
     assert not list(tmp_path.iterdir())
 

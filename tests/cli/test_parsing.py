@@ -55,10 +55,10 @@ def test_a_task_that_stands_twice(refused: Refused) -> None:
     Path("twice.yaml").write_text(TWICE)
     Path("plain.yaml").write_text(PLAIN)
     Path("method.yaml").write_text("class_path: CART\ninit_args:\n  scaling: 1\n  scaling: 2\n")
-    told = "the key 'a' stands twice, in line 4 and in line 6: remove one of them"
-    assert refused("--config", "twice.yaml") == f"twice.yaml: {told}"
-    assert refused("--config=twice.yaml", "--config", "plain.yaml") == f"twice.yaml: {told}"
-    assert refused("--config", "plain.yaml", "--config", "twice.yaml") == f"twice.yaml: {told}"
+    said = "the key 'a' stands twice, in line 4 and in line 6: remove one of them"
+    assert refused("--config", "twice.yaml") == f"twice.yaml: {said}"
+    assert refused("--config=twice.yaml", "--config", "plain.yaml") == f"twice.yaml: {said}"
+    assert refused("--config", "plain.yaml", "--config", "twice.yaml") == f"twice.yaml: {said}"
     assert "the key 'scaling' stands twice, in line 3 and in line 4" in refused(
         "--config", "plain.yaml", "--model.method", "method.yaml"
     )
@@ -75,7 +75,7 @@ def test_other_verbs_refuse_it_too(verb: str, here: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("encoding", "told"),
+    ("encoding", "said"),
     [
         ("utf-8-sig", None),
         ("utf-16", "is no text in UTF-8: save it in UTF-8"),
@@ -84,15 +84,15 @@ def test_other_verbs_refuse_it_too(verb: str, here: Path, capsys: pytest.Capture
         ("latin-1", "is no text in UTF-8: save it in UTF-8"),
     ],
 )
-def test_encodings(encoding: str, told: str | None, refused: Refused) -> None:
+def test_encodings(encoding: str, said: str | None, refused: Refused) -> None:
     text = config({"ä": "x.safetensors", "b": "y.safetensors"} if encoding == "latin-1" else {"a": "x.safetensors"})
     Path("c.yaml").write_bytes(text.encode(encoding))
-    if told is None:
+    if said is None:
         assert main(["merge", "--config", "c.yaml", "--output", "o.safetensors"]) == 0
         return
     line = refused("--config", "c.yaml")
     assert line.startswith("c.yaml ")
-    assert told in line
+    assert said in line
     Path("plain.yaml").write_text(PLAIN)
     Path("m.yaml").write_bytes("class_path: CART # ä\n".encode(encoding))
     if encoding != "utf-16-le":

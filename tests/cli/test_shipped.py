@@ -39,9 +39,9 @@ def test_other_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MergeError, match=r"^quickstat: no such configuration file.*the nearest is quickstart:"):
         with_shipped(["--config", "quickstat"])
     assert main(["fit", "--config", "quickstat"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("lit_merge: error: quickstat: no such configuration file")
-    assert len(told.splitlines()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("lit_merge: error: quickstat: no such configuration file")
+    assert len(said.splitlines()) == 1
 
 
 def test_a_verb_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,9 +89,9 @@ def test_no_heavy_package(tiny: Any, tmp_path: Path) -> None:
     assert len(rows) == len(good) + len(wrong), done.stderr
     for arguments, (code, heavy, said) in zip(good, rows, strict=False):
         assert (code, heavy) == (0, []), (arguments, said)
-    for (told, arguments), (code, heavy, said) in zip(wrong.items(), rows[len(good) :], strict=True):
+    for (shown, arguments), (code, heavy, said) in zip(wrong.items(), rows[len(good) :], strict=True):
         assert (code, heavy) == (2, []), (arguments, said)
-        assert told in said
+        assert shown in said
     # A verb's own options come first, the Trainer's last.
     help_of_fit = rows[0][2]
     options = help_of_fit[help_of_fit.index("options:") :]

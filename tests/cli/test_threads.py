@@ -60,8 +60,8 @@ def test_in_a_process_that_has_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "two", ""])
 def test_no_number_of_threads(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", "--threads", value]) == 2
-    told = capsys.readouterr().err
-    assert told == f"lit_merge: error: --threads {value}: expected the number of threads, from 1 to 1024\n".replace(
+    said = capsys.readouterr().err
+    assert said == f"lit_merge: error: --threads {value}: expected the number of threads, from 1 to 1024\n".replace(
         "  ", " "
     )
     with pytest.raises(MergeError, match="--threads: expected"):

@@ -229,7 +229,7 @@ def command(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks:
     if not torch.distributed.is_available():
         pytest.skip("torch without distributed")
     monkeypatch.chdir(tmp_path)
-    forks.told.write_text("")
+    forks.said.write_text("")
     experts = {task: str(files / f"{task}.safetensors") for task in "abc"}
     return ["merge", "--model.experts", str(experts), "--model.method", "tests.watched.MortalCART"]
 
@@ -247,11 +247,11 @@ def test_a_process_dies_and_the_same_command_goes_on(
         r"goes on from what is finished \(.two.safetensors.unfinished\)\n",
         capfd.readouterr().err,
     )
-    assert forks.told.read_text() == ""
+    assert forks.said.read_text() == ""
     assert not Path("two.safetensors").exists()
     assert main(two) == 0
     assert capfd.readouterr().out.count("Written to two.safetensors") == 1
-    going_on, selected = forks.told.read_text().splitlines()
+    going_on, selected = forks.said.read_text().splitlines()
     assert re.fullmatch(r"going on: \d of 8 weights are finished \(.two.safetensors.unfinished\)", going_on)
     assert selected.startswith("Decomposed as matrices: 2 of 3 2-D weights (")
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
@@ -292,10 +292,10 @@ def test_all_processes_end_with_the_one_that_started_them(
         assert forks.run(*two, folder=tmp_path, kill_after=wait) == [-signal.SIGKILL]
         wait_until(lambda: not any(map(lives, started())), 10)
     assert not any(map(lives, started()))
-    assert forks.told.read_text() == ""
+    assert forks.said.read_text() == ""
     Path("ended").touch()
     assert main(two) == 0
-    assert "going on: " in forks.told.read_text()
+    assert "going on: " in forks.said.read_text()
 
 
 def lives(process: int) -> bool:
@@ -317,7 +317,7 @@ def test_an_error_of_one_process_ends_all(
     assert main([*command[:-1], "CART", "--output", "two.safetensors", "--devices", "2"]) == 2
     line = "lit_merge: error: broken.safetensors: norm.weight holds NaN or infinity in 1 of 12 places\n"
     assert capfd.readouterr().err == line
-    assert forks.told.read_text() == ""
+    assert forks.said.read_text() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["broken.safetensors"]
 
 
@@ -333,23 +333,23 @@ def test_processes_of_torchrun(command: list[str], files: Path, tmp_path: Path, 
     command[2] = command[2].replace("}", f", 'd': '{files}/a.safetensors'}}")
     run = partial(forks.run, *command, "--output", "two.safetensors", folder=tmp_path, environments=as_torchrun(2))
     assert run("--devices", "3") == [2, 2]
-    assert "devices=3: expected 2, the number of processes that were started" in forks.told.read_text()
+    assert "devices=3: expected 2, the number of processes that were started" in forks.said.read_text()
     assert run("--devices", "2") == [LOST, -signal.SIGKILL]
     assert run("--devices", "2") == [0, 0]
     for text in ("Written to two.safetensors", "the experts a and d are identical: is a path wrong?"):
-        assert forks.told.read_text().count(text) == 1
+        assert forks.said.read_text().count(text) == 1
     assert forks.run(*command, "--output", "one.safetensors", folder=tmp_path) == [0]
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
 
 
 def test_bad_devices(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for more, told in (
+    for more, said in (
         (["--devices", "0"], "devices=0: expected the number of processes, at least 1"),
         (["--accelerator", "gpu", "--devices", "9"], "accelerator=gpu with devices=9: this machine has"),
         (["--accelerator", "tpu"], "accelerator"),
     ):
         assert main([*command, "--output", "x.safetensors", *more]) == 2
-        assert told in capsys.readouterr().err
+        assert said in capsys.readouterr().err
     assert not Path("x.safetensors").exists()
 
 

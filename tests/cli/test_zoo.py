@@ -10,9 +10,9 @@ from lit_merge.cli.main import main
 
 def test_lists_the_shipped_suite(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo"]) == 0
-    told = capsys.readouterr().out
+    said = capsys.readouterr().out
     for task in ("mnist", "signs", "latin", "greek", "hiragana", "hangul", "thai", "georgian"):
-        assert task in told
+        assert task in said
 
 
 def test_copies_files_that_merge(tmp_path: Path) -> None:
@@ -24,10 +24,10 @@ def test_copies_files_that_merge(tmp_path: Path) -> None:
     assert main(["zoo", "8", "--output", str(copy), "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(["99"], "zoo:99: there is no such suite"), (["--foo"], "--foo")])
-def test_mistakes(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("arguments", "said"), [(["99"], "zoo:99: there is no such suite"), (["--foo"], "--foo")])
+def test_mistakes(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_size_of_what_is_shipped() -> None:

@@ -152,9 +152,9 @@ def test_predictions_have_the_names_of_the_rows(
     numbers = predicted(tiny.encoder(), images(test=None, validation=None))
     assert predicted(turned(), images(test=None, validation=None)) == [f"Class {number}" for number in numbers]
     mixed = {"mixed": str(Path(tiny.adapt_folders["alpha"]).parent)}
-    told = predicted(turned(), images(adapt=mixed, test=None, validation=None))
-    assert {name.split("/")[0] for name in told} <= set(tiny.tasks)
-    assert all("/Class " in name for name in told)
+    said = predicted(turned(), images(adapt=mixed, test=None, validation=None))
+    assert {name.split("/")[0] for name in said} <= set(tiny.tasks)
+    assert all("/Class " in name for name in said)
 
 
 def test_every_way_in_refuses_other_names(
@@ -177,14 +177,14 @@ def test_every_way_in_refuses_other_names(
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("said", "expected"),
     [
         ("cat, dog", "expected JSON"),
         ('{"alpha": "abc"}', "expected JSON"),
         ('{"alpha": ["a"]}', "names 1 classes of task"),
     ],
 )
-def test_names_in_a_file_of_heads_that_are_none(tiny: Any, tmp_path: Path, told: str, expected: str) -> None:
-    save_file(load_file(tiny.heads), tmp_path / "heads.safetensors", {"class_names": told})
+def test_names_in_a_file_of_heads_that_are_none(tiny: Any, tmp_path: Path, said: str, expected: str) -> None:
+    save_file(load_file(tiny.heads), tmp_path / "heads.safetensors", {"class_names": said})
     with pytest.raises(MergeError, match=expected):
         OpenClipImageEncoder(tiny.network, str(tmp_path / "heads.safetensors"))

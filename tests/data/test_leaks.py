@@ -1,4 +1,4 @@
-"""Leaks: test images that are adapted on are found by content, named, and told in one line."""
+"""Leaks: test images that are adapted on are found by content, named, and reported in one line."""
 
 import shutil
 from pathlib import Path

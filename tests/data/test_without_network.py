@@ -1,4 +1,4 @@
-"""Data by a name of the Hub: without a network that is told in seconds, in one line, and nothing is written."""
+"""Data by a name of the Hub: without a network that is said in seconds, in one line, and nothing is written."""
 
 import socket
 import threading

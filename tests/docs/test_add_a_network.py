@@ -31,8 +31,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_its_own_tests(place: Path, forks: Any) -> None:
-    told = forks.tests(place)
-    assert "2 passed" in told, told
+    said = forks.tests(place)
+    assert "2 passed" in said, said
 
 
 def test_the_network_runs(place: Path, tiny: Any) -> None:

@@ -19,8 +19,8 @@ def test_an_objective_of_your_own(tmp_path: Path, tiny: Any, forks: Any, monkeyp
     (tmp_path / "my_objective.py").write_text(SOURCE)
     (tmp_path / "test_my_objective.py").write_text(TEST)
     (tmp_path / "objective.yaml").write_text(CONFIGURATION)
-    told = forks.tests(tmp_path)
-    assert "1 passed" in told, told
+    said = forks.tests(tmp_path)
+    assert "1 passed" in said, said
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 

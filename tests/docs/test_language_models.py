@@ -34,8 +34,8 @@ def test_commands(language_models: Any, place: Path) -> None:
     assert set(verbs) == {"inspect", "init", "merge", "export", "analyze"}
     for command in COMMANDS:
         assert main(shlex.split(command)) == 0, command
-    told: dict[str, Any] = {}
-    exec(PYTHON[0], told)
-    assert len(told["tokenizer"]) == told["model"].config.vocab_size
+    said: dict[str, Any] = {}
+    exec(PYTHON[0], said)
+    assert len(said["tokenizer"]) == said["model"].config.vocab_size
     for folder in ("merged", "other", "cropped", "kept", "from_file", "from_adapters", "code", "again"):
         language_models.load(Path(folder))

@@ -64,8 +64,8 @@ def test_commands(place: Path) -> None:
         more = [] if verb == "convert" else [*QUIET, *(["--trainer.max_steps", "2"] if verb == "fit" else [])]
         assert main([verb, *options, *more]) == 0, command
     open_clip_model("tiny").visual.load_state_dict(load_file("merged.safetensors"), strict=True)
-    loaded, told = CLIPVisionModelWithProjection.from_pretrained("adapted", output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    loaded, said = CLIPVisionModelWithProjection.from_pretrained("adapted", output_loading_info=True)
+    assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), said
     expected = TaskBank.load("runs/namings/bank").merge(naming="hugging_face")
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in expected.items())
     # The configuration of one library is none of another's.

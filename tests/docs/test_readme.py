@@ -124,8 +124,8 @@ def test_a_method_of_your_own(tmp_path: Path, tiny: Any, forks: Any, monkeypatch
     assert len(source.strip().splitlines()) <= 30
     (tmp_path / "my_module.py").write_text(source)
     (tmp_path / "test_my_module.py").write_text(test)
-    told = forks.tests(tmp_path)
-    assert "1 passed" in told, told
+    said = forks.tests(tmp_path)
+    assert "1 passed" in said, said
     monkeypatch.syspath_prepend(tmp_path)
     experts = [f"--model.experts.{task}={path}" for task, path in tiny.experts.items()]
     network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", tiny.network]
@@ -204,13 +204,13 @@ def test_the_two_scripts_install_once_and_run(shim: dict[str, str], tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash scripts")
 @pytest.mark.parametrize(
-    ("behaviour", "told"),
+    ("behaviour", "said"),
     [
         ('case "$1$2" in -cimport\\ sys*) exit 1;; --version) echo Python 3.8.1;; esac', "Python 3.8.1 is too old"),
         ('case "$2" in "import venv"*) exit 1;; esac', "no venv module"),
     ],
 )
-def test_scripts_say_what_is_missing(behaviour: str, told: str, tmp_path: Path) -> None:
+def test_scripts_say_what_is_missing(behaviour: str, said: str, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/bash\n{behaviour}\n")
     python.chmod(0o755)
@@ -220,4 +220,4 @@ def test_scripts_say_what_is_missing(behaviour: str, told: str, tmp_path: Path) 
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert told in done.stderr
+    assert said in done.stderr

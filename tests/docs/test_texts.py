@@ -96,10 +96,10 @@ def test_commands(place: Path) -> None:
     assert {row["class_1"] for row in rows if row["task"] == "spam"} <= {"LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"}
     for file in ("merged.safetensors", "spam.safetensors"):
         assert not any("classifier" in name for name in load_file(place / file))
-    told: dict[str, Any] = {}
-    exec(PYTHON[0], told)
+    said: dict[str, Any] = {}
+    exec(PYTHON[0], said)
     merged = load_file(place / "merged.safetensors")
-    state = told["model"].state_dict()
+    state = said["model"].state_dict()
     assert all(torch.equal(state[name], value) for name, value in merged.items())
     assert set(state) - set(merged) == {"classifier.weight", "classifier.bias"}
 

@@ -63,11 +63,11 @@ def test_the_page(practice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     written = load_file("my_heads.safetensors")
     assert all(torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5) for rows in written.values())
     assert main(["test", "--config", "my.yaml", "--model.bank", "runs/my/bank", *QUIET]) == 0
-    told = json.loads(Path("runs/my/metrics.json").read_text())
+    said = json.loads(Path("runs/my/metrics.json").read_text())
     scope: dict[str, Any] = {}
     exec(use, scope)
     # open_clip alone, on the merged file: what the report says of the adapted merge.
-    for task, row in told["tasks"].items():
+    for task, row in said["tasks"].items():
         assert accuracy(scope["model"], scope["preprocess"], task) == pytest.approx(row["adapted_accuracy"], abs=1e-6)
     greek = load_file("greek.safetensors")
     expert = torch.load("experts/greek.pt", weights_only=True)["state_dict"]

@@ -1,4 +1,4 @@
-"""Experts that do not fit together are told apart by weight, shapes and files. Files: tests/cli."""
+"""Experts that do not fit together are reported by weight, shapes and files. Files: tests/cli."""
 
 from pathlib import Path
 
@@ -174,20 +174,20 @@ def test_a_folder_of_models_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_none_of_experts(tmp_path: Path) -> None:
-    def told(folder: Path) -> str:
+    def said(folder: Path) -> str:
         with pytest.raises(MergeError) as error:
             expert_files(str(folder))
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "no such folder of experts" in told(tmp_path / "absent")
-    assert "holds no model, expected one for every task" in told(tmp_path)
+    assert "no such folder of experts" in said(tmp_path / "absent")
+    assert "holds no model, expected one for every task" in said(tmp_path)
     torch.save(GOOD, tmp_path / "a.pt")
     save_file(GOOD, tmp_path / "a.safetensors")
-    assert f"holds task a twice: {tmp_path / 'a.pt'} and {tmp_path / 'a.safetensors'}; keep one" in told(tmp_path)
+    assert f"holds task a twice: {tmp_path / 'a.pt'} and {tmp_path / 'a.safetensors'}; keep one" in said(tmp_path)
     (tmp_path / "a.pt").unlink()
     (tmp_path / "a").mkdir()
     torch.save(GOOD, tmp_path / "a" / "pytorch_model.bin")
-    assert "holds task a twice" in told(tmp_path)
+    assert "holds task a twice" in said(tmp_path)
     (tmp_path / "a" / "pytorch_model.bin.index.json").write_text("{}")
-    assert "is the folder of one model" in told(tmp_path / "a")
+    assert "is the folder of one model" in said(tmp_path / "a")

@@ -39,12 +39,12 @@ def test_patterns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("matrices", "told"), [(["*.nothing"], "'*.nothing'"), ("blocks", "expected block, all"), (["conv1.*"], "2-D")]
+    ("matrices", "said"), [(["*.nothing"], "'*.nothing'"), ("blocks", "expected block, all"), (["conv1.*"], "2-D")]
 )
-def test_mistakes(matrices: str | list[str], told: str) -> None:
+def test_mistakes(matrices: str | list[str], said: str) -> None:
     with pytest.raises(MergeError) as error:
         select_matrices(SHAPES, matrices)
-    assert told in str(error.value)
+    assert said in str(error.value)
 
 
 def test_nothing_to_select_names_what_there_is() -> None:

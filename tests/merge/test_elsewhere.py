@@ -84,9 +84,9 @@ def test_an_open_clip_bank_as_a_folder_of_hugging_face(clips: tuple[Path, TaskBa
     network = ["--model.network", "OpenClipImageEncoder", "--model.network.config", f"{root}/network.json"]
     network += ["--model.network.heads", "none.safetensors"]
     assert export(root, tmp_path / "out", "--format", "hugging_face", *network) == 0
-    loaded, told = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    loaded, said = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not said["missing_keys"]
+    assert not said["unexpected_keys"]
     merged = open_clip_model("tiny")
     expected = features(merged, bank.merge())
     for found, one in zip(features(loaded.eval()), expected, strict=True):
@@ -154,8 +154,8 @@ def test_a_task_as_a_folder_has_its_own_classifier(texts: Any, tmp_path: Path) -
     options = ["--model.method", "CART", "--model.method.rank_ratio", "0.3", "--model.exclude", '["classifier*"]']
     task = "mood"
     assert main(["export", *files, *options, "--format", "task", "--task", task, "--output", f"{tmp_path}/out"]) == 0
-    loaded, told = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not told["missing_keys"]
+    loaded, said = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not said["missing_keys"]
     own = load_file(texts.root / "bert" / task / "model.safetensors")
     assert torch.equal(loaded.classifier.weight, own["classifier.weight"])
     assert not torch.equal(

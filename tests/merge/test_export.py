@@ -35,9 +35,9 @@ def export(root: Path, output: Path, *options: str) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    told = capsys.readouterr().err
-    assert (code, told.count("\n")) == (2, 1), told
-    return told
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) == (2, 1), said
+    return said
 
 
 def test_a_task_as_a_folder(
@@ -53,8 +53,8 @@ def test_a_task_as_a_folder(
     monkeypatch.delattr(TaskBank, "merge")
     options = ["--format", "task", "--task", "code", "--model.experts", str(made / "experts")]
     assert export(made, tmp_path / "code", *options, "--max_shard_size", "6KB") == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Copied next to the weights: chat_template.jinja, config.json, generation_config.json, tokenizer" in told
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Copied next to the weights: chat_template.jinja, config.json, generation_config.json, tokenizer" in said
     state = language_models.load(tmp_path / "code").state_dict()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
     assert (tmp_path / "code" / "chat_template.jinja").read_text() == OTHER
@@ -81,8 +81,8 @@ def test_a_base_serves_where_there_are_no_experts(made: Path, tmp_path: Path) ->
 
 def test_a_bank_alone_says_what_is_missing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(made, tmp_path / "merged", "--format", "merged") == 0
-    told = capsys.readouterr().err
-    assert "no configuration next to the weights: --model.experts or --model.base names the models" in told
+    said = capsys.readouterr().err
+    assert "no configuration next to the weights: --model.experts or --model.base names the models" in said
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["model.safetensors"]
 
 
@@ -106,7 +106,7 @@ def test_configurations_of_other_models_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("options", "name", "told"),
+    ("options", "name", "said"),
     [
         (["--max_shard_size", "1KB"], "out", "max_shard_size is of format=merged and format=task"),
         (["--format", "merged", "--max_shard_size", "much"], "out", "max_shard_size is 'much'"),
@@ -124,9 +124,9 @@ def test_configurations_of_other_models_are_refused(
     ],
 )
 def test_options_that_do_not_go_together(
-    options: list[str], name: str, told: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], name: str, said: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told in refused(capsys, export(made, tmp_path / name, *options))
+    assert said in refused(capsys, export(made, tmp_path / name, *options))
     assert not list(tmp_path.iterdir())
 
 
@@ -162,8 +162,8 @@ def test_tokenizers_of_adapters(
     assert (tmp_path / "merged" / "special_tokens_map.json").exists() != taken
     assert (tmp_path / "merged" / "generation_config.json").exists()
     rows = len(language_models.tokenizer())
-    told = f"its tokenizer has {rows + 1} tokens for {rows} rows of the vocabulary: that of {made}/base is taken"
-    assert (told in capsys.readouterr().err) != taken
+    said = f"its tokenizer has {rows + 1} tokens for {rows} rows of the vocabulary: that of {made}/base is taken"
+    assert (said in capsys.readouterr().err) != taken
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -333,10 +333,10 @@ def test_official_needs_the_names_of_open_clip() -> None:
 
 def test_without_moments_one_warning_says_how_many_and_which() -> None:
     experts, base = make(3)
-    with pytest.warns(MergeWarning) as told:
+    with pytest.warns(MergeWarning) as said:
         without = build_bank(experts, base, method=ESM())
-    assert len(told) == 1
-    text = str(told[0].message)
+    assert len(said) == 1
+    text = str(said[0].message)
     assert "10 of 10 matrices" in text
     assert f"({TWO_D[0]}, {TWO_D[1]}, {TWO_D[2]}, …)" in text
     assert "C = I" in text
@@ -390,7 +390,7 @@ def test_moments_belong_to_tasks_whatever_their_order() -> None:
 
 def test_moments_that_do_not_fit() -> None:
     experts, base = make(3)
-    for wrong, told in (
+    for wrong, said in (
         (moments(2), "none of task task2"),
         (moments(3) | {"task1": {"proj": torch.eye(12)}}, r"proj has shape \[12, 12\], expected \[8, 8\]"),
         (moments(3) | {"task1": {"proj": [[1.0]]}}, "proj is a list, expected a tensor"),
@@ -398,7 +398,7 @@ def test_moments_that_do_not_fit() -> None:
         (moments(3) | {"task1": {"conv1.weight": torch.eye(12)}}, r"no 2-D weight conv1\.weight"),
         (moments(3) | {"task1": moments(3)["task1"] | {"proj": torch.full((8, 8), torch.nan)}}, "NaN"),
     ):
-        with pytest.raises(MergeError, match=told) as error:
+        with pytest.raises(MergeError, match=said) as error:
             build_bank(experts, base, method=ESM(moments=wrong))
         assert "\n" not in str(error.value)
 

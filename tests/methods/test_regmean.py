@@ -124,9 +124,9 @@ def given_moments() -> dict[str, dict[str, Tensor]]:
 
 def test_without_moments_it_is_the_average_and_says_so() -> None:
     experts, base = make()
-    with pytest.warns(MergeWarning, match="RegMean: 2 of 2 matrices .* they are averaged") as told:
+    with pytest.warns(MergeWarning, match="RegMean: 2 of 2 matrices .* they are averaged") as said:
         bank = build_bank(experts, base, method=RegMean())
-    assert len(told) == 1
+    assert len(said) == 1
     merged = bank.merge()
     for name, value in build_bank(experts, method=WeightAveraging()).merge().items():
         close(merged[name], value)

@@ -184,27 +184,27 @@ def test_zero_shot_heads_of_a_hugging_face_model(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "shown"),
     [
         ({"model_type": "bert"}, "is a configuration of bert: expected Hugging Face's of a CLIP"),
         ({"vision_config": 3}, "vision_config is 3, expected an object of options"),
         ({"vision_config": {"hidden_size": 30, "num_attention_heads": 4}}, "is no configuration of a CLIP: .*30"),
     ],
 )
-def test_bad_configurations(change: dict[str, Any], told: str, files: dict[str, str]) -> None:
+def test_bad_configurations(change: dict[str, Any], shown: str, files: dict[str, str]) -> None:
     (Path(files["hf"]) / "config.json").write_text(json.dumps(hugging_face_config("tiny") | change))
-    with pytest.raises(MergeError, match=told) as error:
+    with pytest.raises(MergeError, match=shown) as error:
         HuggingFaceImageEncoder(files["hf"], files["heads"])
     assert files["hf"] in str(error.value)
 
 
 def test_configurations_that_are_not_there(files: dict[str, str], tmp_path: Path) -> None:
-    for config, told in (
+    for config, shown in (
         ("openai/clip-vit-none", "nor a model in Hugging Face's cache: give a folder with config.json"),
         ("no such/model name", "nor a model in Hugging Face's cache"),
         (str(tmp_path), "config.json: no such file"),
     ):
-        with pytest.raises(MergeError, match=told):
+        with pytest.raises(MergeError, match=shown):
             HuggingFaceImageEncoder(config, files["heads"])
     odd = hugging_face_config("tiny")
     odd["text_config"]["hidden_act"] = "quick_gelu"

@@ -80,7 +80,7 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
         ("{", "no JSON"),
         ("[1]", "expected a JSON object"),
@@ -98,10 +98,10 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
         (GOOD % '"preprocess_cfg": 0', "is no open_clip configuration"),
     ],
 )
-def test_bad_configurations(text: str, told: str, tiny: Any, tmp_path: Path) -> None:
+def test_bad_configurations(text: str, said: str, tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "network.json"
     path.write_text(text)
-    with pytest.raises(MergeError, match=told) as error:
+    with pytest.raises(MergeError, match=said) as error:
         OpenClipImageEncoder(str(path), tiny.heads)
     assert str(path) in str(error.value)
 

@@ -204,7 +204,7 @@ def test_inputs_of_another_tokenizer(texts: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         ({"num_hidden_layers": 3}, "the network has a weight encoder.layer.2.+, which the experts lack"),
         ({"num_hidden_layers": 1}, "the experts have a weight encoder.layer.1.+, which the network lacks"),
@@ -212,11 +212,11 @@ def test_inputs_of_another_tokenizer(texts: Any) -> None:
         ({"hidden_size": 32}, r"the head classifier.weight has shape \[2, 16\], expected classes × 32"),
     ],
 )
-def test_another_configuration(texts: Any, tmp_path: Path, change: dict[str, int], told: str) -> None:
+def test_another_configuration(texts: Any, tmp_path: Path, change: dict[str, int], said: str) -> None:
     about = json.loads(Path(texts.folder("bert"), "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(about))
     network = HuggingFaceTextEncoder(str(tmp_path))
-    with pytest.raises(MergeError, match=told):
+    with pytest.raises(MergeError, match=said):
         network.check(open_experts(network, texts.experts("bert"), None, None).shapes)
 
 
@@ -239,7 +239,7 @@ def test_configurations_that_are_none(texts: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         (lambda w: w.pop("classifier.bias"), "holds no classifier.bias, the head of task ham"),
         (lambda w: w.update({"classifier.bias": torch.zeros(5)}), "unclear: classifier.weight 2, classifier.bias 5"),
@@ -250,12 +250,12 @@ def test_configurations_that_are_none(texts: Any, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_heads(texts: Any, tmp_path: Path, change: Any, told: str) -> None:
+def test_bad_heads(texts: Any, tmp_path: Path, change: Any, said: str) -> None:
     shutil.copytree(texts.folder("bert", "ham"), tmp_path / "ham")
     weights = load_file(tmp_path / "ham" / "model.safetensors")
     change(weights)
     save_file(weights, tmp_path / "ham" / "model.safetensors")
-    with pytest.raises(MergeError, match=told) as error:
+    with pytest.raises(MergeError, match=said) as error:
         network_of(texts, "bert", heads={"ham": str(tmp_path / "ham")})
     assert str(tmp_path / "ham") in str(error.value)
 

@@ -23,12 +23,12 @@ def test_by_what_the_guard_saw(before: float, kept: float, after: float, helped:
     (tmp_path / "guard.csv").write_text("\n".join(["step,task,entropy,balance,agreement,churn", *rows]) + "\n")
     back = {"step": 10, "at": 20, "why": "?"}
     (tmp_path / "metrics.json").write_text(Report("m", "p", kept=back).to_json())
-    told = advice(RunFolder(tmp_path))
-    assert (told == "") == helped
+    said = advice(RunFolder(tmp_path))
+    assert (said == "") == helped
     if not helped:
-        assert f"agreement with the experts {100 * before:.1f} % before, {100 * kept:.1f} % after" in told
-        assert "sweep --select agreement" in told
-        assert "configs/cart_teachers.yaml" in told
+        assert f"agreement with the experts {100 * before:.1f} % before, {100 * kept:.1f} % after" in said
+        assert "sweep --select agreement" in said
+        assert "configs/cart_teachers.yaml" in said
 
 
 def test_by_accuracies_without_a_guard(tmp_path: Path) -> None:

@@ -329,10 +329,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs analyze, which must end with exit code 2 and one line; returns the line."""
     capsys.readouterr()
     assert main(["analyze", *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", told.err), told.err
-    return told.err
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"lit_merge: error: [^\n]+\n", said.err), said.err
+    return said.err
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -344,9 +344,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_the_folder(config: Config, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "deep" / "analysis"
     assert main(["analyze", "--config", config(), "--output", str(output), "--ratios", "[0.1, 0.5]"]) == 0
-    told = capsys.readouterr().out
+    said = capsys.readouterr().out
     for text in ("centred", "pretrained", "0.08", "0.16", "0.32", "mean |cosine|", "90 %", "3 experts, 8 matrices"):
-        assert text in " ".join(told.split())
+        assert text in " ".join(said.split())
     figures = {f"{name}.{kind}" for name in ("interference", "energy", "spectra", "cosines") for kind in ("png", "svg")}
     assert {path.name for path in output.iterdir()} == figures | {
         "curves.csv", "spectra.csv", "cosines.csv", "summary.json",
@@ -440,7 +440,7 @@ def test_an_existing_output(config: Config, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "said"),
     [
         ([], ["needs --output"]),
         (["--output", "OUT", "--model.experts", "null"], ["nothing to analyse", "model.experts"]),
@@ -457,11 +457,11 @@ def test_an_existing_output(config: Config, tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_bad_input(
-    options: list[str], told: list[str], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], said: list[str], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     placed = [str(tmp_path / "out") if option == "OUT" else option for option in options]
     line = refused(capsys, "--config", config(), *placed)
-    for text in told:
+    for text in said:
         assert text in line
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
 

@@ -108,7 +108,7 @@ def test_towers_are_named() -> None:
     layers = [f"{tower}.{b}.w" for tower in ("text.blocks", "visual.blocks") for b in range(2)]
     bank = TaskBank(("a",), {}, dict.fromkeys(layers, torch.zeros(0)), torch.ones(1, 4), {}, {})
     (axes,) = panels(coefficient_figure(bank))
-    told = [text.get_text() for text in axes.texts]
-    assert [text for text in told if text.isdigit()] == ["0", "1", "0", "1"]
+    said = [text.get_text() for text in axes.texts]
+    assert [text for text in said if text.isdigit()] == ["0", "1", "0", "1"]
     # As much of a name as its columns have room for.
-    assert [text[-2:] for text in told if text.startswith("…")] == ["ks", "ks"]
+    assert [text[-2:] for text in said if text.startswith("…")] == ["ks", "ks"]

@@ -242,7 +242,7 @@ def test_the_page_needs_nothing_else(run: Path, bare: Path) -> None:
     assert not re.search(r"<script|<img src=x", markup)
     for text in ("Copyright 2010-2026 Mike Bostock", "lit-merge fit --config", "2.14.1", html.escape(WHY)):
         assert text in page
-    told = report_page(bare)
+    reply = report_page(bare)
     for text in (
         "This run has no accuracies",
         "kept no coefficients over time",
@@ -252,7 +252,7 @@ def test_the_page_needs_nothing_else(run: Path, bare: Path) -> None:
         "kept no configuration",
         "No versions were kept",
     ):
-        assert text in told
+        assert text in reply
         assert text not in page
 
 
@@ -285,7 +285,7 @@ def test_damage_is_named(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
     (tmp_path / "run" / "samples.jsonl").unlink()
     shutil.copytree(tmp_path / "run", tmp_path / "other" / "run")
-    # Folders that are called alike are told apart.
+    # Folders that are called alike are distinguished.
     assert f"<title>Report: {tmp_path.name}/run, other/run</title>" in report_page(
         RunFolder(tmp_path / "run"), tmp_path / "other" / "run"
     )

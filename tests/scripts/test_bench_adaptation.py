@@ -33,8 +33,8 @@ def test_a_row_for_each_worker(run: Run, forks: Any, monkeypatch: pytest.MonkeyP
     """Those of `dense` are as those of `cart`, from another bank. Processes are forks, which start at once."""
     monkeypatch.setattr(subprocess, "Popen", forks.popen)
     size = ("--layers", "1", "--tasks", "3", "--images", "2", "--steps", "1")
-    told = run("bench_adaptation.py", *size, "--only", "plain", "cart")
-    rows = [line.split("|")[1:-1] for line in told.splitlines() if line.startswith("| 3 ")]
+    said = run("bench_adaptation.py", *size, "--only", "plain", "cart")
+    rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("| 3 ")]
     assert [row[1].strip() for row in rows] == ["plain", "cart"]
     assert float(rows[0][5]) == 1
     assert all(float(cell) > 0 for row in rows for cell in row[2:])

@@ -32,11 +32,11 @@ def test_content(script: Any, tmp_path: Path) -> None:
     whole = script.expected() | {"lit_merge-0.dist-info/METADATA"}
     assert {"lit_merge/py.typed", "lit_merge/__init__.pyi", "lit_merge/zoo/suite8/experts/mnist.safetensors"} <= whole
     script.check_content(wheel(tmp_path, whole))
-    for names, told in (
+    for names, said in (
         (whole - {"lit_merge/configs/quickstart.yaml"}, "lacks lit_merge/configs/quickstart.yaml"),
         (whole - {"lit_merge/cli/init.py"}, "lacks lit_merge/cli/init.py"),
         (whole | {"tests/conftest.py"}, "holds tests/conftest.py"),
         (whole | {"lit_merge/notes.txt"}, "holds lit_merge/notes.txt"),
     ):
-        with pytest.raises(SystemExit, match=told):
+        with pytest.raises(SystemExit, match=said):
             script.check_content(wheel(tmp_path, names))

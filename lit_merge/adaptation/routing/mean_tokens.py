@@ -21,7 +21,7 @@ class RowOrder:
     """How the rows of a layer's inputs lie: those of attention may come token after token, others input after input.
 
     Attributes:
-        tokens_first: name of every layer that can be told apart → whether token 0 of all inputs comes first.
+        tokens_first: name of every layer that can be distinguished → whether token 0 of all inputs comes first.
     """
 
     tokens_first: Mapping[str, bool]

@@ -16,7 +16,7 @@ from lit_merge.report.fit_status import clock
 
 
 class SweepProgress:
-    """A context; it is told of every point.
+    """A context; it hears of every point.
 
     Args:
         total: points of the grid.

@@ -1,4 +1,4 @@
-"""What kind of models experts are, told from names of weights and configurations beside them: nothing is built."""
+"""What kind of models experts are, known from the names of weights and configurations beside them: nothing is built."""
 
 from collections.abc import Mapping
 from enum import Enum

@@ -73,17 +73,17 @@ def fit() -> Fit:
             enable_model_summary=False,
             callbacks=[guard],
         )
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", MergeWarning)
             trainer.fit(model, datamodule=data or Suite("zoo:8", tasks=TASKS, batch_size=8))
-        return model, guard, [str(one.message) for one in told if issubclass(one.category, MergeWarning)]
+        return model, guard, [str(one.message) for one in said if issubclass(one.category, MergeWarning)]
 
     return run
 
 
 def test_a_healthy_fit_is_left_alone(fit: Fit) -> None:
-    model, guard, told = fit([Stage("tied", 8, 0.1), Stage("layer", 4, 1e-3)])
-    assert told == guard.messages == []
+    model, guard, said = fit([Stage("tied", 8, 0.1), Stage("layer", 4, 1e-3)])
+    assert said == guard.messages == []
     assert [look["step"] for look in guard.looks] == [0, 4, 8, 12]
     assert sum(guard.looks[-1]["entropy"].values()) < sum(guard.looks[0]["entropy"].values())
     assert model.coefficients().mean() > 1.3
@@ -92,13 +92,13 @@ def test_a_healthy_fit_is_left_alone(fit: Fit) -> None:
 
 @pytest.mark.parametrize("restore", [True, False])
 def test_a_rate_that_is_far_too_high(restore: bool, fit: Fit) -> None:
-    model, guard, told = fit([Stage("layer", 16, 2.0)], restore=restore)
-    assert any("collapses" in one for one in told), guard.looks
-    assert any("predicted for" in one or "predictions changed" in one for one in told)
-    # What it went back to is healthy, and the fit is over; without that it goes on, and is told about it.
+    model, guard, said = fit([Stage("layer", 16, 2.0)], restore=restore)
+    assert any("collapses" in one for one in said), guard.looks
+    assert any("predicted for" in one or "predictions changed" in one for one in said)
+    # What it went back to is healthy, and the fit is over; without that it goes on, and hears of it.
     if restore:
-        assert len(told) == 2
-        step = int(told[-1].rpartition("step ")[2].rstrip("."))
+        assert len(said) == 2
+        step = int(said[-1].rpartition("step ")[2].rstrip("."))
         assert [look["step"] for look in guard.looks if look["healthy"]][-1] == step
         assert model.global_step < 16
         assert guard.state_dict()["stopped"]
@@ -108,22 +108,22 @@ def test_a_rate_that_is_far_too_high(restore: bool, fit: Fit) -> None:
         assert again.global_step == 0
     else:
         assert model.global_step == 16
-        assert not any("back to" in one for one in told)
+        assert not any("back to" in one for one in said)
 
 
 def test_a_fit_that_goes_on_for_too_long_ends_at_its_best_look(fit: Fit) -> None:
-    model, guard, told = fit([Stage("layer", 12, 1.0)], balance=0.0, churn=1.0)
+    model, guard, said = fit([Stage("layer", 12, 1.0)], balance=0.0, churn=1.0)
     best = max(guard.looks, key=lambda look: look["mean_agreement"])
     assert best["mean_agreement"] - guard.looks[-1]["mean_agreement"] > guard.margin
-    assert f"back to the coefficients of step {best['step']}" in told
+    assert f"back to the coefficients of step {best['step']}" in said
     # A coefficient moves by 1 a step at most.
     assert (model.coefficients() - 1).abs().max() <= best["step"] + 1e-3
 
 
 def test_a_stream_of_one_class(fit: Fit) -> None:
     data = OneClass("zoo:8", tasks=TASKS, batch_size=8)
-    _, guard, told = fit([Stage("tied", 8, 0.05), Stage("layer", 16, 0.3)], data)
-    assert told, [(look["balance"], look["churn"], look["mean_agreement"]) for look in guard.looks]
+    _, guard, said = fit([Stage("tied", 8, 0.05), Stage("layer", 16, 0.3)], data)
+    assert said, [(look["balance"], look["churn"], look["mean_agreement"]) for look in guard.looks]
 
 
 def test_state_survives(fit: Fit) -> None:
@@ -187,11 +187,11 @@ def test_every_file_of_a_run_shows_what_was_kept(stops: bool, tmp_path: Path) ->
     assert float(last["kept_step"]) == kept["step"]
     assert float(last["coefficient"]) == pytest.approx(right.mean().item())
     assert float(last[f"coefficient/{tasks[1]}"]) == pytest.approx(right[1].mean().item())
-    told = f"step {kept['step']}"
+    said = f"step {kept['step']}"
     assert json.loads((run / "metrics.json").read_text())["kept"] == report.kept
     table = " ".join((run / "table.txt").read_text().split())
-    assert f"Kept: the coefficients of {told}: {guard.messages[-2]}." in table
-    note = f"those of {told} were kept, {guard.messages[-2]}"
+    assert f"Kept: the coefficients of {said}: {guard.messages[-2]}." in table
+    note = f"those of {said} were kept, {guard.messages[-2]}"
     save_figure(coefficient_figure(replace(bank, coefficients=right), bank.coefficients, note), tmp_path / "right.png")
     drawn = run / "coefficients" / "coefficients_end.png"
     assert drawn.read_bytes() == (tmp_path / "right.png").read_bytes()

@@ -41,7 +41,7 @@ def test_accuracy_of_every_image_before_its_update(
     model, scores, recorder = make_model(stages=STAGES), OnlineScores(), Recorder()
     make_trainer(max_steps=1000, callbacks=[scores, recorder]).fit(model, datamodule=data)
     assert len(recorder.batches) == -(-26 // batch_size) == data.steps
-    # Images are told apart by their pixels: nothing here depends on the order that the callback assumes.
+    # Images are distinguished by their pixels: nothing here depends on the order that the callback assumes.
     tested = {
         task: (source.read(range(len(source))), labels) for task, (source, labels) in data.labelled("test").items()
     }

@@ -41,9 +41,9 @@ def test_rows_are_what_predict_answers(make_model: Make, make_trainer: MakeTrain
         assert (row["task"], row["index"], row["file"]) == (task, index, "")
         # Tasks of three and four classes leave cells empty.
         assert [row[f"class_{i}"] for i in range(1, 6)] == classes + [""] * (5 - len(classes))
-        told = [row[f"probability_{i}"] for i in range(1, 6)]
-        assert [float(v) for v in told if v] == pytest.approx(p, abs=1e-6)
-        assert told.count("") == 5 - len(p)
+        said = [row[f"probability_{i}"] for i in range(1, 6)]
+        assert [float(v) for v in said if v] == pytest.approx(p, abs=1e-6)
+        assert said.count("") == 5 - len(p)
 
 
 def test_files_and_names_of_classes(make_model: Make, make_trainer: MakeTrainer, tiny: Any, tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ def as_before() -> Iterator[None]:
 
 def test_lines_where_there_is_no_terminal(passes: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
     passes()
-    told = capsys.readouterr()
-    assert told.out == ""
-    lines = told.err.splitlines()
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.partition(":")[0] for line in steps] == [f"step {step} of 13" for step in range(1, 14)]
     known = r"objective \d\.\d{3}, agreement \d+\.\d %, λ \S+ \(\S+ to \S+\), rank \d+, \S+ inputs/s, \d:\d\d left"
@@ -56,7 +56,7 @@ def test_a_table_on_a_terminal(
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
     passes()
-    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     for text in (
         *tiny.tasks,
         "objective",
@@ -68,7 +68,7 @@ def test_a_table_on_a_terminal(
         "static merge",
         "8/8",
     ):
-        assert text in told
+        assert text in said
 
 
 def test_quiet(passes: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,9 +80,9 @@ def test_quiet(passes: Callable[[], None], capsys: pytest.CaptureFixture[str]) -
 def test_events(passes: Callable[[], None], capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
     use_manner(Manner(json=True))
     passes()
-    told = capsys.readouterr()
-    assert told.err == ""
-    *steps, scores = map(json.loads, told.out.splitlines())
+    said = capsys.readouterr()
+    assert said.err == ""
+    *steps, scores = map(json.loads, said.out.splitlines())
     assert [(one["event"], one["step"], one["of"]) for one in steps] == [("step", s, 13) for s in (1, 10, 13)]
     for one in steps:
         objectives = [task["objective"] for task in one["tasks"].values()]

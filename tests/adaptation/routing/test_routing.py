@@ -197,7 +197,7 @@ def test_test_counts_what_was_found(made: SimpleNamespace, make_trainer: MakeTra
 
 
 def test_prototypes_of_images_in_one_place(made: SimpleNamespace) -> None:
-    """Tasks that are far apart are told apart, whatever is adapted."""
+    """Tasks that are far apart are distinguished, whatever is adapted."""
     network, bank = made.network, made.bank
     sources = {task: F.pad(torch.zeros(12, 8, 16), (0, 0, 0, 8), value=40 * i) for i, task in enumerate(bank.tasks)}
     noise = torch.randint(0, 9, (12, 16, 16), generator=torch.Generator().manual_seed(0))

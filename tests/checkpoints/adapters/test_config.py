@@ -68,11 +68,11 @@ def change(folder: Path, config: dict[str, Any] | None = None, drop: str = "", *
     save_file(kept | {PREFIX + name: value for name, value in weights.items()}, place)
 
 
-def refused(folder: Path, base: dict[str, Tensor] | Checkpoint, *told: str) -> None:
+def refused(folder: Path, base: dict[str, Tensor] | Checkpoint, *said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(folder, base=open_checkpoint(base, "base"))
     assert "\n" not in str(caught.value)
-    for text in told:
+    for text in said:
         assert text in str(caught.value)
 
 
@@ -130,7 +130,7 @@ def test_starts_that_change_the_base(start: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "said"),
     [
         *(
             ({"init_lora_weights": start}, "init_lora_weights is")
@@ -170,10 +170,10 @@ def test_starts_that_change_the_base(start: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_configurations_that_are_not_understood(entry: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_configurations_that_are_not_understood(entry: dict[str, Any], said: str, tmp_path: Path) -> None:
     _, base = adapt(tmp_path)
     change(tmp_path, entry)
-    refused(tmp_path, base, str(tmp_path), told)
+    refused(tmp_path, base, str(tmp_path), said)
 
 
 def test_entries_that_say_nothing(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ A, WIDE = torch.ones(2, 6), torch.ones(8, 6)
 
 
 @pytest.mark.parametrize(
-    ("drop", "weights", "told"),
+    ("drop", "weights", "said"),
     [
         ("", {"layer.0.up.lora_A.default.weight": A}, "lora_A in this place"),
         ("", {"layer.0.up.lora_A": A}, "lora_A in this place"),
@@ -222,10 +222,10 @@ A, WIDE = torch.ones(2, 6), torch.ones(8, 6)
     ],
     ids=str,
 )
-def test_weights_that_are_not_understood(drop: str, weights: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_understood(drop: str, weights: dict[str, Tensor], said: str, tmp_path: Path) -> None:
     _, base = adapt(tmp_path)
     change(tmp_path, drop=drop, **weights)
-    refused(tmp_path, base, str(tmp_path), told)
+    refused(tmp_path, base, str(tmp_path), said)
 
 
 def test_incomplete_files(tmp_path: Path) -> None:
@@ -254,10 +254,10 @@ def test_nothing_is_added_to_what_has_no_point(dtype: torch.dtype, tmp_path: Pat
 
 def test_tied_embeddings(tmp_path: Path) -> None:
     pristine, base = adapt(tmp_path / "lora", gpt2, target_modules=["c_attn", "wte"], fan_in_fan_out=True)
-    told = "transformer.wte.weight, which is lm_head.weight of its base too"
-    refused(tmp_path / "lora", base, told)
+    said = "transformer.wte.weight, which is lm_head.weight of its base too"
+    refused(tmp_path / "lora", base, said)
     torch.save(pristine.state_dict(), tmp_path / "base.pt")
-    refused(tmp_path / "lora", open_checkpoint(tmp_path / "base.pt"), told)
+    refused(tmp_path / "lora", open_checkpoint(tmp_path / "base.pt"), said)
     # Of a file without the second name, both are changed, as by peft's merge.
     opened = open_checkpoint(
         tmp_path / "lora", base=open_checkpoint({n: v for n, v in base.items() if n != "lm_head.weight"})

@@ -137,11 +137,11 @@ def test_as_experts(tmp_path: Path) -> None:
         Experts({"one": base}, folder)
 
 
-def refused(folder: Path, base: dict[str, Tensor], *told: str) -> None:
+def refused(folder: Path, base: dict[str, Tensor], *said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(folder, base=open_checkpoint(base, "base"))
     assert "\n" not in str(caught.value)
-    for text in (str(folder), *told):
+    for text in (str(folder), *said):
         assert text in str(caught.value)
 
 
@@ -155,7 +155,7 @@ def test_adapters_of_another_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
         ({"peft_type": None}, "peft_type is None"),
@@ -168,11 +168,11 @@ def test_adapters_of_another_base(tmp_path: Path) -> None:
         ({"use_qalora": True}, "merge_and_unload"),
     ],
 )
-def test_configurations(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_configurations(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     base, _, folder = make("plain", tmp_path / "lora")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
-    refused(folder, base, "adapter_config.json", told)
+    refused(folder, base, "adapter_config.json", said)
 
 
 def test_fused_attention_is_left_to_peft(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def test_other_tokens_of_one_number(form: str, tmp_path: Path, capsys: pytest.Ca
     assert merge(tmp_path) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    for told in (f"token 10 is '<pad>' in {tmp_path / 'base'}", "'<pad>'", "'<tool>'", str(code), "crop", EMBEDDINGS):
-        assert told in line or (told.endswith(str(tmp_path / "base")) and f"'<pad>' in {chat}" in line)
+    for said in (f"token 10 is '<pad>' in {tmp_path / 'base'}", "'<pad>'", "'<tool>'", str(code), "crop", EMBEDDINGS):
+        assert said in line or (said.endswith(str(tmp_path / "base")) and f"'<pad>' in {chat}" in line)
     assert not (tmp_path / "out").exists()
     assert merge(tmp_path, "--model.crop", "true") == 0
     found = load_file(tmp_path / "out" / "model.safetensors")

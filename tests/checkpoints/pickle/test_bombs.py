@@ -23,14 +23,14 @@ def short(text: str) -> bytes:
     return b"\x8c" + bytes([len(text.encode())]) + text.encode()
 
 
-def refused(path: Path, told: str) -> None:
+def refused(path: Path, said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(path)
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) < 400 + len(str(path))
     assert str(path) in line
-    assert told in line
+    assert said in line
 
 
 def nested(depth: int) -> bytes:
@@ -64,7 +64,7 @@ HUGE = "\x8b\x00\x20\x00\x00" + "\x01" * 0x2000
 
 
 @pytest.mark.parametrize(
-    ("pickled", "told"),
+    ("pickled", "said"),
     [
         (files.state_dict(files.tensor(size=f"{LARGE}\x85")), "beyond its storage"),
         (files.state_dict(files.tensor(size=f"{HUGE}\x85")), "impossible shape"),
@@ -92,11 +92,11 @@ HUGE = "\x8b\x00\x20\x00\x00" + "\x01" * 0x2000
     ],
 )
 def test_sizes_and_shapes_that_would_exhaust_memory(
-    pickled: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pickled: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_dict, "MOST_NAMES", 2000)  # sooner: types are checked at every step here
     path = files.write_zip(tmp_path / "model.pt", pickled, {"0": struct.pack("<2f", 0, 1)})
-    refused(path, told)
+    refused(path, said)
 
 
 def many(count: int, tensor: bytes) -> bytes:
@@ -222,8 +222,8 @@ BOMBS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_at_once(name: str, tmp_path: Path) -> None:
-    pickled, told = BOMBS[name]
+    pickled, said = BOMBS[name]
     path = files.write_zip(tmp_path / "model.pt", b"\x80\x04" + pickled, {"0": struct.pack("<2f", 0, 1)})
     started = time.process_time()
-    refused(path, told)
+    refused(path, said)
     assert time.process_time() - started < 5

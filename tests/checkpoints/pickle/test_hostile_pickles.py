@@ -1,4 +1,4 @@
-"""Pickles that would run code run none here, and are told in one line."""
+"""Pickles that would run code run none here, and are refused in one line."""
 
 import codecs
 import copyreg
@@ -126,13 +126,13 @@ def test_what_pickle_runs_is_refused(name: str, marker: Path, tmp_path: Path, ex
     assert marker.exists()
 
 
-def refused(path: Path, *told: str) -> None:
+def refused(path: Path, *said: str) -> None:
     with pytest.raises(MergeError) as caught:
         open_checkpoint(path)
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) < 400 + len(str(path))
-    for text in (str(path), *told):
+    for text in (str(path), *said):
         assert text in line
 
 
@@ -207,7 +207,7 @@ def test_zip_files_that_are_not_torchs(marker: Path, tmp_path: Path) -> None:
     good = files.state_dict(files.tensor())
     values = {"0": struct.pack("<2f", 0, 1)}
     refused(files.write_zip(path, good, values, zipfile.ZIP_DEFLATED), "compressed")
-    for names, told in (
+    for names, said in (
         (["archive/data.pkl", "archive/data.pkl"], "two entries"),
         (["archive/data.pkl", "../../data.pkl"], "does not hold exactly one data.pkl"),
         (["other/file"], "does not hold exactly one data.pkl"),
@@ -215,7 +215,7 @@ def test_zip_files_that_are_not_torchs(marker: Path, tmp_path: Path) -> None:
         with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as archive:
             for name in names:
                 archive.writestr(name, good)
-        refused(path, told)
+        refused(path, said)
     outside = tmp_path / "outside"
     files.write_zip(
         path, files.state_dict(files.tensor(key="X\x0d\x00\x00\x00../../outside")), {"../../outside": b"x" * 8}

@@ -113,9 +113,9 @@ def test_a_suite_corrupts_what_it_adapts_and_tests_on(tiny: Any, protocol: Any) 
 def test_the_command_line_names_the_nearest_kind(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", "configs/quickstart.yaml", "--data.corruption", "nose"]
     assert main(["test", *options]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "data.corruption: expected noise, blur, contrast, brightness or pixelate, got nose; the nearest" in told
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "data.corruption: expected noise, blur, contrast, brightness or pixelate, got nose; the nearest" in said
 
 
 def test_a_severity_of_nothing(tiny: Any) -> None:

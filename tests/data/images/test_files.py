@@ -249,9 +249,9 @@ def test_readable_files_in_their_order(tmp_path: Path) -> None:
     broken = broken_files(tmp_path)
     gradient().save(tmp_path / "a.png")
     paths = [*broken.values(), tmp_path / "a.png", tmp_path / "whole.png"]
-    with pytest.warns(MergeWarning, match="4 of 6 images of task alpha cannot be read and are left out: ") as told:
+    with pytest.warns(MergeWarning, match="4 of 6 images of task alpha cannot be read and are left out: ") as said:
         assert readable("alpha", ImageFiles(paths, 16)) == [4, 5]
-    message = str(told[0].message)
+    message = str(said[0].message)
     assert message.endswith(", …")
     assert [str(path) in message for path in broken.values()] == [True, True, True, False]
     with pytest.raises(MergeError, match="none of the 4 images of task alpha can be read, the first is") as error:
@@ -424,9 +424,9 @@ def test_what_may_be_an_image_and_is_left_out_is_counted(tmp_path: Path) -> None
         "v.mpg",
     ):
         (tmp_path / name).write_text("P3 is no image")
-    with pytest.warns(MergeWarning) as told:
+    with pytest.warns(MergeWarning) as said:
         assert find_images("alpha", str(tmp_path)) == [tmp_path / "a.png"]
-    (message,) = (str(one.message) for one in told)
+    (message,) = (str(one.message) for one in said)
     assert "task alpha" in message
     assert "6 files next to 1 images" in message
     for part in ("2 .heic", "1 .svg", "1 .bak", "1 without a suffix", "1 hidden"):

@@ -194,11 +194,11 @@ def test_bad_images_are_skipped_where_that_was_asked_for(
     tiny: Any, with_bad_images: ImageFolders, make_model: Callable[..., MergedModel], make_trainer: Callable[..., Any]
 ) -> None:
     data = with_bad_images
-    with pytest.warns(MergeWarning) as told:
+    with pytest.warns(MergeWarning) as said:
         batches = list(data.train_dataloader())
-    assert len(told) == 1
-    assert "3 of 36 images of task beta cannot be read" in str(told[0].message)
-    assert all(name in str(told[0].message) for name in ("000a.png", "020.png", "zzz.jpg"))
+    assert len(said) == 1
+    assert "3 of 36 images of task beta cannot be read" in str(said[0].message)
+    assert all(name in str(said[0].message) for name in ("000a.png", "020.png", "zzz.jpg"))
     whole = folders(tiny).unlabelled()["beta"].read([i for i in range(34) if i != 20])
     assert torch.equal(data.unlabelled()["beta"].read(range(33)), whole)
     # Nothing is decoded twice to be checked, and batches are those of the step's number.

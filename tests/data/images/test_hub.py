@@ -109,11 +109,11 @@ def test_columns_and_splits_of_other_names(vision_files: Any, tmp_path: Path) ->
 
 def test_labels_that_are_none(tmp_path: Path) -> None:
     picture = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
-    for labels, told in (([0, -1], "row 1 has no class"), (["a", "b"], "class_encode_column"), ([0.0, 1.0], "float64")):
+    for labels, said in (([0, -1], "row 1 has no class"), (["a", "b"], "class_encode_column"), ([0.0, 1.0], "float64")):
         table = datasets.Dataset.from_dict({"image": [picture, picture], "label": labels})
         place = tmp_path / str(labels)
         datasets.DatasetDict({"train": table}).save_to_disk(place)
-        refused(images(place).unlabelled, str(place), told)
+        refused(images(place).unlabelled, str(place), said)
 
 
 def test_images_of_every_kind_are_decoded_as_files_are(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_names_of_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> 
         raise httpx2.ConnectError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr(HfApi, "dataset_info", no_route)
-    told = ("hf://nobody/nothing", "Hub cannot be reached", "Name or service not known", "HF_HUB_OFFLINE=1")
-    refused(lambda: open_tables("hf://nobody/nothing"), *told)
+    said = ("hf://nobody/nothing", "Hub cannot be reached", "Name or service not known", "HF_HUB_OFFLINE=1")
+    refused(lambda: open_tables("hf://nobody/nothing"), *said)
     assert time.monotonic() - start < 5
 
 

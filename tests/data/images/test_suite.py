@@ -201,12 +201,12 @@ def test_tasks_of_unequal_sizes(tiny: Any) -> None:
         2,
         26,
     ]
-    for sizes, told in (
+    for sizes, said in (
         ({"delta": 1}, "no task 'delta'"),
         ({"beta": 0}, "0 images"),
         ({"beta": 35}, "which has 34 to"),
     ):
-        with pytest.raises(MergeError, match=told):
+        with pytest.raises(MergeError, match=said):
             tiny.data(sizes=sizes)
 
 

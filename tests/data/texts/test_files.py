@@ -111,7 +111,7 @@ def test_empty_texts(texts: Any, table: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "told"),
+    ("rows", "options", "said"),
     [
         ("w1,3", {}, "row 0 has the label 3, the head of task x has 2 classes, from 0 to 1"),
         ("w1,-1", {}, "row 0 has the label -1, as data sets have whose labels are kept secret"),
@@ -130,14 +130,14 @@ def test_empty_texts(texts: Any, table: Any) -> None:
         ("w1,0", {"max_length": 2}, "max_length=2: expected at least 3"),
     ],
 )
-def test_bad_labels_and_options(rows: str, options: dict[str, Any], told: str, texts: Any, table: Any) -> None:
+def test_bad_labels_and_options(rows: str, options: dict[str, Any], said: str, texts: Any, table: Any) -> None:
     location = table(f"text,label\n{rows}\n")
     if "classes" in options:
         options = {"classes": {"x": table(options["classes"], "names.txt")}}
     data = TextFiles({"x": location}, texts.folder("bert"), test={"x": location}, **options)
     with pytest.raises(MergeError) as error:
         data.check_classes("test", lambda task: 2)
-    assert told in str(error.value)
+    assert said in str(error.value)
 
 
 def test_bad_tables_and_tokenizers(texts: Any, table: Any, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "said"),
     [
         ("a.csv", b"text,label\na,1\nb\n", "the row that ends in line 3 has 1 values, the first line names 2 columns"),
         ("a.csv", b'text\n"a\nb', "line 3: unexpected end of data"),
@@ -77,11 +77,11 @@ def test_names_of_classes(tmp_path: Path) -> None:
         ("a.xls", b"text", "expected one of .csv, .tsv, .jsonl, .json, .parquet, or a folder"),
     ],
 )
-def test_broken_files(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+def test_broken_files(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MergeError) as error:
         read_table(str(tmp_path / name), ["text"])
-    assert told in str(error.value)
+    assert said in str(error.value)
     assert str(tmp_path / name) in str(error.value)
 
 

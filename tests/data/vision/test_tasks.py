@@ -20,7 +20,7 @@ from lit_merge.networks import CosineHeads
 
 DOCS = Path(__file__).parents[3] / "docs" / "vision_tasks.md"
 NAMES = [task.name for task in TASKS]
-# Written without loss: what is read can be told to the bit.
+# Written without loss: what is read is known to the bit.
 EXACT = {"SVHN", "GTSRB", "MNIST", "DTD", "CIFAR100", "STL10", "FER2013", "EMNIST", "CIFAR10", "FashionMNIST", "KMNIST"}
 EXACT |= {"Cars", "RenderedSST2", "EuroSAT"}
 GREY = {"MNIST", "EMNIST", "FashionMNIST", "KMNIST", "FER2013"}

@@ -185,9 +185,9 @@ def test_the_merge_as_one_adapter_of_the_given_base(
     # All of it takes more than the weights do.
     capsys.readouterr()
     code, _ = export(bank, tmp_path, *options)
-    told = capsys.readouterr().err
+    said = capsys.readouterr().err
     assert code == 2
-    assert "merged differs from its base in no linear layer at a rank that makes it smaller: cut it" in told
+    assert "merged differs from its base in no linear layer at a rank that makes it smaller: cut it" in said
 
 
 def test_experts_that_were_adapters(tmp_path: Path) -> None:
@@ -254,11 +254,11 @@ def test_an_image_tower_of_open_clip(tiny: Any, tmp_path: Path, capsys: pytest.C
     bank = build_bank(tiny.experts, method=CART(rank_ratio=0.2))
     images = torch.randn(2, 3, 16, 16)
     code, output = export(bank, tmp_path)
-    told = capsys.readouterr().err
+    said = capsys.readouterr().err
     assert code == 0
-    assert "alpha: not in the adapter, and left as base/ has it: " in told
+    assert "alpha: not in the adapter, and left as base/ has it: " in said
     left = {"class_embedding", "positional_embedding", "proj"}
-    assert all(name in told for name in left)
+    assert all(name in said for name in left)
     base = load_file(output / "base" / "model.safetensors")
     expected = {name: base[name] if name in left else value for name, value in bank.expert("beta").items()}
     loaded = PeftModel.from_pretrained(tower(base), output / "beta").eval()
@@ -310,7 +310,7 @@ def test_layers_without_biases_beside_layers_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "said"),
     [
         (["--task", "four"], "no task 'four' in this bank, which has base, one"),
         ([], "task 'base' cannot be the name of an adapter's folder: rename it"),
@@ -319,14 +319,14 @@ def test_layers_without_biases_beside_layers_with(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_exported(
-    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     states = {
         task: {"layers.0.attn.weight": torch.randn(6, 6), "layers.0.attn.bias": torch.randn(6)}
         for task in ("base", "one")
     }
     code, output = export(build_bank(states, method=CART(rank_ratio=0.3)), tmp_path, *options)
-    assert told in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert (code, output.exists()) == (2, False)
 
 

@@ -140,23 +140,23 @@ def test_a_release_of_whole_modules(tmp_path: Path) -> None:
 
 
 def test_released_heads_that_are_none(tmp_path: Path) -> None:
-    def told(path: Path) -> str:
+    def said(path: Path) -> str:
         with pytest.raises(MergeError) as caught:
             load_heads(path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "holds no head_TASK.pt" in told(tmp_path)
+    assert "holds no head_TASK.pt" in said(tmp_path)
     for change, words in (
         ({"bias": torch.ones(3)}, "head DTD has a bias that is not 0"),
         ({"weight": torch.full((3, 8), float("nan"))}, "head weight holds NaN"),
         ({"weight": torch.ones(3)}, "head weight has shape [3], expected classes × width"),
     ):
         released(tmp_path, **change)
-        assert words in told(tmp_path)
-        assert "head_DTDVal.safetensors" in told(tmp_path)
+        assert words in said(tmp_path)
+        assert "head_DTDVal.safetensors" in said(tmp_path)
     released(tmp_path)
     save_file({"weight": torch.ones(3, 8)}, tmp_path / "head_DTD.safetensors")
-    assert "two heads of task DTD" in told(tmp_path)
+    assert "two heads of task DTD" in said(tmp_path)
     with pytest.raises(MergeError, match="nowhere"):
         ReleasedHeads({"Cars": str(tmp_path / "nowhere.pt")}).build("ViT-B-32")

@@ -31,7 +31,7 @@ def test_the_names_in_a_file_say_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "said"),
     [
         ({"a.weight": torch.ones(2, 3), "a.bias": torch.ones(3)}, "has 2 classes in its weight and shape [3] in its"),
         ({"a.weight": torch.ones(2), "a.bias": torch.ones(2)}, "head a.weight has shape [2], expected classes × width"),
@@ -41,11 +41,11 @@ def test_the_names_in_a_file_say_what_it_is(tmp_path: Path) -> None:
         ({"mixed.weight": torch.ones(2, 3)}, "a task called 'mixed'"),
     ],
 )
-def test_files_that_hold_none(tensors: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+def test_files_that_hold_none(tensors: dict[str, Tensor], said: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "heads.safetensors")
     with pytest.raises(MergeError) as error:
         load_heads(tmp_path / "heads.safetensors")
-    assert told in str(error.value)
+    assert said in str(error.value)
     assert str(tmp_path / "heads.safetensors") in str(error.value)
 
 

@@ -148,7 +148,7 @@ def test_a_cache_that_cannot_be_written(model: Model, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "said"),
     [
         (b"", "(class names of task alpha) holds no name"),
         (b"\n  \n", "(class names of task alpha) holds no name"),
@@ -160,15 +160,15 @@ def test_a_cache_that_cannot_be_written(model: Model, cache: Path) -> None:
         (None, "(class names of task alpha): no such file"),
     ],
 )
-def test_bad_class_files(model: Model, tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_bad_class_files(model: Model, tmp_path: Path, content: bytes | None, said: str) -> None:
     path = tmp_path / "names.txt"
     if content is not None:
         path.write_bytes(content)
-    refused(lambda: model.heads(classes={"alpha": str(path)}).build(model.config), str(path), told)
+    refused(lambda: model.heads(classes={"alpha": str(path)}).build(model.config), str(path), said)
 
 
 @pytest.mark.parametrize(
-    ("templates", "told"),
+    ("templates", "said"),
     [
         ([], "templates: expected at least one"),
         (["a photo"], "templates: 'a photo' lacks the one {}"),
@@ -177,8 +177,8 @@ def test_bad_class_files(model: Model, tmp_path: Path, content: bytes | None, to
         ("nowhere.txt", "nowhere.txt (templates): no such file"),
     ],
 )
-def test_bad_templates(model: Model, templates: Any, told: str) -> None:
-    refused(lambda: model.heads(templates=templates).build(model.config), told)
+def test_bad_templates(model: Model, templates: Any, said: str) -> None:
+    refused(lambda: model.heads(templates=templates).build(model.config), said)
 
 
 def refused(action: Callable[[], Any], *parts: str) -> None:
@@ -198,9 +198,9 @@ def test_weights_that_do_not_fit(model: Model, tmp_path: Path, tiny: Any, cache:
         ({"transformer.resblocks.1.ln_1.weight": torch.ones(16)}, "has no weight transformer.resblocks.1.ln_1.weight"),
         ({"text_projection": torch.ones(16, 5)}, "text_projection of the text tower has shape [16, 16] in"),
     ]
-    for change, told in changes:
+    for change, said in changes:
         save_file({name: value for name, value in (weights | change).items() if value is not None}, path)
-        refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), told)
+        refused(lambda: model.heads(weights=str(path)).build(model.config), str(path), said)
     refused(lambda: model.heads(weights=tiny.base).build(model.config), tiny.base, "has no weight")
     (tmp_path / "model.pt").write_text("no weights")
     refused(
@@ -240,14 +240,14 @@ def test_from_a_configuration_file(model: Model, tiny: Any, tmp_path: Path, caps
     init["heads"] = {"class_path": "ZeroShotHeads", "init_args": heads}
     (tmp_path / "config.yaml").write_text(json.dumps(content))
     assert main(["merge", "--config", str(tmp_path / "config.yaml"), *output]) == 0
-    for mistake, told in (({"wieghts": "a"}, "wieghts"), ({"classes": {"alpha": "nowhere.txt"}}, "nowhere.txt")):
+    for mistake, said in (({"wieghts": "a"}, "wieghts"), ({"classes": {"alpha": "nowhere.txt"}}, "nowhere.txt")):
         init["heads"] = heads | mistake
         (tmp_path / "config.yaml").write_text(json.dumps(content))
         capsys.readouterr()
         assert main(["test", "--config", str(tmp_path / "config.yaml")]) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1
-        assert told in line
+        assert said in line
 
 
 class Named(ClassNames):

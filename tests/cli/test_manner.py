@@ -28,12 +28,12 @@ def test_a_merge_in_every_manner(tiny: Any, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr() == ("", "")
     for option in (["--log", "json"], ["--log=json"]):
         assert main([*merge, *option]) == 0
-        told = capsys.readouterr()
-        events = {line["event"]: line for line in map(json.loads, told.out.splitlines())}
+        said = capsys.readouterr()
+        events = {line["event"]: line for line in map(json.loads, said.out.splitlines())}
         assert events.keys() - {"note"} == {"selected", "written"}
         assert len(events["selected"]["matrices"]) == 8
         assert events["written"]["bytes"] == (tmp_path / "merged.safetensors").stat().st_size
-        assert told.err == ""
+        assert said.err == ""
 
 
 def test_wrong_values(capsys: pytest.CaptureFixture[str]) -> None:
