@@ -1,4 +1,4 @@
-"""How long commands of the package take to start, in CPU seconds and beside `import torch`.
+"""How long commands of the package take to start, in CPU seconds and next to `import torch`.
 
     python scripts/bench_start.py
 

@@ -1,9 +1,9 @@
 """Every method, static and adapted, on the built-in suites over three seeds of the experts.
 
 Every tuned value (scale, CART's rank) is chosen on labelled validation images; the test images are used once per row
-and choice, after everything is chosen. Beside the choice by labels stand those without: by entropy, by agreement with
+and choice, after everything is chosen. Next to the choice by labels stand those without: by entropy, by agreement with
 the experts, and self-consistent. Adapted rows are chosen by nothing: they adapt on unlabelled images that are neither
-validation nor test images. The suites of texts stand beside those of images; one takes ten minutes on an H100, and
+validation nor test images. The suites of texts stand next to those of images; one takes ten minutes on an H100, and
 hours on a CPU.
 
 Goes on where it was cut off: every row is kept in the output folder as soon as it is measured.
@@ -313,7 +313,7 @@ def cells(values: list[float], seeds: int) -> str:
 
 
 def accuracy_table(results: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Markdown: a line per method, a column per suite, the literature's figures beside them."""
+    """Markdown: a line per method, a column per suite, the literature's figures next to them."""
     heads = [f"{column} ({len(files)} seed{'s' * (len(files) > 1)})" for column, files in results.items()]
     yield f"| | {' | '.join(heads)} | CLIP B/32, P-TA: 8 / 14 / 20 | P-TALL |"
     yield f"|---|{'---|' * (len(heads) + 2)}"

@@ -1,6 +1,6 @@
 """What adaptation does over its steps: which stages, which objective, when to stop, and how a collapse looks.
 
-Every run is watched every few steps: test accuracy, which nothing here is chosen by, beside what can be seen without
+Every run is watched every few steps: test accuracy, which nothing here is chosen by, next to what can be seen without
 labels on a fixed probe of unlabelled inputs: entropy, balance of the predicted classes, agreement with the experts, and
 churn (the share of predictions that differ from those at the last look).
 

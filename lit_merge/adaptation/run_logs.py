@@ -57,7 +57,7 @@ class LineLog(Logger):
 
 def log_into(trainer: Trainer, output: str | Path, unfinished: UnfinishedFit) -> None:
     """Logs what a run's own log is made of, and the coefficients. Loggers that name a place in the run's folder write
-    beside it until it is whole, and those that number their folders keep the number of the first attempt.
+    next to it until it is whole, and those that number their folders keep the number of the first attempt.
 
     Args:
         trainer: whose loggers and callbacks are set up.

@@ -155,7 +155,7 @@ class UnfinishedFit(UnfinishedOutput):
 
 
 def _identity(path: Path) -> list[int]:
-    """What a file or folder keeps when it is renamed, and what another one has not."""
+    """What a file or folder keeps when it is renamed, and no other one has."""
     found = path.stat()
     return [found.st_ino, found.st_mtime_ns]
 

@@ -83,7 +83,7 @@ def find_base(about: Mapping[str, Any], bank: Path, location: str | Path | None 
 
 
 def check_base(shapes: Mapping[str, tuple[int, ...]], base: Checkpoint) -> None:
-    """Raises MergeError where a base has not the weights of a bank, which have these shapes."""
+    """Raises MergeError where a base lacks weights of a bank, which have these shapes."""
     for name, shape in shapes.items():
         if base.shapes.get(name) != shape:
             there = "no such weight" if name not in base.shapes else f"shape {list(base.shapes[name])}"

@@ -194,7 +194,7 @@ class Compression:
         self.parts[f"delta/{name}"] = Parts(energies.numpy(), _kept(found, stored, sides_stored(m, n)), nbytes)
 
     def _origin_types(self, origin: Tensor) -> list[str]:
-        """In which an origin may be stored: integers where it has rows, which vectors and numbers have not."""
+        """In which an origin may be stored: integers where it has rows, unlike vectors and numbers."""
         half = "float16" if origin.abs().amax() < torch.finfo(torch.float16).max else "bfloat16"
         asked = [half if kind == "float16" else kind for kind in self.types]
         wide = ["float32"] if len(self.types) > 1 and origin.dtype.itemsize > 2 else []

@@ -134,7 +134,7 @@ def _with_version(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(about: Mapping[str, Any]) -> dict[str, str]:
-    """The files beside the tensors."""
+    """The files next to the tensors."""
     about = _with_version(about)
     return {"bank.json": json.dumps(about, indent=1) + "\n", "README.md": model_card(about)}
 

@@ -1,4 +1,4 @@
-"""Digests of an output's files, in a file beside them: whoever reads one of them sees that it is as it was written."""
+"""Digests of an output's files, in a file next to them: whoever reads one of them sees that it is as it was written."""
 
 import hashlib
 from collections.abc import Iterable

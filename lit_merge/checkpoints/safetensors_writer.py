@@ -98,7 +98,7 @@ class TensorFiles:
         are there already.
 
         Raises:
-            MergeError: the disk has not so much space.
+            MergeError: the disk has less space.
         """
         places = [path / file if file else path for file in self._headers]
         there = sum(place.stat().st_size for place in places if place.exists())

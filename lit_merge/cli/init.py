@@ -13,7 +13,7 @@ from lit_merge.experts.files import open_all
 
 ABOUT = """\
 Writes one whole YAML file for the experts in a folder, ready for `fit` (of language models for `merge`): what they are,
-their names, base, network and image size are found by themselves, from headers. What lies beside the folder is taken
+their names, base, network and image size are found by themselves, from headers. What lies next to the folder is taken
 too: base, pretrained or zeroshot; heads.safetensors or classes; images, texts and labelled. Comments in the file say
 what is still to fill in.
 """
@@ -30,7 +30,7 @@ def init_command(arguments: Sequence[str]) -> None:
     parser = CommandParser("init", ABOUT)
     parser.add_argument("folder", help="a file or a model's folder for every task, or a folder with `experts` in it")
     parser.add_argument("--output", required=True, help="the configuration, FILE.yaml")
-    parser.add_argument("--base", help="the pretrained model, where it does not lie beside the experts")
+    parser.add_argument("--base", help="the pretrained model, where it does not lie next to the experts")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     options = parser.parse_args(arguments)
     if Path(options.output).suffix not in (".yaml", ".yml"):

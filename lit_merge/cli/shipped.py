@@ -7,7 +7,7 @@ from lit_merge.cli.parse_errors import nearest
 from lit_merge.errors import MergeError
 
 PACKAGE = Path(__file__).parents[1]
-# In a wheel they lie in the package, in a clone beside it.
+# In a wheel they lie in the package, in a clone next to it.
 PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")
 OPTIONS = ("--config", "-c")
 

@@ -14,7 +14,7 @@ from lit_merge.report.scores import TaskScore, mean_accuracy
 # Lines of a fit where there is no terminal.
 LINES = 10
 # Lines of a terminal that a table leaves to the rest.
-BESIDE = 9
+OTHER_LINES = 9
 
 
 class Display(ABC):
@@ -81,7 +81,7 @@ class Bars(Lines):
         self._bars.update(self._bar, completed=done)
         if status is not None:
             self._status = status
-            self._live.update(Group(status.table(max(3, self._screen.height - BESIDE)), self._bars))
+            self._live.update(Group(status.table(max(3, self._screen.height - OTHER_LINES)), self._bars))
 
     def end(self, scores: dict[str, TaskScore] | None = None) -> None:
         self._live.stop()

@@ -16,7 +16,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# This folder's modules are a package beside scripts/zoo.
+# This folder's modules are a package next to scripts/zoo.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoo.problem import Problem

@@ -17,7 +17,7 @@ from lit_merge.networks import Network, compute_dtype
 from lit_merge.objectives import entropy
 
 Route = Literal["prototypes", "entropy", "layers"]
-# What an expert's entropy, as a share of log C, counts for beside the logarithm of a density.
+# What an expert's entropy, as a share of log C, counts for next to the logarithm of a density.
 UNSURE = 10.0
 # Whose weights are held: most batches need one or two tasks'.
 HELD = 2

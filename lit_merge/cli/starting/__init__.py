@@ -1,4 +1,4 @@
-"""A first configuration from a folder of experts: what they are, what lies beside them, and the YAML of both."""
+"""A first configuration from a folder of experts: what they are, what lies next to them, and the YAML of both."""
 
 from lit_merge.cli.starting.configuration_text import configuration_text
 from lit_merge.cli.starting.found_files import FoundFiles, find_files

@@ -55,7 +55,7 @@ def configuration_text(
     """The file's text, what is still to fill in, and what the experts are, in words.
 
     Args:
-        files: experts, base, and what lies beside them.
+        files: experts, base, and what lies next to them.
         kind: of the experts.
         checkpoint: the first expert, opened: shapes by canonical names.
         output: the file that the text is for.

@@ -1,4 +1,4 @@
-"""What lies beside a folder of experts and belongs to them: the base, the network, heads, images, tables of texts."""
+"""What lies next to a folder of experts and belongs to them: the base, the network, heads, images, tables of texts."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class FoundFiles:
 
 
 def find_files(folder: str, base: str | None = None) -> FoundFiles:
-    """The experts in a folder, or in its folder `experts`, and what lies beside them.
+    """The experts in a folder, or in its folder `experts`, and what lies next to them.
 
     Args:
         folder: where the experts are.

@@ -1,4 +1,4 @@
-"""What kind of models experts are, known from the names of weights and configurations beside them: nothing is built."""
+"""What kind of models experts are, by names of weights and configurations next to them: nothing is built."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -40,7 +40,7 @@ def kind_of(experts: Mapping[str, Checkpoint]) -> ModelKind:
 
 
 def architectures(checkpoint: Checkpoint) -> list[str]:
-    """The classes of transformers that `config.json` beside the weights names; none where there is no such file."""
+    """The classes of transformers that `config.json` next to the weights names; none where there is no such file."""
     found = [name for path in checkpoint.files for name in _listed(entries_of(path.parent / "config.json"))]
     return list(dict.fromkeys(found))
 
