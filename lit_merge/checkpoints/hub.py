@@ -110,6 +110,10 @@ def _client(location: str) -> Any:
     """
     try:
         import huggingface_hub
+
+        # They are attributes once they are imported.
+        import huggingface_hub.constants
+        import huggingface_hub.utils
     except ImportError as error:
         raise MergeError(f"{location} needs huggingface_hub: pip install 'lit_merge[hf]'") from error
     huggingface_hub.utils.logging.set_verbosity_error()

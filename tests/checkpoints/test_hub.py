@@ -1,7 +1,9 @@
 """hf://…: what the cache has, what a hub serves, and what is said without a network."""
 
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -171,6 +173,13 @@ def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
         monkeypatch.setattr(served, "model_info", fail)
         refused("hf://org/name@v2", said)
+
+
+def test_in_a_process_that_has_imported_nothing_yet() -> None:
+    call = "from lit_merge.checkpoints.hub import fetch; fetch('hf://org/absent')"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": "nowhere"}
+    found = subprocess.run([sys.executable, "-c", call], env=environment, capture_output=True, text=True, check=False)
+    assert "MergeError: hf://org/absent is not in the cache" in found.stderr.splitlines()[-1]
 
 
 def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
