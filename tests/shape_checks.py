@@ -43,6 +43,19 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
         return function
     if not isinstance(function, types.FunctionType) or inspect.isgeneratorfunction(function):
         return whole(function, typechecker=typechecker)
+    made: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        """Checks are made at the first call: most functions are never called in one process of the tests."""
+        if not made:
+            made.append(with_checks(function))
+        return made[0](*arguments, **options)
+
+    return call
+
+
+def with_checks(function: Callable[..., Any]) -> Callable[..., Any]:
     copy = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
@@ -54,9 +67,8 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
     copy.__annotations__ = known_types(function)
     inner: Callable[..., Any] = beartype(copy, conf=REFUSING)
     if not any(map(names_a_shape, copy.__annotations__.values())):
-        return functools.update_wrapper(inner, function)
+        return inner
 
-    @functools.wraps(function)
     def in_a_scope(*arguments: Any, **options: Any) -> Any:
         """Sizes of one name are equal within a call."""
         with whole("context"):

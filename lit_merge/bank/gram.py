@@ -169,8 +169,15 @@ def _by_parts(matrix: Float[Tensor, "m n"], u: Tensor, s: Tensor, v: Tensor) -> 
         further = tuple(completion(one, rank - strong)[None] for one in (u, v))
         further = further[0], s.new_zeros(1, rank - strong), further[1]
     else:
-        further = _leading_triplets(rest[None], rank - strong)
+        faint = _leading_triplets(rest[None], rank - strong)
+        # What is left has a rounding's share of the strong directions, which for the faintest of it is much.
+        further = _apart(faint[0], u), faint[1], _apart(faint[2], v)
     return tuple(torch.cat([a, b[0]], -1) for a, b in zip((u, s, v), further, strict=True))  # type: ignore[return-value]
+
+
+def _apart(blocks: Float[Tensor, "T n r"], basis: Float[Tensor, "n k"]) -> Float[Tensor, "T n r"]:
+    """Orthonormal columns, made orthogonal to a basis."""
+    return orthonormal(blocks - basis @ (basis.mT @ blocks))
 
 
 def gram(matrices: Float[Tensor, "*T m n"]) -> Float[Tensor, "*T n n"]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_merge.bank.linalg import LARGE, approximation, polar_factor, truncated_svd
@@ -126,6 +126,8 @@ def _spectrum(rank: int, kind: str) -> torch.Tensor:
     return kinds[kind] * there
 
 
+# Directions of rounding's size are orthogonal to the strong ones, too.
+@example(shape=(LARGE, LARGE), rank=200, kind="tiny", spare=184, dtype=torch.float32, seed=0)
 @settings(max_examples=25, deadline=None)
 @given(
     shape=st.sampled_from(SHAPES),
@@ -147,6 +149,6 @@ def test_factors_give_back_the_matrix(
     values = np.linalg.svd(whole, compute_uv=False)
     left, size = np.linalg.norm(whole - (u * s) @ v.T), np.linalg.norm(whole)
     assert left <= np.sqrt((values[k:] ** 2).sum()) * (1 + 1e-3) + 1e-4 * size
-    assert np.abs(u.T @ u - np.eye(k)).max() < 1e-3
-    assert np.abs(v.T @ v - np.eye(k)).max() < 1e-3
+    assert np.abs(u.T @ u - np.eye(k)).max() < 1e-4
+    assert np.abs(v.T @ v - np.eye(k)).max() < 1e-4
     assert np.abs(np.einsum("ir,ij,jr->r", u, whole, v) - s).max() <= 1e-4 * max(values[0], 1e-30)

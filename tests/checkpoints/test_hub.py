@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,11 +85,19 @@ def silent() -> Iterator[str]:
     """A server that takes connections and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
     taken: list[socket.socket] = []
-    thread = threading.Thread(target=lambda: taken.append(server.accept()[0]), daemon=True)
+
+    def take() -> None:
+        with suppress(OSError):  # nobody has come
+            taken.append(server.accept()[0])
+
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.getsockname()[1]}"
     for connection in taken:
         connection.close()
+    with suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)  # it waits no longer
+    thread.join()
     server.close()
 
 
