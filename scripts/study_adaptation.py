@@ -66,6 +66,7 @@ class Run:
         one_class: on a stream of one class.
         pool: on so many inputs of every task, rather than on all that there are.
         by_bank: whether the bank's own experts teach (task indexing), rather than the experts' files.
+        batch_size: inputs of every task a step, where they are not the suite's 16.
     """
 
     method: MergeMethod
@@ -77,6 +78,7 @@ class Run:
     by_bank: bool = False
     correction: Correction | None = None
     augment: ImageAugmentation | None = None
+    batch_size: int | None = None
 
 
 def runs(moments: Any) -> dict[str, Run]:
@@ -92,6 +94,7 @@ def runs(moments: Any) -> dict[str, Run]:
     named["CART / gentle layers"] = Run(cart, (TIED, Stage("layer", 200, 2e-4)))
     named["CART / high rate"] = Run(cart, (Stage("layer", 200, 0.1),))
     named["CART / one class"] = Run(cart, (TIED, Stage("layer", 100, 1e-2)), one_class=True)
+    methods |= {f"CART at rank ratio {ratio}": CART(ratio, 1.0) for ratio in (0.08, 0.32)}
     return named | {
         f"{name} / {label}": run for name, method in methods.items() for label, run in taught(method).items()
     }
@@ -99,7 +102,12 @@ def runs(moments: Any) -> dict[str, Run]:
 
 def taught(method: MergeMethod) -> dict[str, Run]:
     """Coefficients of directions: by entropy, by the experts, and with what else can be learnt or changed."""
-    experts, both, images = ExpertAgreement(), Correction(), ImageAugmentation()
+    experts, both, images = ExpertAgreement(), Correction(lr=0.001), ImageAugmentation()
+    more = ImageAugmentation(degrees=20, scale=0.2, shift=0.15, brightness=0.4)
+
+    def longer(steps: int, rate: float) -> tuple[Stage, ...]:
+        return TIED, Stage("direction", steps, rate, relative=True, decay="cosine")
+
     stages = {rate: (TIED, Stage("direction", 200, rate, relative=True, decay="cosine")) for rate in RATES}
     found = {f"directions at {rate}, experts": Run(method, stages[rate], experts) for rate in RATES}
     return found | {
@@ -110,12 +118,15 @@ def taught(method: MergeMethod) -> dict[str, Run]:
         "directions, experts, images": Run(method, stages[0.02], experts, augment=images),
         "directions, experts, correction, images": Run(method, stages[0.02], experts, correction=both, augment=images),
         "directions, experts, correction, images, 400 steps": Run(
-            method,
-            (TIED, Stage("direction", 400, 0.02, relative=True, decay="cosine")),
-            experts,
-            correction=both,
-            augment=images,
+            method, longer(400, 0.02), experts, correction=both, augment=images
         ),
+        **{
+            f"directions, experts, correction of rank 64, images changed more, 32 a step, {steps} steps": Run(
+                method, longer(steps, 0.02), experts, correction=Correction(64, 0.002), augment=more, batch_size=32
+            )
+            for steps in (200, 400)
+        },
+        "directions at 0.04, experts, 300 steps": Run(method, longer(300, 0.04), experts),
         "directions at 0.04, by the bank": Run(method, stages[0.04], experts, by_bank=True),
         **{
             f"directions at 0.04, experts, {pool} inputs": Run(method, stages[0.04], experts, pool=pool)
@@ -251,9 +262,10 @@ def measure(name: str, output: Path, only: str) -> None:
             use_distributed_sampler=False,
             callbacks=[watch],
         )
-        data.augment = run.augment
+        usual = data.batch_size
+        data.augment, data.batch_size = run.augment, run.batch_size or usual
         trainer.fit(model, datamodule=chosen(data, run))
-        data.augment = None
+        data.augment, data.batch_size = None, usual
         known = (json.loads(path.read_text("utf-8")) if path.exists() else {}) | {one: watch.seen}
         write_text(path, json.dumps(known) + "\n", overwrite=True)
         curve = [f"{100 * mean(seen['sample'].values()):.1f}" for seen in watch.seen]
@@ -284,7 +296,8 @@ def tables(output: Path) -> Iterator[str]:
                 if name in one
             ]
             shown.append(" → ".join(cell(list(values)) for values in zip(*curves, strict=True)) or "–")
-        yield f"| {name} | " + " | ".join(shown) + " |"
+        if any(one != "–" for one in shown):
+            yield f"| {name} | " + " | ".join(shown) + " |"
 
 
 def signs(output: Path) -> str:
