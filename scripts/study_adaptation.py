@@ -106,7 +106,8 @@ def taught(method: MergeMethod) -> dict[str, Run]:
     more = ImageAugmentation(degrees=20, scale=0.2, shift=0.15, brightness=0.4)
 
     def longer(steps: int, rate: float) -> tuple[Stage, ...]:
-        return TIED, Stage("direction", steps, rate, relative=True, decay="cosine")
+        """As a fit does by default: the scale by entropy, then directions by the experts."""
+        return TIED, Stage("direction", steps, rate, relative=True, decay="cosine", objective=experts)
 
     stages = {rate: (TIED, Stage("direction", 200, rate, relative=True, decay="cosine")) for rate in RATES}
     found = {f"directions at {rate}, experts": Run(method, stages[rate], experts) for rate in RATES}
@@ -118,15 +119,15 @@ def taught(method: MergeMethod) -> dict[str, Run]:
         "directions, experts, images": Run(method, stages[0.02], experts, augment=images),
         "directions, experts, correction, images": Run(method, stages[0.02], experts, correction=both, augment=images),
         "directions, experts, correction, images, 400 steps": Run(
-            method, longer(400, 0.02), experts, correction=both, augment=images
+            method, longer(400, 0.02), correction=both, augment=images
         ),
         **{
             f"directions, experts, correction of rank 64, images changed more, 32 a step, {steps} steps": Run(
-                method, longer(steps, 0.02), experts, correction=Correction(64, 0.002), augment=more, batch_size=32
+                method, longer(steps, 0.02), correction=Correction(64, 0.002), augment=more, batch_size=32
             )
             for steps in (200, 400)
         },
-        "directions at 0.04, experts, 300 steps": Run(method, longer(300, 0.04), experts),
+        "directions at 0.04, experts, 300 steps": Run(method, longer(300, 0.04)),
         "directions at 0.04, by the bank": Run(method, stages[0.04], experts, by_bank=True),
         **{
             f"directions at 0.04, experts, {pool} inputs": Run(method, stages[0.04], experts, pool=pool)
