@@ -142,7 +142,7 @@ def test_adaptation_examples(workplace: Path, on_tiny: list[str]) -> None:
     for i, block in enumerate(found):
         # A compiler takes minutes (test_compiling.py), and there need not be a GPU.
         block = block.replace("compile: true", "compile: false").replace("accelerator: gpu", "accelerator: cpu")
-        block = block.replace("rank: 32", "rank: 2")
+        block = block.replace("rank: 64", "rank: 2")
         Path(f"block{i}.yaml").write_text(block)
         options = [*start, "--config", f"block{i}.yaml", *on_tiny, "--data.batch_size", "4", "--run", f"run{i}"]
         assert main(["fit", *options, *SHORT["fit"], *QUIET, *plain]) == 0
