@@ -18,8 +18,8 @@ PREFIX = "hf://"
 _LOCATION = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<inside>.+?))?/?")
 # What lies next to weights and is small: configurations, tokenizers, chat templates.
 _BESIDE = (".json", ".txt", ".model", ".jinja")
-# In a repository that holds nothing yet.
-MADE_BY_THE_HUB = (".gitattributes", "README.md")
+# Also where nothing was sent yet.
+OF_EVERY_REPOSITORY = (".gitattributes", "README.md")
 # Seconds until a hub that does not answer counts as out of reach.
 TIMEOUT = 10.0
 
@@ -85,12 +85,15 @@ def send(files: Sequence[Path], location: str, *, kind: Kind, message: str, priv
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repo, private=private or None, exist_ok=True)
-        there = [name for name in api.list_repo_files(repo) if name not in MADE_BY_THE_HUB]
+        names = api.list_repo_files(repo)
+        there = [name for name in names if name not in OF_EVERY_REPOSITORY]
         if others := [name for name in there if not re.fullmatch(kind.files, name)]:
             raise MergeError(f"{location} holds other files ({listed(others)}): send to another repository")
         if there and not overwrite:
             raise MergeError(f"{location} holds {listed(there)} already: pass --overwrite; the hub keeps it, too")
-        added = [huggingface_hub.CommitOperationAdd(file.name, file) for file in files]
+        # A card that somebody has written before there was anything else stays.
+        sent = [file for file in files if there or file.name not in names]
+        added = [huggingface_hub.CommitOperationAdd(file.name, file) for file in sent]
         return str(api.create_commit(repo, added, commit_message=message).commit_url)
     except MergeError:
         raise

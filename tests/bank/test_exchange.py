@@ -157,6 +157,14 @@ def test_there_and_back(served: Hub, saved: Path, tmp_path: Path, capsys: pytest
     assert len(served.messages) == 2
 
 
+def test_a_card_that_was_there_before_stays(served: Hub, saved: Path) -> None:
+    served.files = {".gitattributes": b"", "README.md": b"mine"}
+    push_bank(saved, "hf://org/name")
+    assert served.files == {".gitattributes": b""} | contents(saved) | {"README.md": b"mine"}
+    push_bank(saved, "hf://org/name", overwrite=True)
+    assert served.files == {".gitattributes": b""} | contents(saved)
+
+
 def test_the_page(served: Hub, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "task_banks.md").read_text(encoding="utf-8")
     section = page.partition("## Given to others")[2].partition("\n## ")[0]
