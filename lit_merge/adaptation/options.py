@@ -41,7 +41,8 @@ class Adaptation:
         bank_device: `auto` keeps the bank on the GPU where it takes at most half of the free memory; `cpu` keeps it in
             pinned memory and streams it weight by weight.
         teachers: where neither objective nor stages are named, learn from the experts once entropy has found the
-            scale. It takes experts at hand, a bank with low-rank deltas, and data that are neither online nor mixed.
+            scale. It takes experts at hand, a bank with low-rank deltas, and data that are neither online nor mixed,
+            with 32 inputs of every task at least.
         compile: torch.compile of the network: minutes at first, less time a step.
 
     Raises:

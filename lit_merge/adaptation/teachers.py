@@ -19,12 +19,23 @@ from lit_merge.experts.experts import Experts
 Ask = Callable[[str, Tensor], Float[Tensor, "B C"]]
 """Logits, or features (B, d)."""
 BATCH = 256
+# Inputs of a task. From 16 of each, directions learn what holds for those alone (docs/adaptation.md).
+FEWEST = 32
 
 
 def suiting(options: Mapping[str, Any], data: TaskData | None) -> dict[str, Any]:
-    """Options of adaptation: no teachers by default where an input comes only once, or its task is not known."""
-    off = data is not None and (data.online or data.mixed)
+    """Options of adaptation: no teachers by default where an input comes only once, its task is not known, or a task
+    has too few for a coefficient of every direction."""
+    named = options.get("stages") or options.get("objective") or not options.get("teachers", True)
+    off = data is not None and not named and (data.online or data.mixed or _few(data))
     return {**options, **({"teachers": False} if off else {})}
+
+
+def _few(data: TaskData) -> bool:
+    try:
+        return min(map(len, data.unlabelled().values()), default=FEWEST) < FEWEST
+    except MergeError:
+        return False  # there are none, which a fit says
 
 
 def known_beforehand(data: TaskData, trainer: Any) -> bool:

@@ -104,6 +104,9 @@ class MergeCLI(LightningCLI):
             options["ckpt_path"] = str(resolve(options["ckpt_path"]))
 
     def instantiate_classes(self) -> None:
+        if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
+            # Nothing is learnt: nobody looks through the inputs to adapt on for whether experts would teach.
+            self.config[self.subcommand].model.teachers = False
         with building():
             super().instantiate_classes()
 

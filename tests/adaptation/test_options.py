@@ -13,6 +13,7 @@ import yaml
 
 import lit_merge
 from lit_merge import Experts, MergedModel, Stage, TaskBank, adapt, build_bank
+from lit_merge.adaptation import teachers
 from lit_merge.adaptation.options import Adaptation
 from lit_merge.adaptation.stages import TWO_STAGES
 from lit_merge.adaptation.teachers import suiting
@@ -30,7 +31,7 @@ def test_signatures_list_every_option(tiny: Any) -> None:
         MergedModel(bank, tiny.encoder(), sharpnes=0.1)
 
 
-def test_experts_teach_by_default_where_they_can(tiny: Any) -> None:
+def test_experts_teach_by_default_where_they_can(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     experts, network = Experts(tiny.experts, tiny.base), tiny.encoder()
     cart = build_bank(experts, method=lit_merge.CART(0.5))
 
@@ -47,7 +48,14 @@ def test_experts_teach_by_default_where_they_can(tiny: Any) -> None:
     assert stages(build_bank(experts, method=lit_merge.TaskArithmetic()), experts=experts) == TWO_STAGES
     assert stages(experts=experts, stages=[Stage("task", 3)]) == (Stage("task", 3),)
     assert suiting({"teachers": True}, tiny.data(protocol="online")) == {"teachers": False}
-    assert suiting({"bounds": None}, tiny.data()) == {"bounds": None}
+    # gamma has 13 inputs to adapt on.
+    assert suiting({"bounds": None}, tiny.data()) == {"bounds": None, "teachers": False}
+    monkeypatch.setattr(teachers, "FEWEST", 13)
+    for options in ({"bounds": None}, {"stages": [Stage("task", 3)]}, {"teachers": False}):
+        assert suiting(options, tiny.data()) == options
+    # Data to test on alone.
+    only = lit_merge.ImageFolders(test=tiny.test_folders, image_size=16)
+    assert suiting({}, only) == {}
 
 
 def with_another_option(tiny: Any, place: Path) -> None:
