@@ -17,11 +17,10 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 import torch
-from suites import check_built, open_suite
+from suites import check_built, open_suite, over_seeds, spread
 
 from lit_merge import CART, Probe, TaskBank, TSVCompress, build_bank
 from lit_merge.choose.activations import bank_moments
@@ -117,13 +116,9 @@ def draw(suite: str, found: list[dict[str, object]], experts: float) -> None:
     figure.savefig(RESULTS / f"bank-size-{suite.replace(':', '-')}.svg", metadata={"Date": None})
 
 
-def over_seeds() -> Iterator[str]:
+def table() -> Iterator[str]:
     """Markdown: of every point the share of the experts' accuracy, in %, mean and deviation over seeds."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("bank-size-*.json")):
-        kind = path.stem.removeprefix("bank-size-").partition("-seed")[0]
-        found = json.loads(path.read_text("utf-8"))
-        kinds.setdefault("text" if kind.startswith("text") else kind, []).append(found)
+    kinds = over_seeds(RESULTS, "bank-size")
     points = list(dict.fromkeys((one["kind"], one["setting"]) for one in kinds["zoo-8"][0]["rows"]))
     yield "| | setting | " + " | ".join(f"{kind} ({len(seeds)})" for kind, seeds in kinds.items()) + " |"
     yield "|---" * (2 + len(kinds)) + "|"
@@ -132,8 +127,7 @@ def over_seeds() -> Iterator[str]:
         for seeds in kinds.values():
             rows = [one for found in seeds for one in found["rows"] if (one["kind"], one["setting"]) == point]
             shares = [100 * one["share"] for one in rows]
-            spread = f" ± {stdev(shares):.1f}" if len(shares) > 1 else ""
-            cells.append(f"{mean(shares):.1f}{spread}, {mean(one['times'] for one in rows):.2f}x" if shares else "–")
+            cells.append(f"{spread(shares)}, {mean(one['times'] for one in rows):.2f}x" if shares else "–")
         yield f"| {point[0]} | {point[1]} | " + " | ".join(cells) + " |"
 
 
@@ -143,7 +137,7 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
     if options.print:
-        print("\n".join(over_seeds()))
+        print("\n".join(table()))
         return
     bench = Bench(options.suite)
     experts = mean(bench.own.values())

@@ -17,11 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, cast, get_args
 
 import torch
-from suites import open_suite
+from suites import open_suite, over_seeds, spread
 from torch import Tensor
 
 from lit_merge import CART, Prototypes, TaskBank, build_bank
@@ -150,12 +150,9 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join([*cells, f"{(mixed or row['head known'])['seconds']:.1f}"]) + " |"
 
 
-def over_seeds(folder: Path) -> Iterator[str]:
+def table_over_seeds(folder: Path) -> Iterator[str]:
     """Markdown: mean and deviation over the seeds of a suite's experts."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("routing-*.json")):
-        kind = path.stem.removeprefix("routing-").partition("-seed")[0]
-        kinds.setdefault("text" if kind.startswith("text") else kind, []).append(json.loads(path.read_text("utf-8")))
+    kinds = over_seeds(folder, "routing")
     columns = (("head known", "accuracy"), ("mixed", "accuracy"), ("mixed", "routing"))
     said = ("head known", "head unknown", "own task")
     yield "| | " + " | ".join(f"{kind} ({len(one)}): {what}" for kind, one in kinds.items() for what in said) + " |"
@@ -166,8 +163,7 @@ def over_seeds(folder: Path) -> Iterator[str]:
             for head, what in columns:
                 rows = [one["rows"].get(name, {}).get(head, {}) for one in seeds]
                 values = [row[what] for row in rows if what in row]
-                spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{mean(values):.1f}{spread}" if values else "")
+                cells.append(spread(values) if values else "")
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
@@ -184,7 +180,7 @@ def main() -> int:
     options = parser.parse_args()
     plain_warnings()
     if options.seeds:
-        print("\n".join(over_seeds(options.folder)))
+        print("\n".join(table_over_seeds(options.folder)))
         return 0
     for suite in options.suites:
         output = options.folder / f"routing-{suite.replace(':', '-')}.json"

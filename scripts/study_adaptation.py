@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,7 +26,7 @@ from lightning.pytorch import Callback
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from suites import open_suite
+from suites import open_suite, spread
 
 from lit_merge import (
     CART,
@@ -102,7 +102,7 @@ def runs(moments: Any) -> dict[str, Run]:
 
 def taught(method: MergeMethod) -> dict[str, Run]:
     """Coefficients of directions: by entropy, by the experts, and with what else can be learnt or changed."""
-    experts, both, images = ExpertAgreement(), Correction(lr=0.001), ImageAugmentation()
+    experts, both, images = ExpertAgreement(), Correction(), ImageAugmentation()
     more = ImageAugmentation(degrees=20, scale=0.2, shift=0.15, brightness=0.4)
 
     def longer(steps: int, rate: float) -> tuple[Stage, ...]:
@@ -296,7 +296,7 @@ def tables(output: Path) -> Iterator[str]:
                 for one in seeds
                 if name in one
             ]
-            shown.append(" → ".join(cell(list(values)) for values in zip(*curves, strict=True)) or "–")
+            shown.append(" → ".join(spread(values) for values in zip(*curves, strict=True)) or "–")
         if any(one != "–" for one in shown):
             yield f"| {name} | " + " | ".join(shown) + " |"
 
@@ -328,10 +328,6 @@ def too_long(seen: list[dict[str, Any]]) -> float | None:
     if agreement[-1] >= agreement[best] - CollapseGuard().margin:
         return None
     return 100 * (mean(seen[best]["sample"].values()) - mean(seen[-1]["sample"].values()))
-
-
-def cell(values: list[float]) -> str:
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> int:

@@ -1,7 +1,11 @@
 """A suite of images or texts by name, as the studies and benchmarks take it."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 from lit_merge import Experts, OpenClipImageEncoder, Suite
 from lit_merge.checkpoints.locations import cache_folder, resolve
@@ -54,3 +58,17 @@ def open_suite(suite: str) -> Opened:
         network = OpenClipImageEncoder(str(folder / "network.json"), str(folder / "heads.safetensors"))
     sources = {task: folder / "experts" / f"{task}.safetensors" for task in data.tasks}
     return Opened(Experts(sources, folder / "base.safetensors"), network, data)
+
+
+def over_seeds(folder: Path, subject: str) -> dict[str, list[dict[str, Any]]]:
+    """Kind of suite, as `zoo-8` or `text` → what its files `SUBJECT-SUITE.json` hold, one for each seed of experts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"{subject}-*.json")):
+        kind = path.stem.removeprefix(f"{subject}-").partition("-seed")[0]
+        found.setdefault("text" if kind.startswith("text") else kind, []).append(json.loads(path.read_text("utf-8")))
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and of several values their deviation."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lit_merge import TaskBank
+from lit_merge import Suite, TaskBank
 from lit_merge.cli.main import main
 
 Config = Callable[..., str]
@@ -132,6 +132,13 @@ def test_predict_writes_a_line_per_image(
     said = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["file"] for row in said if row["task"] == "gamma"] == [f"{i:03d}.png" for i in range(13)]
     assert "predicting: " in capsys.readouterr().err
+
+
+def test_a_test_does_not_look_through_the_inputs_to_adapt_on(
+    config: Config, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Suite, "unlabelled", lambda data: pytest.fail("nothing is adapted"))
+    assert main(["test", "--config", config(model__stages=None), "--trainer.limit_test_batches", "2"]) == 0
 
 
 def test_predictions_of_another_kind(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
