@@ -135,12 +135,16 @@ def as_torchrun(processes: int) -> list[dict[str, str]]:
 
 
 def leave_unpainted(replace: Callable[[object, str, Any], None]) -> None:
-    """Figures are made, but not painted, which takes longer than a fit: a picture is a file of one line."""
+    """Figures are not painted, which takes longer than a fit: a picture is a file of one line, and those of a fit's log
+    are empty."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    from lit_merge.adaptation.callbacks import coefficient_log
+
     replace(Figure, "savefig", lambda figure, path, **_: Path(path).write_text("no picture\n"))
     replace(ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
+    replace(coefficient_log, "coefficient_figure", lambda *of: Figure())
 
 
 def run_tests(folder: str) -> None:

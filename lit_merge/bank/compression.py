@@ -20,7 +20,7 @@ from lit_merge.bank.feature_metric import FeatureMetric, Moments
 from lit_merge.bank.learnt import DIRECTIONS, of_weight
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.bank.on_demand import without_values
-from lit_merge.bank.packed_tensors import as_stored
+from lit_merge.bank.packed_tensors import squared_sines
 from lit_merge.bank.packing import BASE, Packed, sides_of, sides_stored
 from lit_merge.bank.storage_types import TYPES, StorageType, pack_rows, unpack_rows
 from lit_merge.bank.task_bank import TaskBank
@@ -246,8 +246,8 @@ def _kept(found: LowRank, types: set[StorageType], sides: str) -> dict[str, floa
         kept = torch.ones_like(energies)
         for side in sides:
             some = getattr(found, side)[..., :SAMPLE]
-            kept = kept * torch.stack([as_stored(kind, row)[1] for row in some]).square()
-        shares[kind.name] = min(1.0, float((kept * energies).sum() / energies.sum().clamp_min(1e-300)))
+            kept = kept * (1 - torch.stack([squared_sines(kind, row) for row in some]))
+        shares[kind.name] = float((kept * energies).sum() / energies.sum().clamp_min(1e-300))
     return shares
 
 

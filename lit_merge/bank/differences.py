@@ -1,7 +1,7 @@
 """What two banks differ in: weights by weights, in the relative Frobenius norm."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import hypot
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Differences:
         origin: weight → ‖origin_2 − origin_1‖ / ‖origin_1‖.
         experts: task → weight → ‖θ_2 − θ_1‖ / ‖θ_1‖ of the task's weights, θ = origin + Δ of the task.
         merge: weight → likewise, of the merges at the banks' own coefficients.
+        whole_experts: task → likewise, of all its weights together.
+        whole_merge: likewise, of the merges.
     """
 
     tasks: tuple[list[str], list[str]]
@@ -33,6 +35,8 @@ class Differences:
     origin: dict[str, float] = field(default_factory=dict)
     experts: dict[str, dict[str, float]] = field(default_factory=dict)
     merge: dict[str, float] = field(default_factory=dict)
+    whole_experts: dict[str, float] = field(default_factory=dict)
+    whole_merge: float = 0.0
 
     @property
     def none(self) -> bool:
@@ -53,7 +57,12 @@ def differences(one: TaskBank, other: TaskBank) -> Differences:
     shared = [name for name in shapes[0] if shapes[1].get(name) == shapes[0][name]]
     both = [task for task in one.tasks if task in other.tasks]
     lone = one.shared or other.shared
-    found = Differences(
+    merges = {name: _norms(*(bank.weight(name, torch.float32) for bank in (one, other))) for name in shared}
+    experts = {
+        task: {name: _norms(*(_of_task(bank, name, task) for bank in (one, other))) for name in shared}
+        for task in ([] if lone else both)
+    }
+    return Differences(
         tasks=_alone(one.tasks, other.tasks),
         weights=([n for n in shapes[0] if n not in shared], [n for n in shapes[1] if n not in shared]),
         method=one.method != other.method,
@@ -63,27 +72,24 @@ def differences(one: TaskBank, other: TaskBank) -> Differences:
             if one.ranks.get(name) != other.ranks.get(name)
         },
         coefficients={} if lone else _coefficients(one, other, both),
-        experts={} if lone else {task: {} for task in both},
+        origin={name: _relative(_norms(one.origin[name], other.origin[name])) for name in shared},
+        experts={task: {name: _relative(norms) for name, norms in found.items()} for task, found in experts.items()},
+        merge={name: _relative(norms) for name, norms in merges.items()},
+        whole_experts={task: _relative(*found.values()) for task, found in experts.items()},
+        whole_merge=_relative(*merges.values()),
     )
-    for name in shared:
-        found.origin[name] = relative(one.origin[name], other.origin[name])
-        found.merge[name] = relative(one.weight(name, torch.float32), other.weight(name, torch.float32))
-        for task, differing in found.experts.items():
-            differing[name] = relative(*(_of_task(bank, name, task) for bank in (one, other)))
-    return found
 
 
-def overall(differing: Mapping[str, float], sizes: Mapping[str, float]) -> float:
-    """The relative difference of a whole model, from those of its weights; `sizes` are the weights' norms."""
-    total = sum(sizes[name] ** 2 for name in differing)
-    return (sum((value * sizes[name]) ** 2 for name, value in differing.items()) / total) ** 0.5 if total else 0.0
+def _norms(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """‖other − one‖ and ‖one‖."""
+    size = one.double().norm().item()
+    return (0.0, size) if torch.equal(one, other) else ((other.double() - one.double()).norm().item(), size)
 
 
-def relative(one: Tensor, other: Tensor) -> float:
-    """‖other − one‖ / ‖one‖; where the first is zero, infinite unless both are."""
-    if torch.equal(one, other):
-        return 0.0
-    distance, size = (value.norm().item() for value in (other.double() - one.double(), one.double()))
+def _relative(*norms: tuple[float, float]) -> float:
+    """Of one weight or several together, the first norm through the second; where the second is zero, infinite unless
+    both are."""
+    distance, size = (hypot(*one) for one in zip(*norms, strict=True)) if norms else (0.0, 0.0)
     return distance / size if size else float("inf") if distance else 0.0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lit_merge.bank.low_rank import LowRank
 from lit_merge.bank.packing import BASE, Packed, sides_stored
@@ -42,9 +43,9 @@ def packed_tensors(
             s = found.S[row, own].double()
             for side, factor in (("U", found.U), ("V", found.V)):
                 if side in sides:
-                    columns, cosine = as_stored(TYPES[kind], factor[row, :, own])
+                    columns, read = as_stored(TYPES[kind], factor[row, :, own])
                     values.setdefault(f"{side}/{kind}/{name}", []).append(columns)
-                    s = s * cosine
+                    s = s * (read * factor[row, :, own].T.double()).sum(-1)
             first += count
             sizes.append(s.float())
         values[f"S/{name}"].append(torch.cat(sizes))
@@ -52,6 +53,16 @@ def packed_tensors(
 
 
 def as_stored(kind: StorageType, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of (n, k) as the file holds them, a row each, and the cosines of what is read with what was stored."""
+    """Columns of (n, k) as the file holds them, a row each, and as they are read from it: (k, n) in float64."""
     rows = kind.pack(vectors.T.float().contiguous())
-    return rows, (kind.unpack(rows, len(vectors)).double() * vectors.T.double()).sum(-1)
+    return rows, kind.unpack(rows, len(vectors)).double()
+
+
+def squared_sines(kind: StorageType, vectors: Tensor) -> Tensor:
+    """Of the angles between columns of (n, k) and what is read of them, one each.
+
+    Those of float16 are about 1e-8: lost where they are taken as what cosines lack to 1, in float32 or of vectors whose
+    length is 1 in float32 only.
+    """
+    own, read = (functional.normalize(one, dim=-1) for one in (vectors.T.double(), as_stored(kind, vectors)[1]))
+    return (own - (own * read).sum(-1, keepdim=True) * read).square().sum(-1)

@@ -87,5 +87,5 @@ def _opened(options: argparse.Namespace) -> tuple[TaskBank, str]:
 
 def _write(bank: TaskBank, output: str, options: argparse.Namespace, said: str) -> None:
     bank.save(output, options.overwrite)
-    terminal().print(f"{said}; {len(bank.tasks)} tasks: {', '.join(bank.tasks)}", soft_wrap=True, highlight=False)
+    terminal().print(f"{said}; tasks now: {', '.join(bank.tasks)}", soft_wrap=True, highlight=False)
     say_written(output)

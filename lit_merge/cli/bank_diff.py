@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lit_merge.bank.differences import Differences, differences, overall
+from lit_merge.bank.differences import Differences, differences
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.cli.command_parser import CommandParser
 from lit_merge.console import LISTED, listed, table, terminal
@@ -13,7 +13,8 @@ from lit_merge.report.weight_tree import megabytes
 
 ABOUT = """\
 Compares two task banks, weight by weight: differences are relative, ‖B − A‖ / ‖A‖ in the Frobenius norm, of every
-task's weights (origin + Δ of the task) and of the merges at the banks' own coefficients.
+task's weights (origin + Δ of the task) and of the merges at the banks' own coefficients. A weight
+that is all zeros in A and not in B differs by inf.
 """
 
 
@@ -47,14 +48,13 @@ def report(one: TaskBank, other: TaskBank, found: Differences, whole: bool) -> R
     if found.ranks:
         changed = [f"{name} {a or 'dense'} → {b or 'dense'}" for name, (a, b) in found.ranks.items()]
         lines.append(f"ranks that differ: {listed(changed)}")
-    sizes = {name: one.origin[name].double().norm().item() for name in found.merge}
     shown = table(
         "", "relative difference", "largest |λ_B − λ_A|", right=("relative difference", "largest |λ_B − λ_A|")
     )
-    for task, differing in found.experts.items():
+    for task, apart in found.whole_experts.items():
         moved = found.coefficients.get(task)
-        shown.add_row(task, f"{overall(differing, sizes):.3g}", "" if moved is None else f"{moved:.3g}")
-    shown.add_row("merge", f"{overall(found.merge, sizes):.3g}", "")
+        shown.add_row(task, f"{apart:.3g}", "" if moved is None else f"{moved:.3g}")
+    shown.add_row("merge", f"{found.whole_merge:.3g}", "")
     return Group(*(Text(line) for line in lines), shown, _weights(found, whole))
 
 

@@ -94,6 +94,8 @@ class MergeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with parsing(args, lambda: [action.dest for action in self._subcommand_parsers[args[0]]._actions]):
             super().parse_arguments(parser, args)
+        # What Lightning would write into checkpoints of a model's arguments, where a model asks it to: none here does.
+        self.config_dump: dict[str, Any] = {}
         options = self.config[args[0]]
         refuse_empty(self._subcommand_parsers[args[0]], options)
         check_finite(options.as_dict())

@@ -178,7 +178,8 @@ def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 def _meant(match: re.Match[str]) -> str:
     """The end of a message that says what a value may have been meant as."""
-    value, choices = match["value"], re.findall(r"'([^']*)'", match["kind"].partition("Literal")[2])
+    value, literals = match["value"], re.findall(r"Literal\[(.*?)\]", match["kind"])
+    choices = re.findall(r"'([^']*)'", " ".join(literals))
     if _DTYPES.get(value) in choices:
         return f": write {_DTYPES[value]}"
     if "float" in match["kind"] and re.fullmatch(r"-?\d+,\d+", value):

@@ -104,7 +104,7 @@ def write_config(tiny: Any, path: Path) -> Path:
             "enable_progress_bar": False,
             "log_every_n_steps": 1,
             "callbacks": [
-                {"class_path": "RankSchedule", "init_args": {"ratios": {0: 0.25, 9: 0.5}, "shape": "linear"}},
+                {"class_path": "RankSchedule", "init_args": {"ratios": {0: 0.25, 4: 0.5}, "shape": "linear"}},
                 {"class_path": "ResumePoint", "init_args": {"every_steps": 1}},
             ],
         },
@@ -116,7 +116,7 @@ def write_config(tiny: Any, path: Path) -> Path:
             },
             "method": {"class_path": "CART", "init_args": {"rank_ratio": 0.5, "scaling": 1.0}},
             "ranks": {"rank_ratio": 0.3, "lr": 0.05},
-            "stages": [{"granularity": "tied", "steps": 9, "lr": 0.05}, {"steps": 21, "lr": 0.01}],
+            "stages": [{"granularity": "tied", "steps": 4, "lr": 0.05}, {"steps": 8, "lr": 0.01}],
         },
         "data": {"class_path": "Suite", "init_args": {"path": tiny.suite, "batch_size": 4}},
     }

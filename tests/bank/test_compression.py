@@ -77,7 +77,7 @@ def test_size_to_the_byte_and_error(origin: Any, dtype: Any, bank: TaskBank, pla
         assert loaded.tasks == bank.tasks
         assert torch.equal(loaded.coefficients, bank.coefficients)
         # What is said is measured on some directions; rounding of several types adds to it.
-        assert error(bank, loaded) == pytest.approx(said(done), rel=0.15, abs=1e-5)
+        assert error(bank, loaded) == pytest.approx(said(done), rel=0.15, abs=1e-9)
         assert torch.equal(loaded.origin["steps"], bank.origin["steps"])
     # Without a limit, nothing but the types costs anything.
     most = {None: 2e-5, "int8": 0.08, "int4": 0.6, "float16": 2e-4, "float32": 1e-9}

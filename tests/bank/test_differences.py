@@ -1,13 +1,16 @@
 """What two banks differ in, against numpy on their experts' weights."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from lit_merge import CART, IsoC, TaskArithmetic, TaskBank, build_bank
-from lit_merge.bank.differences import differences, overall
+from lit_merge.bank.differences import differences
 
 
 @pytest.fixture
@@ -26,9 +29,25 @@ def test_distances_are_those_of_the_weights(bank: TaskBank) -> None:
         wanted = {n: np.linalg.norm(theirs[n] - ours[n]) / np.linalg.norm(ours[n]) for n in ours if ours[n].any()}
         for name, value in wanted.items():
             assert found.experts[task][name] == pytest.approx(value, rel=1e-3, abs=1e-6)
-        sizes = {name: float(np.linalg.norm(ours[name])) for name in ours}
-        whole = sum(np.linalg.norm(theirs[n] - ours[n]) ** 2 for n in ours) / sum(s**2 for s in sizes.values())
-        assert overall(found.experts[task], sizes) == pytest.approx(whole**0.5, rel=1e-3)
+        assert found.whole_experts[task] == pytest.approx(apart(ours, theirs), rel=1e-3)
+
+
+def apart(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The relative distance of two models, all weights as one vector."""
+    one, other = (np.concatenate([of[name].double().numpy().ravel() for name in ours]) for of in (ours, theirs))
+    return float(np.linalg.norm(other - one) / np.linalg.norm(one))
+
+
+def test_a_weight_that_was_zero(bank: TaskBank) -> None:
+    """As a bias of an untrained model: its own difference is infinite, that of the whole model is not."""
+    name = "ln_post.bias"
+    assert not bank.origin[name].any()
+    other = replace(bank, origin={**bank.origin, name: torch.full_like(bank.origin[name], 0.5)})
+    found = differences(bank, other)
+    assert found.merge[name] == found.origin[name] == float("inf")
+    assert found.whole_merge == pytest.approx(apart(bank.merge(), other.merge()), rel=1e-6)
+    for task in bank.tasks:
+        assert found.whole_experts[task] == pytest.approx(apart(bank.expert(task), other.expert(task)), rel=1e-6)
 
 
 def test_coefficients_tasks_and_weights(bank: TaskBank, tiny: Any) -> None:

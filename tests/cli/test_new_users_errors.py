@@ -110,6 +110,10 @@ CASES = [
     ("FIT --run", "--run: expected one argument"),
     ("predict EXPERTS --model.method CART NETWORK DATA --output p.xlsx", "predictions are written as .csv, .parquet,"),
     ("sweep EXPERTS --model.method CART NETWORK DATA --output s --select accurcy", "the nearest is accuracy"),
+    (
+        "test EXPERTS --model.method CART NETWORK DATA --route nonsense",
+        "route: expected prototypes, entropy or layers, got nonsense\n",
+    ),
 ]
 SHORT = {
     "EXPERTS": " ".join(

@@ -190,7 +190,8 @@ def _task_type(experts: Experts | None, base: Checkpoint | None) -> str | None:
 def _say(name: str, held: Held, folder: Path, moved: bool) -> None:
     """One line of what an adapter holds, and one of what it does not."""
     ranks, size = held.adapter.ranks.values(), sum(file.stat().st_size for file in folder.iterdir())
-    parts = [f"{len(ranks)} linear layers at rank {min(ranks)} to {max(ranks)}"]
+    span = " to ".join(str(rank) for rank in sorted({min(ranks), max(ranks)}))
+    parts = [f"{len(ranks)} linear layers at rank {span}"]
     parts += [f"{len(held.adapter.biases)} biases"] if held.adapter.biases else []
     parts += [f"{len(held.adapter.whole)} modules whole"] if held.adapter.whole else []
     say(f"{name}: {', '.join(parts)}; {size / 1e6:.1f} MB in {folder.name}/{ADAPTERS[0]} and {ADAPTER_CONFIG}")
