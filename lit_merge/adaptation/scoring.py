@@ -124,7 +124,11 @@ class ScoredModule(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The five most probable classes of every input, fewer where there are fewer."""
-        logits = self.logits(batch)
+        return self.most_probable(batch, self.logits(batch))
+
+    @staticmethod
+    def most_probable(batch: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
+        """What `predict_step` answers of a batch, from its logits (B, C)."""
         p, classes = logits.softmax(-1).topk(min(5, logits.shape[-1]))
         return {"task": batch["task"], "indices": batch["indices"], "classes": classes, "probabilities": p}
 

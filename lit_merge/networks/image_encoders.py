@@ -65,6 +65,14 @@ class SquareImages(Network, ABC):
         return {"images": torch.zeros(2, 3, self.image_size, self.image_size, dtype=torch.uint8)}
 
     def prepare(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
+        """Normalised images of three channels.
+
+        Raises:
+            MergeError: images of another size, or that are no whole numbers.
+        """
+        if inputs.is_floating_point():
+            kind = str(inputs.dtype).removeprefix("torch.")
+            raise MergeError(f"images of {kind}: expected uint8, 0 to 255, which the network normalises itself")
         if inputs.shape[-2:] != (self.image_size, self.image_size):
             raise MergeError(
                 f"images of {' × '.join(map(str, inputs.shape[-2:]))} for a network that takes squares of "

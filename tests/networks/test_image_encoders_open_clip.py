@@ -56,6 +56,9 @@ def test_colour_and_grey_images(tiny: Any) -> None:
     network = tiny.encoder()
     grey = torch.randint(256, (2, 16, 16), dtype=torch.uint8)
     assert torch.equal(network.prepare(grey), network.prepare(grey[:, None].expand(-1, 3, -1, -1)))
+    # What somebody has normalised already.
+    with pytest.raises(MergeError, match=r"images of float32: expected uint8, 0 to 255, which the network normalises"):
+        network(load_file(tiny.experts["beta"]), {"beta": network.prepare(grey)})
 
 
 GOOD = '{"embed_dim": 8, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 8, "image_size": 16}, %s}'

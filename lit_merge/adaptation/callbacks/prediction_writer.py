@@ -6,19 +6,28 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_merge.adaptation.routing.routed_model import RoutedModel
 from lit_merge.adaptation.scoring import ScoredModule
 from lit_merge.checkpoints import check_output
 from lit_merge.data import TaskData
 from lit_merge.data.class_names import MIXED, numbered
 from lit_merge.errors import MergeError
 from lit_merge.networks import Heads
-from lit_merge.report.prediction_files import PREDICTIONS, TOP, PredictionFile, Row, prediction_format, writing
+from lit_merge.report.prediction_files import (
+    PREDICTIONS,
+    ROUTED,
+    TOP,
+    PredictionFile,
+    Row,
+    prediction_format,
+    writing,
+)
 
 
 class PredictionWriter(Callback):
     """Writes a row per image in `predict`: task, position, file where the data are files, and the most probable classes
-    with their probabilities. Classes are named where data or heads name them; else they are the numbers of the head's
-    rows.
+    with their probabilities; of a RoutedModel also the task that the input was taken for. Classes are named where data
+    or heads name them; else they are the numbers of the head's rows.
 
     The file appears when the run is whole. With `return_predictions=False` nothing is kept in memory.
 
@@ -54,7 +63,8 @@ class PredictionWriter(Callback):
         data = getattr(trainer, "datamodule", None)
         self._names = class_names(data, pl_module) if isinstance(data, TaskData) else {}
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(writing(self.path, self.overwrite))
+        routed = isinstance(pl_module, RoutedModel)
+        self._file = self._stack.enter_context(writing(self.path, self.overwrite, routed))
 
     def on_predict_batch_end(
         self,
@@ -89,7 +99,8 @@ def rows(predicted: Mapping[str, Any], files: Sequence[str] | None, names: Seque
     for i, (index, classes, p) in enumerate(zip(*columns, strict=True)):
         empty = [None] * (TOP - len(classes))
         message = [str(c) if names is None else names[c] for c in classes]
-        yield predicted["task"], index, files[i] if files else None, *message, *empty, *p, *empty
+        routed = [predicted[ROUTED][i]] if ROUTED in predicted else []
+        yield predicted["task"], index, files[i] if files else None, *message, *empty, *p, *empty, *routed
 
 
 def class_names(data: TaskData, model: ScoredModule) -> dict[str, Sequence[str]]:

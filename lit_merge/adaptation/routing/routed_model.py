@@ -52,12 +52,22 @@ class RoutedModel(ScoredModule):
         self.routing: dict[str, TaskScore] = {}
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
+        return self._routed(batch)[0]
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """With `routed`, the task that every input was taken for; of `layers`, by the vote of all layers."""
+        logits, scores = self._routed(batch)
+        taken = [self.tasks[place] for place in scores.argmax(1).tolist()]
+        return self.most_probable(batch, logits) | {"routed": taken}
+
+    def _routed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits (B, C), and how much speaks for each task (B, T)."""
         task = batch["task"]
         logits, scores = self.router(batch["images"], batch.get("head", task))
         if task != MIXED:
             right = torch.full((len(scores),), self.tasks.index(task), device=scores.device)
             self.decisions.update(task, scores, right)
-        return logits
+        return logits, scores
 
     def finish_scores(self, split: str) -> None:
         super().finish_scores(split)

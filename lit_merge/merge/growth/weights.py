@@ -15,6 +15,9 @@ from lit_merge.bank.task_bank import TaskBank
 from lit_merge.merge.growth.rows import all_dense, changed
 from lit_merge.methods import CART, MergeMethod, TSVCompress
 
+# What is said of CART's origin, here and in the recipe of a bank.
+EXACT, APPROXIMATE = "origin exact", "origin approximate"
+
 
 @dataclass(frozen=True)
 class Change:
@@ -106,11 +109,13 @@ class GrownWeights:
         """
         rows = self._rows(len(tasks), method, grown is not None, removed)
         learnt = {key: self._learnt(key, value, grown is not None, removed) for key, value in self.bank.learnt.items()}
+        recipe, before = dict(self.bank.recipe), cast(Any, self.bank.recipe)
         note = "exact, at the ranks that the bank has"
         if isinstance(method, CART):
-            note = f"origin {'exact' if known else 'approximate'}, the other deltas recentred: this cuts off "
+            # What an earlier change or a limited size took from the origin does not come back.
+            taken = "kept" in before or any(APPROXIMATE in change for change in before.get("changes", []))
+            note = f"{EXACT if known and not taken else APPROXIMATE}, the other deltas recentred: this cuts off "
             note += f"{100 * recut.share:.2g} % of their norm"
-        recipe, before = dict(self.bank.recipe), cast(Any, self.bank.recipe)
         inputs = {task: file for task, file in (before.get("inputs", {}) | (grown or {})).items() if task in tasks}
         recipe |= {"inputs": inputs, "changes": [*before.get("changes", []), f"{what}: {note}"]}
         made = replace(

@@ -292,6 +292,19 @@ def test_the_verbs(made: SimpleNamespace, tiny: Any, tmp_path: Path, capsys: pyt
     first = {"alpha": range(3), "beta": range(3, 7), "gamma": range(7, 12)}
     right = [int(row["class_1"]) in first[row["file"].partition("-")[0]] for row in rows]
     assert sum(right) / len(right) > 0.9  # these very images made the prototypes
+    # Weights and head are those of one task.
+    assert all(int(row["class_1"]) in first[row["routed"]] for row in rows)
+    for route in ("entropy", "layers"):
+        over = ["--route", route, *file, "--output", str(output), "--overwrite"]
+        assert main(["predict", *start, *data, *over]) == 0
+        rows = list(csv.DictReader(output.read_text().splitlines()))
+        probe = RoutedModel(made.bank, tiny.encoder(), Prototypes.load(tmp_path / "p.safetensors", made.bank), route)
+        seen = dict[str, list[str]]()
+        for row in rows:
+            seen.setdefault(row["task"], []).append(row["routed"])
+        for task, (images, _) in tiny.data().labelled("test").items():
+            scores = probe.router(images.read(range(len(images))), task)[1]
+            assert seen[task] == [made.bank.tasks[place] for place in scores.argmax(1).tolist()]
     for arguments, message in (
         (["test", *start, *data, *file], "--prototypes is of --route"),
         (["test", *start, *mixed, "--route", "layers"], "and the data mixes them"),

@@ -143,7 +143,7 @@ def test_cart_of_full_rank_is_exact(tiny: Any) -> None:
         assert_same(left.bank, of(tiny, ("beta", "gamma"), method), 1e-4)
 
 
-def test_cart_loses_a_task_with_and_without_its_expert(tiny: Any) -> None:
+def test_cart_loses_a_task_with_and_without_its_expert(tiny: Any, tmp_path: Path) -> None:
     method = CART(rank_ratio=0.25, scaling=1.5)
     bank = of(tiny, tiny.tasks, method)
     alpha, beta, gamma = (load_file(tiny.experts[task])[C_FC].double().numpy() for task in tiny.tasks)
@@ -155,6 +155,12 @@ def test_cart_loses_a_task_with_and_without_its_expert(tiny: Any) -> None:
     np.testing.assert_allclose(near.bank.origin[C_FC].numpy(), expected, rtol=1e-4, atol=1e-5)
     assert "origin exact" in exact.note
     assert "origin approximate" in near.note
+    # The next change starts from that origin, whatever is known of its own expert.
+    assert "origin approximate" in add_task(near.bank, "alpha", tiny.experts["alpha"]).note
+    assert "origin exact" in add_task(exact.bank, "alpha", tiny.experts["alpha"]).note
+    compress_bank(bank, tmp_path / "small", dtype="int8")
+    rounded = remove_task(TaskBank.load(tmp_path / "small"), "alpha", expert=tiny.experts["alpha"])
+    assert "origin approximate" in rounded.note
     with pytest.raises(MergeError, match=r"beta.safetensors is not the expert that the bank has of alpha"):
         remove_task(bank, "alpha", expert=tiny.experts["beta"])
 
