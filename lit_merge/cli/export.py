@@ -94,7 +94,7 @@ def export(arguments: Sequence[str]) -> None:
         _export_compressed(config)
         return
     output = config.check_output("output")
-    check_export(output, config["format"], config["task"], config["max_shard_size"])
+    _check(config, output)
     cut = {name: config[name] for name in ("rank_ratio", "energy", "dtype", "naming", "overwrite")}
 
     with working_together(config["devices"], config["accelerator"], output, ["export", *arguments]) as processes:
@@ -120,6 +120,11 @@ def export(arguments: Sequence[str]) -> None:
                 say_copied(copied)
     if reports(processes):
         say_written(output)
+
+
+def _check(config: Configuration, output: str) -> None:
+    """Raises MergeError for options that do not go together, before a bank is built."""
+    check_export(output, *(config[name] for name in ("format", "task", "max_shard_size", "rest", "naming")))
 
 
 def _network(config: Configuration, sources: Sources) -> Network:
@@ -149,7 +154,7 @@ def _export_compressed(config: Configuration) -> None:
         )
     if config["devices"] > 1:
         raise MergeError(f"devices={config['devices']}: one process compresses a bank")
-    check_export("", "bank", None, config["max_shard_size"])
+    _check(config, "")
     output = None if config["dry_run"] else config.check_output("output", BANK)
     sources = config.sources()
     bank = sources.bank()

@@ -77,10 +77,11 @@ def export_bank(
         Names of the files that were copied next to the weights.
 
     Raises:
-        MergeError: `task` missing or not in the bank, a share outside (0, 1], a path that cannot be written; no such
-            naming, or one that does not have these weights; experts or a base of another model.
+        MergeError: `task` missing or not in the bank; an option that the format has no use for; a share outside (0, 1],
+            a path that cannot be written; no such naming, or one that does not have these weights; experts or a base of
+            another model.
     """
-    check_export(output, format, task, max_shard_size)
+    check_export(output, format, task, max_shard_size, rest, naming)
     check_apart(
         destination(output), [*([] if experts is None else experts.files), *([] if base is None else base.files)]
     )
@@ -114,7 +115,14 @@ def export_bank(
     return writer.copied
 
 
-def check_export(output: str | Path, format: str, task: str | None, max_shard_size: str | None) -> None:
+def check_export(
+    output: str | Path,
+    format: str,
+    task: str | None = None,
+    max_shard_size: str | None = None,
+    rest: Rest = "adapter",
+    naming: str | None = None,
+) -> None:
     """Raises MergeError for options that do not go together, before a bank is built."""
     if format not in get_args(Format):
         raise MergeError(f"format={format!r}: expected {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
@@ -124,6 +132,12 @@ def check_export(output: str | Path, format: str, task: str | None, max_shard_si
         )
     if format == "task" and task is None:
         raise MergeError("format=task needs --task, one of the bank's tasks")
+    if task is not None and format in ("bank", "merged"):
+        raise MergeError(f"format={format} is of all tasks: leave task out, or take format=task for {task} alone")
+    if rest != "adapter" and format != "lora":
+        raise MergeError(f"rest={rest} is of format=lora: leave it out for {format}")
+    if naming is not None and format in (*get_args(Library), *get_args(Program)):
+        raise MergeError(f"naming={naming}: format={format} says itself what weights are called: leave naming out")
     if max_shard_size is not None:
         parse_size(max_shard_size)
         if format not in ("merged", "task"):

@@ -116,6 +116,15 @@ def test_configurations_of_other_models_are_refused(
             "out.bin: expected a name that ends in .safetensors, or the name of a folder",
         ),
         (["--format", "task"], "out", "format=task needs --task"),
+        (["--format", "merged", "--task", "chat"], "out", "format=merged is of all tasks: leave task out, or take"),
+        (["--task", "chat"], "out", "format=bank is of all tasks: leave task out, or take format=task for chat alone"),
+        (["--budget", "2x", "--task", "chat"], "out", "format=bank is of all tasks"),
+        (["--rest", "base"], "out", "rest=base is of format=lora: leave it out for bank"),
+        (
+            ["--format", "onnx", "--naming", "hugging_face"],
+            "out.onnx",
+            "format=onnx says itself what weights are called",
+        ),
         (
             ["--format", "task", "--task", "cooking"],
             "out",
