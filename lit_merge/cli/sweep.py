@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lit_merge.checkpoints.inputs import writes
-from lit_merge.choose.sweep import RANK_RATIOS, Grid, Inputs, Select, run_sweep
+from lit_merge.choose.sweep import Grid, Inputs, Select, run_sweep
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.written_output import say_folder
@@ -57,7 +57,8 @@ def sweep(arguments: Sequence[str]) -> None:
     swept = config.built("methods") or [sources.method]
     if None in swept:
         raise MergeError("no method: give --model.method")
-    grid = Grid(tuple(swept), tuple(config["rank_ratios"] or RANK_RATIOS), tuple(config["scalings"] or ()) or None)
+    given = (config["rank_ratios"], config["scalings"])
+    grid = Grid(tuple(swept), *(None if one is None else tuple(one) for one in given))
     device = device_of(config["trainer"].accelerator)
     chosen = run_sweep(
         sources, data, grid, output, config["select"], config["inputs"], config["images"], config["overwrite"], device

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_merge import CART, ESM, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
+from lit_merge import CART, ESM, TIES, TSVM, IsoC, MergeError, MergeWarning, TaskArithmetic, WeightAveraging, build_bank
 from lit_merge.choose.sweep import Grid, Point, choose, run_sweep
 from lit_merge.choose.sweep.folder import SweepFolder, sweep_figures, to_csv
 from lit_merge.choose.sweep.points import at_edge
@@ -110,7 +110,7 @@ def test_goes_on_where_it_was_cut_off(recipe: Any, tiny: Any, tmp_path: Path, mo
 
 
 def test_another_sweep_is_not_overwritten(recipe: Any, tiny: Any, tmp_path: Path) -> None:
-    small = replace(GRID, methods=(TaskArithmetic(),))
+    small = replace(GRID, methods=(TaskArithmetic(),), rank_ratios=None)
     run_sweep(recipe().sources, tiny.data(), small, tmp_path / "sweep", images=8)
     before = (tmp_path / "sweep" / "results.csv").read_text()
     with pytest.raises(MergeError, match="other scalings"):
@@ -160,7 +160,7 @@ def test_choices() -> None:
     unlabelled = [replace(one, accuracy=None) for one in POINTS[:4]]
     with pytest.raises(MergeError, match="no labelled"):
         choose(unlabelled, "accuracy")
-    with pytest.raises(MergeError, match="pretrained checkpoint"):
+    with pytest.raises(MergeError, match="no merge of this grid has a self-consistent scale"):
         choose(unlabelled, "self_consistent")
 
 
@@ -246,6 +246,11 @@ def test_grids_that_cannot_be_walked() -> None:
     for wrong in ({"rank_ratios": ()}, {"scalings": ()}):
         with pytest.raises(MergeError, match="at least one"):
             Grid((CART(),), **wrong)
+    with pytest.raises(MergeError, match=r"rank_ratios has nothing to choose for TIES, TSVM: leave it out"):
+        Grid((TIES(), TSVM()), rank_ratios=(0.1,))
+    with pytest.raises(MergeError, match=r"scalings has nothing to choose for WeightAveraging"):
+        Grid((WeightAveraging(),), scalings=(1.0,))
+    assert len(Grid((TIES(), CART()), rank_ratios=(0.1, 0.2), scalings=(1.0,))) == 3
 
 
 def test_killed_at_its_start_or_overwriting(forks: Any, tiny: Any, tmp_path: Path) -> None:

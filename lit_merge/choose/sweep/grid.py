@@ -28,15 +28,15 @@ class Grid(Finite):
     Args:
         methods: each is swept over the ranks, where it has a rank to choose, and over the scales, where it has one.
             Methods whose rank follows from the number of tasks (TSV-M, ESM) keep it.
-        rank_ratios: share of min(m, n), for CART and its like.
+        rank_ratios: share of min(m, n), for CART and its like; None takes .04 to .32.
         scalings: None takes 1/3 to 4 times every method's usual scale.
 
     Raises:
-        MergeError: two methods of one class, or no point at all.
+        MergeError: two methods of one class; no point at all; ranks or scales that none of the methods takes.
     """
 
     methods: tuple[MergeMethod, ...]
-    rank_ratios: tuple[float, ...] = RANK_RATIOS
+    rank_ratios: tuple[float, ...] | None = None
     scalings: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -45,14 +45,24 @@ class Grid(Finite):
         for name in names:
             if names.count(name) > 1:
                 raise MergeError(f"sweep: {name} is named twice: its rows would look alike")
-        if not names or not self.rank_ratios or (self.scalings is not None and not self.scalings):
+        if not names or () in (self.rank_ratios, self.scalings):
             raise MergeError("sweep: expected at least one method, rank_ratio and scaling")
+        for what, given, takes in (
+            ("rank_ratios", self.rank_ratios, has_ranks),
+            ("scalings", self.scalings, lambda method: method.scale is not None),
+        ):
+            if given is not None and not any(map(takes, self.methods)):
+                raise MergeError(f"sweep: {what} has nothing to choose for {', '.join(names)}: leave it out")
+
+    @property
+    def ranks(self) -> tuple[float, ...]:
+        """The shares that methods with ranks to choose are swept over."""
+        return RANK_RATIOS if self.rank_ratios is None else self.rank_ratios
 
     def rows(self) -> Iterator[tuple[MergeMethod, tuple[float | None, ...]]]:
         """Every bank that is built, and the scales at which it is merged."""
         for method in self.methods:
-            swept = any(one.name == "rank_ratio" and one.default is not None for one in fields(method))
-            ranked = [replace(method, rank_ratio=ratio) for ratio in self.rank_ratios] if swept else [method]  # type: ignore[call-arg]
+            ranked = [replace(method, rank_ratio=ratio) for ratio in self.ranks] if has_ranks(method) else [method]  # type: ignore[call-arg]
             for one in ranked:
                 usual = tuple(round(one.usual_scale * multiple, 4) for multiple in MULTIPLES)
                 yield one, (None,) if one.scale is None else self.scalings or usual
@@ -64,6 +74,11 @@ class Grid(Finite):
 
     def __len__(self) -> int:
         return sum(len(wanted) for _, wanted in self.rows())
+
+
+def has_ranks(method: MergeMethod) -> bool:
+    """Whether a sweep chooses its rank, rather than the number of tasks or nobody."""
+    return any(one.name == "rank_ratio" and one.default is not None for one in fields(method))
 
 
 def rank_ratio(method: MergeMethod) -> float | None:

@@ -71,7 +71,7 @@ def choose(points: Sequence[Point], select: Select) -> Point:
         what = (
             "there are no labelled validation inputs"
             if select == "accuracy"
-            else "the pretrained checkpoint is missing"
+            else "no merge of this grid has a self-consistent scale; agreement chooses without labels too"
         )
         raise MergeError(f"select={select}: {what}")
     if select == "entropy":

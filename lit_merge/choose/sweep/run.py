@@ -66,7 +66,7 @@ def run_sweep(
         raise MergeError("select=self_consistent needs the pretrained checkpoint: give --model.base")
     plan = {
         "methods": [method.describe() for method in grid.methods],
-        "rank_ratios": grid.rank_ratios,
+        "rank_ratios": grid.ranks,
         "scalings": grid.scalings,
         "transform": sources.transform and sources.transform.describe(),
         "experts": experts.identity or experts.tasks,
