@@ -20,6 +20,7 @@ from lit_merge.checkpoints import (
     open_checkpoint,
     write_stream,
 )
+from lit_merge.checkpoints.folders import SUFFIXES
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.safetensors_writer import MARK, written_weights
 from lit_merge.checkpoints.tensor_values import is_finite
@@ -85,6 +86,20 @@ def _cast(held: Checkpoint, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[st
                 f"{held.label}: {name} has values that {dtypes[name]} cannot hold: take bfloat16", weight=name
             )
         yield name, cast
+
+
+def shard_size(text: str | None, output: str | Path) -> int | None:
+    """Bytes of one file in the folder that is written; None where the option `max_shard_size` is not given.
+
+    Raises:
+        MergeError: another text than a size; an output that is one file, and so would be larger.
+    """
+    if text is None:
+        return None
+    size = parse_size(text)
+    if Path(output).suffix in SUFFIXES:
+        raise MergeError(f"{output} is one file, and max_shard_size is of a folder: choose a name without a suffix")
+    return size
 
 
 def parse_size(text: str, option: str = "max_shard_size") -> int:

@@ -12,7 +12,7 @@ from lit_merge.bank.files import BANK
 from lit_merge.bank.low_rank import check_energy, check_rank_ratio
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import PLAIN, NamingName, Source, named
-from lit_merge.checkpoints.conversion import parse_size
+from lit_merge.checkpoints.conversion import shard_size
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
 from lit_merge.choose.sources import Sources
@@ -129,7 +129,7 @@ def merge_files(
             "scaling='entropy' looks at data, which merge_files has none of: name a number, or build_bank and "
             "choose_scaling"
         )
-    size = None if max_shard_size is None else parse_size(max_shard_size)
+    size = shard_size(max_shard_size, output)
     sources = Sources(experts=cast(Any, opened), method=method, transform=transform, svd=svd)
     write_merge(sources, output, naming, size, overwrite, dtype=dtype)
 

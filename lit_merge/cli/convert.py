@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from lit_merge.checkpoints.conversion import DType, convert, parse_size
+from lit_merge.checkpoints.conversion import DType, convert, shard_size
 from lit_merge.checkpoints.naming import check_naming, naming_names
 from lit_merge.cli.command_parser import CommandParser
 
@@ -38,6 +38,6 @@ def convert_command(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.naming is not None:
         check_naming(options.naming)
-    size = None if options.max_shard_size is None else parse_size(options.max_shard_size)
+    size = shard_size(options.max_shard_size, options.output)
     held = convert(options.source, options.output, options.dtype, options.base, size, options.overwrite, options.naming)
     print(f"{len(held.shapes)} weights of {held.label} written to {options.output}")

@@ -4,11 +4,12 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, cast
 
 import yaml
 from jsonargparse import ActionYesNo
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -35,7 +36,7 @@ from lit_merge.cli.parsing import MODE, building, cause_of, parsing
 from lit_merge.cli.written_output import say_folder, say_written
 from lit_merge.console import manner, note, plain_warnings, show
 from lit_merge.data import TaskData, check_tasks
-from lit_merge.errors import MergeError, check_finite
+from lit_merge.errors import MergeError, check_finite, first_line
 from lit_merge.networks import Network
 from lit_merge.report.advice import advice
 from lit_merge.report.report import REPORT, Report, describe
@@ -141,7 +142,8 @@ class MergeCLI(LightningCLI):
         check_tasks(self.datamodule, self.model.tasks)
 
     def fit(self, **kwargs: Any) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        with building():  # of some classes of Lightning not every default can be written
+            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         # Options of the other verbs, which fit does not take.
         config = {name: value for name, value in config.items() if name not in NOT_TAKEN["fit"]}
         assert self.datamodule is not None
@@ -230,3 +232,20 @@ def run(arguments: list[str]) -> None:
     except MisconfigurationException as error:
         # Of options that Lightning looks at when it has the data, as limit_test_batches.
         raise MergeError(f"trainer: {error}") from error
+    except Exception as error:
+        if (name := failed_callback(error)) is None:
+            raise
+        raise MergeError(f"trainer.callbacks: {name}: {first_line(error)}") from error
+
+
+def failed_callback(error: BaseException) -> str | None:
+    """Which of Lightning's own callbacks has raised an error, as EarlyStopping does where nobody logs what it monitors;
+    None where something else has, be it called by one."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    own = [frame for frame in frames if not frame.f_globals["__name__"].startswith("torch.")]
+    if not own or not own[-1].f_globals["__name__"].startswith(
+        ("lightning.pytorch.callbacks.", "lightning.pytorch.tuner.")
+    ):
+        return None
+    callbacks = [one for frame in own if isinstance(one := frame.f_locals.get("self"), Callback)]
+    return type(callbacks[-1]).__name__ if callbacks else None

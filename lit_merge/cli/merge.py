@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lit_merge.checkpoints import NamingName
-from lit_merge.checkpoints.conversion import DType, parse_size
+from lit_merge.checkpoints.conversion import DType, shard_size
 from lit_merge.choose.write import write_merge
 from lit_merge.cli.configuration import Configuration
 from lit_merge.cli.dry_run import dry_run, selected_weights, selection
@@ -47,7 +47,7 @@ def merge(arguments: Sequence[str]) -> None:
         dry_run(config.sources, config["naming"])
         return
     output = config.check_output("output")
-    size = None if config["max_shard_size"] is None else parse_size(config["max_shard_size"])
+    size = shard_size(config["max_shard_size"], output)
     dtype = None if config["dtype"] is None else getattr(torch, config["dtype"])
 
     with working_together(config["devices"], config["accelerator"], output, ["merge", *arguments]) as processes:

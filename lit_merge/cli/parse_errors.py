@@ -36,6 +36,9 @@ _UNKNOWN = re.compile(
     r"(?:Group '(?P<group>[\w.]+)' does not accept option|does not accept option|^Option) '(?P<option>[\w.]+)'"
 )
 _SWITCH = re.compile(r"Value not boolean: (.*)\.$")
+_LACKING = re.compile(
+    r"Problem with given class_path '([\w.]+)': the following arguments are required: ([\w, ]+?)(?= - | Given |$)"
+)
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 _STRAY = re.compile(r"^unrecognized arguments: ([^-\s]\S*\.ya?ml)\b")
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
@@ -91,6 +94,8 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         owner, name = match.groups()
         known = list(inspect.signature(imported(owner)).parameters)
         return f"{place}: {_short(owner)} has no option {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+    if match := _LACKING.search(message):
+        return f"{place}: {_short(match[1])} needs {match[2]}"
     if place in _FORMS and "class_path" not in message and (match := re.search(r"Given value: (.*)$", message)):
         return f"{place}: expected {_FORMS[place]}, got {match[1]}"
     if match := _VALUE.search(message):
@@ -120,6 +125,18 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         return f"{match.group(1)}: {match.group(2)}"
     said = _PLACE.sub("", message).partition(" Given value type:")[0]
     return f"{place}: {said}" if place else said
+
+
+def refusal(message: str) -> str | None:
+    """What a class says that cannot be built, of a message about all types that its option takes; None of others."""
+    if "any of the Union subtypes" not in message or not (owner := re.search(r"class_path='([\w.]+)'", message)):
+        return None
+    complaints = re.findall(r"^ +- (.*?)(?=^ +- |^ *Given value type)", message, re.DOTALL | re.MULTILINE)
+    own = [one for one in complaints if not one.startswith(("Expected a", "Not a valid subclass"))]
+    if not own:
+        return None
+    name, said = _short(owner[1]), " ".join(own[0].split())
+    return said if said.startswith(name) else f"{name}: {said}"
 
 
 def _no_class(place: str, wanted: str, name: str) -> str:

@@ -18,7 +18,7 @@ from lit_merge.checkpoints.inputs import reads
 from lit_merge.cli.class_paths import only_wanted
 from lit_merge.cli.command_parser import offer
 from lit_merge.cli.empty_values import refuse_empty
-from lit_merge.cli.parse_errors import explain
+from lit_merge.cli.parse_errors import explain, refusal
 from lit_merge.cli.written import DoubleKeyError, read_written
 from lit_merge.errors import MergeError, first_line
 
@@ -94,7 +94,9 @@ def building() -> Iterator[None]:
         yield
     except (ValueError, ModuleNotFoundError) as error:
         if (cause := cause_of(error)) is None:
-            raise
+            if (said := refusal(str(error))) is None:
+                raise
+            cause = MergeError(said)
         raise cause from error
     except TypeError as error:
         # Of jsonargparse, which looks into files that options name: the disk fails.

@@ -8,7 +8,7 @@ import torch
 
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.checkpoints import Checkpoint, NamingName
-from lit_merge.checkpoints.conversion import DType, parse_size
+from lit_merge.checkpoints.conversion import DType, shard_size
 from lit_merge.checkpoints.folders import SUFFIXES
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
@@ -108,7 +108,7 @@ def export_bank(
     layout = Layout.of_bank(chosen, names, experts, base, task if format == "task" else None, kind)
     if experts is None and base is None and not is_file(destination(output)):
         say("no configuration next to the weights: --model.experts or --model.base names the models that have it")
-    size = None if max_shard_size is None else parse_size(max_shard_size)
+    size = shard_size(max_shard_size, output)
     with layout.writing(output, None, size, overwrite, form=format) as writer:
         for name in chosen.origin:
             writer.put(name, chosen.weight(name, kind))
@@ -139,9 +139,9 @@ def check_export(
     if naming is not None and format in (*get_args(Library), *get_args(Program)):
         raise MergeError(f"naming={naming}: format={format} says itself what weights are called: leave naming out")
     if max_shard_size is not None:
-        parse_size(max_shard_size)
         if format not in ("merged", "task"):
             raise MergeError(f"max_shard_size is of format=merged and format=task: leave it out for {format}")
+        shard_size(max_shard_size, output)
     if format in get_args(Program):
         check_program(output, cast(Program, format))
     if format in ("merged", "task") and destination(output).suffix not in TORCH:

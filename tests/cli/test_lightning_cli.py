@@ -284,6 +284,15 @@ def test_bad_experts(
         (["--ckpt_path", "absent.ckpt"], ["absent.ckpt", "no such file"]),
         (["--model.experts", "5"], ["5: no such folder of experts"]),
         (["--trainer.callbacks", "RankSchedul"], ["'RankSchedul'", "nearest is RankSchedule"]),
+        (["--trainer.callbacks", "RankSchedule"], ["error: RankSchedule: expected ratios or energies"]),
+        (["--trainer.callbacks", "EarlyStopping"], ["error: trainer.callbacks: EarlyStopping needs monitor"]),
+        (["--trainer.callbacks", '[{"class_path": "EarlyStopping"}]'], ["EarlyStopping needs monitor"]),
+        (["--trainer.logger", "CSVLogger"], ["error: trainer.logger: CSVLogger needs save_dir"]),
+        (
+            ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "balanc"],
+            ["error: trainer.callbacks: EarlyStopping: ", "`balanc` which is not available", "`balance`"],
+        ),
+        (["--trainer.callbacks", "Timer"], ["error: Timer: "]),
     ],
 )
 def test_bad_configurations(

@@ -110,6 +110,7 @@ def test_configurations_of_other_models_are_refused(
     [
         (["--max_shard_size", "1KB"], "out", "max_shard_size is of format=merged and format=task"),
         (["--format", "merged", "--max_shard_size", "much"], "out", "max_shard_size is 'much'"),
+        (["--format", "merged", "--max_shard_size", "1GB"], "out.pt", "out.pt is one file, and max_shard_size is"),
         (
             ["--format", "merged"],
             "out.bin",
