@@ -88,7 +88,7 @@ def _cast(held: Checkpoint, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[st
         yield name, cast
 
 
-def shard_size(text: str | None, output: str | Path) -> int | None:
+def shard_size(text: str | None, output: str | os.PathLike[str]) -> int | None:
     """Bytes of one file in the folder that is written; None where the option `max_shard_size` is not given.
 
     Raises:
