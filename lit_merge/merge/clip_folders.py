@@ -54,7 +54,13 @@ def export_clip(
     models = list(models)
     others = _others(bank, models)
     names = [*bank.shapes, *(name for name, _ in others)]
-    naming = named(library, names)
+    try:
+        naming = named(library, names)
+    except MergeError as error:
+        raise MergeError(
+            f"format={library} is a CLIP's folder, and these weights ({', '.join(sorted(names)[:3])}, …) are not a "
+            "CLIP's: --format merged, or task, writes a folder with the configuration next to experts or base"
+        ) from error
     config = config or _beside(models)
     options = open_clip_options(config)
     whole = any(name.startswith("text.") for name in names)

@@ -120,6 +120,7 @@ def test_configurations_of_other_models_are_refused(
         (["--format", "merged", "--task", "chat"], "out", "format=merged is of all tasks: leave task out, or take"),
         (["--task", "chat"], "out", "format=bank is of all tasks: leave task out, or take format=task for chat alone"),
         (["--budget", "2x", "--task", "chat"], "out", "format=bank is of all tasks"),
+        (["--format", "hugging_face"], "out", "format=hugging_face is a CLIP's folder, and these weights (lm_head.wei"),
         (["--rest", "base"], "out", "rest=base is of format=lora: leave it out for bank"),
         (
             ["--format", "onnx", "--naming", "hugging_face"],
