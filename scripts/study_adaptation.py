@@ -223,7 +223,8 @@ def measure(name: str, output: Path, only: str) -> None:
     """All runs of one suite that its file does not hold yet."""
     path = output / f"{name.replace(':', '-')}.json"
     known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    wanted = [one for one in runs(None) if one.startswith(only) and one not in known]
+    named = [only] if only in runs(None) else [one for one in runs(None) if one.startswith(only)]
+    wanted = [one for one in named if one not in known]
     if not wanted:
         return
     suite = open_suite(name)
@@ -334,7 +335,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", help="zoo:8 and its like, text:SEED")
     parser.add_argument("--output", type=Path, default=Path("runs/adaptation"), help="(default: %(default)s)")
-    parser.add_argument("--only", default="", help="runs whose name starts so")
+    parser.add_argument("--only", default="", help="the run of this name, or all whose name starts so")
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
     plain_warnings()

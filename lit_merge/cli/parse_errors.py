@@ -73,6 +73,8 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
         configs: paths of the configuration files that were read.
     """
     message = " ".join(message.split()).replace("Got value: - ", "Got value: '' - ")
+    # One value of a mapping, as --data.classes.birds gives it.
+    message = re.sub(r"NestedArg\(key='([^']*)', val=(.*?)\)(?= Given | - |$)", r"{\1: \2}", message)
     place = match.group(1) if (match := _PLACE.search(message)) else ""
     files = ", ".join(configs) or "the configuration"
     if place == "config":
@@ -110,7 +112,11 @@ def explain(message: str, options: Iterable[str] = (), configs: Sequence[str] = 
     if (match := _UNION.search(message)) and place in _FORMS:
         space = "; YAML wants a space after a colon" if re.search(r"'\w+:[^']*': None", match["value"]) else ""
         return f"{place}: expected {_FORMS[place]}, got {match['value']}{space}"
-    if (match := _UNION.search(message)) and match["value"].startswith("{") and "'class_path'" not in match["value"]:
+    if (
+        (match := _UNION.search(message))
+        and match["value"].startswith("{")
+        and not re.search(r"'class_path'|dict\[", match["value"] + match["kind"])
+    ):
         return f"{place}: expected {_kind(match['kind'])}, as class_path: NAME with its init_args, got {match['value']}"
     if match := _UNION.search(message):
         return f"{place}: expected {_kind(match['kind'])}, got {match['value']}{_meant(match)}"
@@ -213,6 +219,8 @@ def _kind(said: str) -> str:
         return {"float": "numbers in a list, as [0.1, 0.2]", "int": "whole numbers in a list, as [1, 2]"}.get(
             match[1], "a list, as [one, two]"
         )
+    if match := re.fullmatch(r"dict\[str, (\w+)\]", said):
+        return {"str": "a name or path for each name", "float": "a number for each name"}.get(match[1], "a mapping")
     *first, last = [_WORDS.get(name, _short(name)) for name in re.findall(r"'([\w.-]+)'", said)] or [said]
     return f"{', '.join(first)} or {last}" if first else last
 

@@ -90,6 +90,7 @@ CASES = [
     ("merge --config class.yaml --output m", "model.method: expected MergeMethod, as class_path: NAME with its init_"),
     ("FIT --model.stages [{granularity:tied}]", "got [{'granularity:tied': None}]; YAML wants a space after a colon"),
     ("FIT --model.correction 3", "model.correction: expected its options, as {rank: 32, lr: 0.001}, got 3"),
+    ("FIT --data ImageFolders --data.classes.thai [a,b]", "data.classes: expected a name or path for each name, got {"),
     ("FIT --data.tasks mnist,thai", "data.tasks: expected a list, as [one, two], got mnist,thai"),
     ("FIT --trainer.logger Tensorboard", "the nearest is TensorBoardLogger; there are CSVLogger, "),
     ("FIT --model.stages 3", "model.stages: expected a list of stages, as [{granularity: tied, steps: 100, lr: 0.01}]"),

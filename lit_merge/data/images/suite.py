@@ -86,6 +86,8 @@ class Suite(StreamedTasks):
         )
         self._images = SafetensorsFile(self.path / "images.safetensors")
         all_tasks = tuple(dict.fromkeys(name.rpartition("/")[0] for name in self._images.shapes))
+        if tasks is not None and not tasks:
+            raise MergeError("tasks=[] names no task: leave it out for all of them")
         for task in tasks or ():
             if task not in all_tasks:
                 raise MergeError(f"{path} has no task {task!r}; it has {', '.join(all_tasks)}", task=task)

@@ -73,6 +73,8 @@ def test_unknown_task_is_named(tiny: Any) -> None:
 def test_task_twice_is_refused(tiny: Any) -> None:
     with pytest.raises(MergeError, match="'alpha' twice"):
         tiny.data(tasks=["alpha", "beta", "alpha"])
+    with pytest.raises(MergeError, match=r"tasks=\[\] names no task"):
+        tiny.data(tasks=[])
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"eval_batch_size": 0}, {"batch_size": -3}])
