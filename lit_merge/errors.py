@@ -1,11 +1,12 @@
-"""Errors and warnings that a user can act on, and the check that no option is NaN or infinite."""
+"""Errors and warnings that a user can act on, and checks of options: that none is NaN, infinite, or an unknown word."""
 
 import math
 import signal
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from numbers import Real
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 class MergeError(ValueError):
@@ -62,8 +63,10 @@ class Finite:
     """Base of dataclasses of options; those with a `__post_init__` of their own call this one first."""
 
     def __post_init__(self) -> None:
-        """Raises MergeError where a number is NaN or infinite, or an option is None that has to have a value."""
+        """Raises MergeError for a number that is NaN or infinite, a word that an option does not take, and None where a
+        value is needed."""
         for one in fields(self):  # type: ignore[arg-type]
+            check_choice(f"{type(self).__name__}: {one.name}", getattr(self, one.name), one.type)
             takes_none = one.default is None or type(None) in get_args(one.type)
             if getattr(self, one.name) is None and not takes_none:
                 example = "" if one.default is MISSING else f", as {one.default}"
@@ -81,6 +84,22 @@ def check_finite(options: dict[str, Any], owner: str = "") -> None:
     for name, value in _numbers(options, ""):
         if not math.isfinite(value):
             raise MergeError(f"{owner}{': ' if owner else ''}{name}={value}: expected a finite number")
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """Raises MergeError for a word that an option does not take.
+
+    Args:
+        name: of the option.
+        value: other than text passes.
+        kind: a Literal, or a union of one with types other than text; others pass.
+    """
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [f"{word}" for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    if isinstance(value, str) and words and str not in parts and value not in words:
+        *first, last = words
+        expected = f"{', '.join(first)} or {last}" if first else last
+        raise MergeError(f"{name}={value!r}: expected {expected}")
 
 
 def check_between(name: str, value: Any, least: int, most: int) -> None:

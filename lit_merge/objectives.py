@@ -160,8 +160,6 @@ class ExpertAgreement(Objective):
         super().__post_init__()
         if self.temperature <= 0:
             raise MergeError(f"ExpertAgreement: temperature={self.temperature}: expected a number above 0")
-        if self.of not in ("predictions", "features"):
-            raise MergeError(f"ExpertAgreement: of={self.of!r}: expected predictions or features")
         if self.of_features and self.temperature != 1:
             raise MergeError("ExpertAgreement: features have no temperature: leave it out, or take of=predictions")
 

@@ -5,14 +5,14 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from lit_merge.adaptation.correction import Correction
 from lit_merge.adaptation.rank_masks import AdaRank
 from lit_merge.adaptation.stages import TAUGHT_STAGES, TWO_STAGES, Stage, check_stages
 from lit_merge.adaptation.stored_bank import BankDevice
-from lit_merge.errors import MergeError, check_finite
+from lit_merge.errors import MergeError, check_choice, check_finite
 from lit_merge.objectives import Entropy, Objective
 
 MicroBatch = Literal["all", "task"]
@@ -63,6 +63,8 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         check_finite(vars(self))
+        for one in fields(self):
+            check_choice(one.name, getattr(self, one.name), one.type)
         if self.sharpness < 0:
             raise MergeError(f"sharpness={self.sharpness}: expected a number from 0, off, up")
         if self.gradient_checkpointing and self.microbatch != "task":

@@ -34,6 +34,12 @@ def ranks_left(common_ratio: float, r: int, tasks: int) -> int:
     return min(round((r - int(common_ratio * r + 1e-9)) / tasks), r // tasks)
 
 
+def check_precision(dtype: torch.dtype | None) -> None:
+    """Raises MergeError for whole numbers, which cannot hold a weight."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise MergeError(f"dtype={dtype}: expected floating point, as torch.float16")
+
+
 def check_rank_ratio(ratio: float) -> float:
     """Raises MergeError outside (0, 1]."""
     if not 0 < ratio <= 1:

@@ -16,7 +16,7 @@ from lit_merge.bank.checksums import WIDTH, is_summed, parts
 from lit_merge.bank.files import DIGITS, AnyFile, open_bank_folder, sizes_of, write_bank_folder
 from lit_merge.bank.learnt import CORRECTION, DIRECTIONS, of_weight, without
 from lit_merge.bank.learnt import cut as cut_learnt
-from lit_merge.bank.low_rank import Delta, LowRank, chosen_first, combine, ranks_at, tensors_of
+from lit_merge.bank.low_rank import Delta, LowRank, check_precision, chosen_first, combine, ranks_at, tensors_of
 from lit_merge.bank.named_tensors import cut_deltas, digest, kinds_of, named_tensors, of_row, origin_and_deltas, part_of
 from lit_merge.bank.on_demand import OnDemand, asked_again, mapping_like, without_values
 from lit_merge.bank.switching import Slots
@@ -150,9 +150,10 @@ class TaskBank:
             learnt: in place of the bank's own, by the names in `bank/learnt.py`.
 
         Raises:
-            MergeError: coefficients of another shape; no such naming, or one that does not have these weights; a merged
-                weight that its dtype cannot hold (where no gradient is asked for).
+            MergeError: coefficients of another shape; a dtype of whole numbers; no such naming, or one that does not
+                have these weights; a merged weight that its dtype cannot hold (where no gradient is asked for).
         """
+        check_precision(dtype)
         if learnt is None:
             learnt = self.learnt if coefficients is None else self.correction
         names = self.naming_of(naming)
@@ -312,7 +313,12 @@ class TaskBank:
         return replace(self, deltas=deltas, learnt=learnt)
 
     def to(self, dtype: torch.dtype) -> "TaskBank":
-        """This bank stored in another precision; singular values and coefficients stay as they are."""
+        """This bank stored in another precision; singular values and coefficients stay as they are.
+
+        Raises:
+            MergeError: a dtype of whole numbers.
+        """
+        check_precision(dtype)
         origin = {name: v.to(dtype) if v.is_floating_point() else v for name, v in self.origin.items()}
         deltas = {name: delta.to(dtype) for name, delta in self.deltas.items()}
         learnt = dict(self.learnt) | {key: value.to(dtype) for key, value in self.correction.items()}

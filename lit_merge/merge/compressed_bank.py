@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from lit_merge import __version__
 from lit_merge.bank.base_reference import described
@@ -17,7 +17,7 @@ from lit_merge.checkpoints import canonical, open_checkpoint
 from lit_merge.checkpoints.conversion import DType, parse_size
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 
 StoredAs = DType | Literal["int8", "int4"]
 Origin = Literal["own", "base"]
@@ -78,8 +78,7 @@ def compress_bank(
     limit = bytes_allowed(bank, budget, max_size)
     if dtype not in (None, *TYPES):
         raise MergeError(f"dtype={dtype}: a bank of limited size takes {', '.join(TYPES)}")
-    if origin not in get_args(Origin):
-        raise MergeError(f"origin={origin!r}: expected {' or '.join(get_args(Origin))}")
+    check_choice("origin", origin, Origin)
     checkpoint = about = None
     if origin == "base":
         if base is None:

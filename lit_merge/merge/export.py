@@ -13,7 +13,7 @@ from lit_merge.checkpoints.folders import SUFFIXES
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.locations import destination
 from lit_merge.console import say
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 from lit_merge.experts.experts import Experts
 from lit_merge.merge.adapters.differences import Cut
 from lit_merge.merge.adapters.export import export_adapters
@@ -82,6 +82,7 @@ def export_bank(
             another model.
     """
     check_export(output, format, task, max_shard_size, rest, naming)
+    check_choice("dtype", dtype, DType)
     check_apart(
         destination(output), [*([] if experts is None else experts.files), *([] if base is None else base.files)]
     )
@@ -124,8 +125,8 @@ def check_export(
     naming: str | None = None,
 ) -> None:
     """Raises MergeError for options that do not go together, before a bank is built."""
-    if format not in get_args(Format):
-        raise MergeError(f"format={format!r}: expected {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
+    check_choice("format", format, Format)
+    check_choice("rest", rest, Rest)
     if format in ("bank", "lora", *get_args(Library)) and destination(output).suffix in (*SUFFIXES, *PROGRAMS):
         raise MergeError(
             f"{output}: format={format} writes a folder: choose a name without a suffix, or --format merged"

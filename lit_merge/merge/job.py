@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_merge import __version__
-from lit_merge.bank.low_rank import Delta, combine
+from lit_merge.bank.low_rank import Delta, check_precision, combine
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.console import track_bytes
-from lit_merge.errors import MergeWarning
+from lit_merge.errors import MergeWarning, check_choice
 from lit_merge.experts.decompositions import Decompositions
 from lit_merge.experts.experts import Experts, Piece
 from lit_merge.experts.stream import WeightStream
@@ -88,6 +88,7 @@ class Job:
         device: torch.device = CPU,
     ) -> "Job":
         """Checks that all is there, and makes the passes over the weights that come before the one that merges."""
+        check_choice("svd", svd, Svd)
         if transform is not None and method.centred:
             name, other = type(method).__name__, type(transform).__name__
             warnings.warn(
@@ -136,7 +137,11 @@ class Job:
             in_blocks: names of weights that may come as several parts where they are large, one block of rows after
                 the other. What is computed is the same to the bit.
             factors: whether matrices are wanted as a bank holds them, or only their sum.
+
+        Raises:
+            MergeError: a dtype of whole numbers.
         """
+        check_precision(dtype)
         pieces = self._pieces(self.experts.shapes if names is None else names, in_blocks)
         label = " and ".join(type(one).__name__ for one in (self.transform, self.method) if one is not None)
         progress = track_bytes(self.experts.sizes_of(pieces), f"merging with {label}")

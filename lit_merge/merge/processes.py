@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import distributed
 
-from lit_merge.errors import MergeError, check_between
+from lit_merge.errors import MergeError, check_between, check_choice
 
 Accelerator = Literal["cpu", "gpu"]
 # Set for processes that `supervise` starts: the folder where each leaves its error.
@@ -66,8 +66,7 @@ def check_devices(devices: int, accelerator: Accelerator) -> None:
         raise MergeError(f"devices={devices}: expected the number of processes, at least 1")
     # Each takes memory; more than a few for every core only cost.
     check_between("devices", devices, 1, max(64, 4 * (os.cpu_count() or 1)))
-    if accelerator not in ("cpu", "gpu"):
-        raise MergeError(f"accelerator={accelerator!r}: expected cpu or gpu")
+    check_choice("accelerator", accelerator, Accelerator)
     if accelerator == "gpu" and (there := torch.cuda.device_count()) < devices:
         raise MergeError(f"accelerator=gpu with devices={devices}: this machine has {there} GPUs for PyTorch")
 

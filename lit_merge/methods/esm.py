@@ -89,11 +89,6 @@ class ESM(MomentsMethod):
     without_moments = "their essential subspaces are taken with C = I, as if all inputs were alike"
     rest = shares
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preset not in ("paper", "official"):
-            raise MergeError(f"preset={self.preset!r}: expected paper or official")
-
     def wants_moments(self, name: str) -> bool:
         return self.preset == "paper" or bool(ESSENTIAL.search(name))
 

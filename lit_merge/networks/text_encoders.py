@@ -9,7 +9,7 @@ from torch import Tensor, cat, long, nn, ones
 from torch.nn import functional as F
 
 from lit_merge.checkpoints import Checkpoint, modernised, open_checkpoint
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 from lit_merge.networks.heads.classifiers import ClassifierHeads, Encoded, take_apart
 from lit_merge.networks.heads.linear import load_heads
 from lit_merge.networks.network import Network
@@ -43,6 +43,7 @@ class HuggingFaceTextEncoder(Network):
 
     def __init__(self, config: str, heads: str | dict[str, str] | None = None, pooling: Pooling | None = None) -> None:
         super().__init__()
+        check_choice("pooling", pooling, Pooling)
         self.folder, self.pooling = config, pooling
         about = read_configuration(config)
         model, encoder, self.prefix = take_apart(build_classifier(about, 2, config))

@@ -9,7 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_merge.adaptation.callbacks.contradictions import refuse_second
 from lit_merge.adaptation.merged_model import MergedModel
 from lit_merge.bank.low_rank import check_energy, check_rank_ratio
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
+
+Unit = Literal["step", "epoch"]
+Shape = Literal["constant", "linear", "cosine"]
 
 
 def share_at(shares: dict[int, float], position: int, shape: str) -> float:
@@ -48,9 +51,11 @@ class RankSchedule(Callback):
         self,
         ratios: dict[int, float] | None = None,
         energies: dict[int, float] | None = None,
-        unit: Literal["step", "epoch"] = "step",
-        shape: Literal["constant", "linear", "cosine"] = "constant",
+        unit: Unit = "step",
+        shape: Shape = "constant",
     ) -> None:
+        check_choice("RankSchedule: unit", unit, Unit)
+        check_choice("RankSchedule: shape", shape, Shape)
         if bool(ratios) == bool(energies):
             raise MergeError("RankSchedule: expected ratios or energies, either as {step: share}, and not both")
         self.quantity = "rank_ratio" if ratios else "energy"

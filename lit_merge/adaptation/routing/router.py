@@ -13,6 +13,7 @@ from lit_merge.adaptation.routing.prototypes import Prototypes
 from lit_merge.adaptation.routing.residuals import residuals, routed_by_layer
 from lit_merge.bank.task_bank import TaskBank
 from lit_merge.data.class_names import MIXED
+from lit_merge.errors import check_choice
 from lit_merge.networks import Network, compute_dtype
 from lit_merge.objectives import entropy
 
@@ -42,6 +43,7 @@ class Router:
     def __init__(
         self, bank: TaskBank, network: Network, prototypes: Prototypes, route: Route, rank_ratio: float = 0.08
     ) -> None:
+        check_choice("route", route, Route)
         self.bank, self.network, self.route = bank, network, route
         self.prototypes, self.dtype = prototypes, compute_dtype(bank.dtypes.values())
         self.residuals = residuals(bank, prototypes.layers, rank_ratio) if route == "layers" else {}

@@ -15,7 +15,7 @@ from lit_merge.choose.sweep.points import Inputs, Point, Select, at_edge, choose
 from lit_merge.choose.sweep.progress import SweepProgress
 from lit_merge.choose.unlabelled import built
 from lit_merge.data import TaskData
-from lit_merge.errors import MergeError, MergeWarning, check_between
+from lit_merge.errors import MergeError, MergeWarning, check_between, check_choice
 
 
 def run_sweep(
@@ -55,6 +55,8 @@ def run_sweep(
     if network is None:
         raise MergeError("sweep runs a network: give --model.network, for example OpenClipImageEncoder")
     check_between("images", images, 1, 2**31)
+    check_choice("select", select, Select)
+    check_choice("inputs", inputs, Inputs)
     if data.mixed:
         raise MergeError("sweep asks every expert about inputs of its own task: give data that does not mix the tasks")
     inputs = inputs or ("validation" if data.has("validation") else "unlabelled")

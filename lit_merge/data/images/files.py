@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Integer, UInt8
@@ -19,6 +20,8 @@ from lit_merge.data.images.decoding import UnreadableImage, decode, square
 from lit_merge.data.images.search import search
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError, MergeWarning
+
+OnBadImage = Literal["refuse", "skip"]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Integer
@@ -11,11 +11,11 @@ from torch import Tensor
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, match, read_class_names
-from lit_merge.data.images.files import ImageFiles, Side, by_class, class_names, find_images, readable
+from lit_merge.data.images.files import ImageFiles, OnBadImage, Side, by_class, class_names, find_images, readable
 from lit_merge.data.leaks import Leak, OnLeak, find_leaks
 from lit_merge.data.streams import Answers, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 
 
 class ImageFolders(TaskData):
@@ -54,7 +54,7 @@ class ImageFolders(TaskData):
         test: dict[str, str] | None = None,
         validation: dict[str, str] | None = None,
         online: bool = False,
-        on_bad_image: Literal["refuse", "skip"] = "refuse",
+        on_bad_image: OnBadImage = "refuse",
         on_leak: OnLeak = "warn",
         image_size: int | None = None,
         batch_size: int = 16,
@@ -65,6 +65,8 @@ class ImageFolders(TaskData):
         classes: dict[str, str] | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
+        check_choice("on_bad_image", on_bad_image, OnBadImage)
+        check_choice("on_leak", on_leak, OnLeak)
         self.side, self.on_bad_image, self.on_leak = Side.of(image_size), on_bad_image, on_leak
         if not (adapt or test or validation):
             raise MergeError("no task: give --data.adapt, a folder of images for every task")

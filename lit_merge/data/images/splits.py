@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lit_merge.data.augmentation import ImageAugmentation
 from lit_merge.data.class_names import MIXED, MIXED_PROTOCOL, readable_name
-from lit_merge.data.images.files import Pictures, Side, readable
+from lit_merge.data.images.files import OnBadImage, Pictures, Side, readable
 from lit_merge.data.leaks import OnLeak
 from lit_merge.data.streams import Answers, ArrangedImages, ImageSource
 from lit_merge.data.task_data import Labelled, TaskData
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 
 SplitName = Literal["train", "validation", "test"]
 PROTOCOLS = {
@@ -109,7 +109,7 @@ class SplitTasks(StreamedTasks):
         adapt: SplitName,
         online: bool = False,
         mixed: bool = False,
-        on_bad_image: Literal["refuse", "skip"] = "refuse",
+        on_bad_image: OnBadImage = "refuse",
         on_leak: OnLeak = "warn",
         image_size: int | None = None,
         batch_size: int = 16,
@@ -119,6 +119,12 @@ class SplitTasks(StreamedTasks):
         augment: ImageAugmentation | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, augment)
+        for name, value, kind in (
+            ("adapt", adapt, SplitName),
+            ("on_bad_image", on_bad_image, OnBadImage),
+            ("on_leak", on_leak, OnLeak),
+        ):
+            check_choice(name, value, kind)
         self._tasks, self.adapt = tuple(tasks), adapt
         self.online, self.mixed = online, mixed
         self.on_bad_image, self.on_leak, self.side = on_bad_image, on_leak, Side.of(image_size)

@@ -18,9 +18,10 @@ from lit_merge.data.images.corruptions import CorruptedImages, Corruption, Kind
 from lit_merge.data.images.splits import StreamedTasks
 from lit_merge.data.streams import ArrangedImages, ImageSource, ImageTensor
 from lit_merge.data.task_data import Labelled
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 
-PROTOCOLS = {
+Protocol = Literal["inductive", "transductive", "online"]
+PROTOCOLS: dict[Protocol, str] = {
     "inductive": "inductive (adapted on other images, of other fonts, than tested on)",
     "transductive": "transductive (adapted on the test images themselves, without their labels)",
     "online": "online (one pass over the test images, each batch predicted before it is adapted on; adapted: the merge "
@@ -56,7 +57,7 @@ class Suite(StreamedTasks):
     def __init__(
         self,
         path: str = "zoo:8",
-        protocol: Literal["inductive", "transductive", "online"] = "inductive",
+        protocol: Protocol = "inductive",
         tasks: list[str] | None = None,
         order: Order = "random",
         sizes: dict[str, int] | None = None,
@@ -70,8 +71,8 @@ class Suite(StreamedTasks):
     ) -> None:
         # Images come from memory: a reading process would only cost.
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed, augment=augment)
-        if protocol not in PROTOCOLS:
-            raise MergeError(f"protocol={protocol!r}: expected {', '.join(PROTOCOLS)}")
+        check_choice("protocol", protocol, Protocol)
+        check_choice("order", order, Order)
         if order != "random" and protocol != "online":
             raise MergeError(
                 f"order={order} is of an online stream; other protocols draw at random: set protocol: online"

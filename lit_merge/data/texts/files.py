@@ -19,9 +19,10 @@ from lit_merge.data.task_data import Labelled, TaskData
 from lit_merge.data.texts.labels import RawLabels, names_in
 from lit_merge.data.texts.tables import read_table
 from lit_merge.data.texts.tokens import Text, TokenisedTexts, Tokens
-from lit_merge.errors import MergeError, MergeWarning
+from lit_merge.errors import MergeError, MergeWarning, check_choice
 
 Columns = str | list[str]
+OnEmpty = Literal["refuse", "skip"]
 
 
 class TextFiles(TaskData):
@@ -66,7 +67,7 @@ class TextFiles(TaskData):
         classes: dict[str, str] | None = None,
         max_length: int | None = None,
         online: bool = False,
-        on_empty: Literal["refuse", "skip"] = "refuse",
+        on_empty: OnEmpty = "refuse",
         encoding: str = "utf-8",
         batch_size: int = 16,
         eval_batch_size: int = 128,
@@ -75,6 +76,7 @@ class TextFiles(TaskData):
     ) -> None:
         # Token ids come from memory: a reading process would only cost.
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed, augment=augment)
+        check_choice("on_empty", on_empty, OnEmpty)
         if not (adapt or test or validation):
             raise MergeError("no task: give --data.adapt, a table of texts for every task")
         if tokenizer is None:

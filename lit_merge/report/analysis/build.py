@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_merge.bank.low_rank import LowRank, rank_of
 from lit_merge.console import track_weights
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, check_choice
 from lit_merge.experts.experts import Experts
 from lit_merge.experts.inner_products import check_squares
 from lit_merge.experts.matrices import Matrices, select_matrices
@@ -199,8 +199,7 @@ def analyze(
         MergeError: a ratio outside (0, 1], a pattern that matches nothing, a weight that is not finite, or whose
             squares are beyond float64.
     """
-    if normalise not in get_args(Normalise):
-        raise MergeError(f"normalise={normalise!r}: expected {' or '.join(get_args(Normalise))}")
+    check_choice("normalise", normalise, Normalise)
     grid = sorted({float(ratio) for ratio in (RATIOS if ratios is None else ratios)})
     if not grid or not all(0 < ratio <= 1 for ratio in grid):
         raise MergeError(f"ratios={grid}: expected shares of min(m, n) in (0, 1], for example [0.08, 0.16]")
