@@ -48,12 +48,18 @@ class SharedCorrection(nn.Module):
         rank: see `Correction`.
 
     Raises:
-        MergeError: the rank is above that of every matrix; the bank has a correction of another rank.
+        MergeError: the rank is above that of every matrix; no parameter of the network is the bank's; the bank has a
+            correction of another rank.
     """
 
     def __init__(self, bank: TaskBank, network: Network, rank: int | None) -> None:
         super().__init__()
-        shapes = {name: shape for name, shape in bank.shapes.items() if name in network.learnable}
+        shapes = {name: shape for name, shape in bank.shapes.items() if network.learns(name)}
+        if not shapes:
+            raise MergeError(
+                f"correction: {type(network).__name__} has no parameter that the bank calls so, as "
+                f"{next(iter(bank.shapes))}: its method `learns` says which it has"
+            )
         start = _start(shapes, rank)
         found = bank.correction
         if found and {name: value.shape for name, value in found.items()} != {k: v.shape for k, v in start.items()}:

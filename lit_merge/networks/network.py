@@ -186,6 +186,11 @@ class Network(nn.Module, ABC):
         """Whether the weight of this canonical name is the encoder's, and not the other tower's."""
         return weight in self.shapes or is_image(weight) or weight.startswith("other.")
 
+    def learns(self, weight: str) -> bool:
+        """Whether the weight that a bank calls so is a parameter of the encoder, rather than a running mean or the
+        like, or no weight of it at all."""
+        return weight in self.learnable
+
     def train(self, mode: bool = True) -> "Network":
         return super().train(False)
 

@@ -79,6 +79,9 @@ class HuggingFaceTextEncoder(Network):
     def of_encoder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return super().of_encoder({self._own(name): value for name, value in weights.items()})
 
+    def learns(self, weight: str) -> bool:
+        return super().learns(self._own(weight))
+
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         super().check({self._own(name): shape for name, shape in weights.items()})
 

@@ -279,6 +279,12 @@ def test_every_weight_can_be_learnt(make_model: Make, make_trainer: MakeTrainer,
 
 
 def test_bad_input(make_model: Make, tiny: Any) -> None:
+    strange = make_model()
+    strange.network.learnable = frozenset({"of.another.name"})
+    with pytest.raises(
+        MergeError, match="OpenClipImageEncoder has no parameter that the bank calls so, as class_embed"
+    ):
+        MergedModel(strange.bank, strange.network, correction=Correction(None))
     with pytest.raises(MergeError, match="TaskArithmetic has no low-rank deltas, and so no directions"):
         make_model(TaskArithmetic(0.3), stages=[Stage("direction")])
     for rank in (0, -1):

@@ -2,15 +2,29 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModel
 
-from lit_merge import CART, HuggingFaceTextEncoder, MergeWarning, Stage, TextFiles, adapt, build_bank, evaluate
+from lit_merge import (
+    CART,
+    Correction,
+    HuggingFaceTextEncoder,
+    MergeWarning,
+    Stage,
+    TextFiles,
+    adapt,
+    build_bank,
+    evaluate,
+)
 from lit_merge.cli.main import main
+from lit_merge.objectives import ExpertAgreement
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
@@ -115,6 +129,43 @@ def test_from_python(texts: Any, kind: str) -> None:
     )
     assert adapted.layers[0].startswith(f"{kind}.embeddings.")
     assert evaluate(adapted, network, data, accelerator="cpu")["ham"].images == 13
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_correction_of_every_weight(texts: Any, kind: str, rank: int | None) -> None:
+    """The experts' files call the encoder's weights by longer names than the encoder does."""
+    network = HuggingFaceTextEncoder(texts.folder(kind), heads=texts.experts(kind))
+    data = TextFiles(texts.tables("adapt"), texts.folder(kind), test=texts.tables("test"), batch_size=4)
+    exclude = [name for name in load_file(f"{texts.folder(kind, 'ham')}/model.safetensors") if "classifier" in name]
+    bank = build_bank(texts.experts(kind), method=CART(0.5, 1.0), exclude=exclude)
+    stages = [Stage("direction", 3, 0.01, objective=ExpertAgreement())]
+    adapted = adapt(
+        bank,
+        network,
+        data,
+        stages=stages,
+        correction=Correction(rank, 0.01),
+        guard=False,
+        accelerator="cpu",
+        progress=False,
+    )
+    learnt = {
+        f"{kind}.{name}": value for name, value in AutoModel.from_pretrained(texts.folder(kind)).named_parameters()
+    }
+    corrected = {key.partition("/")[2] for key in adapted.correction}
+    # A pooler that classifiers do not ask for is in the file of the base only.
+    assert corrected == {name for name in learnt if name in bank.origin}
+    moved = 0
+    for name in corrected:
+        keys = [f"{part}/{name}" for part in ("A", "B", "correction")]
+        a, b, whole = (adapted.correction.get(key) for key in keys)
+        whole = whole if a is None or b is None else a @ b
+        assert whole is not None
+        without = replace(adapted, learnt={key: value for key, value in adapted.learnt.items() if key not in keys})
+        torch.testing.assert_close(adapted.weight(name), without.weight(name) + whole, rtol=1e-4, atol=1e-6)
+        moved += bool(whole.any())
+    assert moved > 0.7 * len(corrected)
 
 
 @pytest.mark.parametrize(
