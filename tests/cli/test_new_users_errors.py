@@ -111,6 +111,8 @@ CASES = [
     ("FIT --run", "--run: expected one argument"),
     ("predict EXPERTS --model.method CART NETWORK DATA --output p.xlsx", "predictions are written as .csv, .parquet,"),
     ("sweep EXPERTS --model.method CART NETWORK DATA --output s --select accurcy", "the nearest is accuracy"),
+    ("sweep EXPERTS --model.method CART NETWORK DATA --output s --scalings []", "sweep: expected at least one method,"),
+    ("sweep EXPERTS --model.method TIES NETWORK DATA --output s --rank_ratios [0.1]", "nothing to choose for TIES"),
     (
         "test EXPERTS --model.method CART NETWORK DATA --route nonsense",
         "route: expected prototypes, entropy or layers, got nonsense",
