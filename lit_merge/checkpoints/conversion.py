@@ -59,7 +59,9 @@ def convert(
         MergeError: a source that cannot be read, an output that cannot be written, a value that the dtype cannot hold;
             a naming for a model that is no CLIP, or that lacks its weights.
     """
-    if max_shard_bytes is None and Path(output).suffix != ".safetensors":
+    if max_shard_bytes is not None:
+        _check_folder(output)
+    elif Path(output).suffix != ".safetensors":
         raise MergeError(f"{output}: expected a name that ends in .safetensors, or --max_shard_size for a folder")
     target = check_output(output, overwrite, CONVERTED)
     held = open_checkpoint(source, base=None if base is None else open_checkpoint(base, "base"))
@@ -97,9 +99,13 @@ def shard_size(text: str | None, output: str | os.PathLike[str]) -> int | None:
     if text is None:
         return None
     size = parse_size(text)
+    _check_folder(output)
+    return size
+
+
+def _check_folder(output: str | os.PathLike[str]) -> None:
     if Path(output).suffix in SUFFIXES:
         raise MergeError(f"{output} is one file, and max_shard_size is of a folder: choose a name without a suffix")
-    return size
 
 
 def parse_size(text: str, option: str = "max_shard_size") -> int:

@@ -13,8 +13,8 @@ from lit_merge.report.weight_tree import megabytes
 
 ABOUT = """\
 Compares two task banks, weight by weight: differences are relative, ‖B − A‖ / ‖A‖ in the Frobenius norm, of every
-task's weights (origin + Δ of the task) and of the merges at the banks' own coefficients. A weight
-that is all zeros in A and not in B differs by inf.
+task's weights (origin + Δ of the task) and of the merges at the banks' own coefficients. A weight that is all zeros
+in A and not in B differs by inf.
 """
 
 

@@ -4,12 +4,11 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any, cast
 
 import yaml
 from jsonargparse import ActionYesNo
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -31,6 +30,7 @@ from lit_merge.choose.sources import Sources
 from lit_merge.choose.unlabelled import device_of
 from lit_merge.cli.configuration import TRAINER_DEFAULTS
 from lit_merge.cli.empty_values import refuse_empty
+from lit_merge.cli.failed_callback import failed_callback
 from lit_merge.cli.lightning_verbs import NOT_TAKEN
 from lit_merge.cli.parsing import MODE, building, cause_of, parsing
 from lit_merge.cli.written_output import say_folder, say_written
@@ -236,16 +236,3 @@ def run(arguments: list[str]) -> None:
         if (name := failed_callback(error)) is None:
             raise
         raise MergeError(f"trainer.callbacks: {name}: {first_line(error)}") from error
-
-
-def failed_callback(error: BaseException) -> str | None:
-    """Which of Lightning's own callbacks has raised an error, as EarlyStopping does where nobody logs what it monitors;
-    None where something else has, be it called by one."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    own = [frame for frame in frames if not frame.f_globals["__name__"].startswith("torch.")]
-    if not own or not own[-1].f_globals["__name__"].startswith(
-        ("lightning.pytorch.callbacks.", "lightning.pytorch.tuner.")
-    ):
-        return None
-    callbacks = [one for frame in own if isinstance(one := frame.f_locals.get("self"), Callback)]
-    return type(callbacks[-1]).__name__ if callbacks else None

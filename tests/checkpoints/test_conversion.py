@@ -65,6 +65,8 @@ def test_mistakes(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "expected a size such as 5GB" in refused(capsys, source, "--output", output, "--max_shard_size", "much")
     line = refused(capsys, source, "--output", output, "--max_shard_size", "1GB")
     assert "out.safetensors is one file, and max_shard_size is of a folder" in line
+    with pytest.raises(MergeError, match=r"out\.safetensors is one file"):
+        convert(source, output, max_shard_bytes=10**9)
     torch.save({"w": torch.tensor([1e9, 1.0])}, tmp_path / "large.pt")
     line = refused(capsys, str(tmp_path / "large.pt"), "--output", output, "--dtype", "float16")
     assert "large.pt: w has values that torch.float16 cannot hold: take bfloat16" in line
