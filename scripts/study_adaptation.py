@@ -8,6 +8,7 @@ Goes on where it was cut off: every run is kept in the output folder as soon as 
 
     python scripts/study_adaptation.py zoo:8                      # one suite
     python scripts/study_adaptation.py zoo:8 text:0 --only CART   # runs whose name starts so
+    python scripts/study_adaptation.py zoo:8 --only "CART / directions at 0.04, experts, 300 steps, "   # other ways
     python scripts/study_adaptation.py --print                    # the tables of what is measured already
 """
 
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,6 +28,7 @@ from lightning.pytorch import Callback
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from suites import open_suite, spread
+from teaching_ways import Averaged, OfChangedImages, OfLayers, OfLayersAlone, OfMixedInputs, from_regmean
 
 from lit_merge import (
     CART,
@@ -36,6 +38,7 @@ from lit_merge import (
     Correction,
     ImageAugmentation,
     IsoC,
+    IsoCTS,
     MergedModel,
     MergeError,
     MergeMethod,
@@ -67,6 +70,8 @@ class Run:
         pool: on so many inputs of every task, rather than on all that there are.
         by_bank: whether the bank's own experts teach (task indexing), rather than the experts' files.
         batch_size: inputs of every task a step, where they are not the suite's 16.
+        module: what learns; ways that are not in the package, too.
+        regmean: whether the merge is RegMean's at the start.
     """
 
     method: MergeMethod
@@ -79,6 +84,8 @@ class Run:
     correction: Correction | None = None
     augment: ImageAugmentation | None = None
     batch_size: int | None = None
+    module: type[MergedModel] = MergedModel
+    regmean: bool = False
 
 
 def runs(moments: Any) -> dict[str, Run]:
@@ -94,7 +101,8 @@ def runs(moments: Any) -> dict[str, Run]:
     named["CART / gentle layers"] = Run(cart, (TIED, Stage("layer", 200, 2e-4)))
     named["CART / high rate"] = Run(cart, (Stage("layer", 200, 0.1),))
     named["CART / one class"] = Run(cart, (TIED, Stage("layer", 100, 1e-2)), one_class=True)
-    methods |= {f"CART at rank ratio {ratio}": CART(ratio, 1.0) for ratio in (0.08, 0.32)}
+    methods |= {"Iso-CTS": IsoCTS()} | {f"CART at rank ratio {ratio}": CART(ratio, 1.0) for ratio in (0.08, 0.32)}
+    named |= {f"CART / directions at 0.04, experts, 300 steps, {label}": run for label, run in others(cart).items()}
     return named | {
         f"{name} / {label}": run for name, method in methods.items() for label, run in taught(method).items()
     }
@@ -128,11 +136,32 @@ def taught(method: MergeMethod) -> dict[str, Run]:
             for steps in (200, 400)
         },
         "directions at 0.04, experts, 300 steps": Run(method, longer(300, 0.04)),
+        "directions at 0.04, experts, images, 400 steps": Run(method, longer(400, 0.04), augment=images),
+        "directions at 0.04, experts, images changed more, 32 a step, 400 steps": Run(
+            method, longer(400, 0.04), augment=more, batch_size=32
+        ),
         "directions at 0.04, by the bank": Run(method, stages[0.04], experts, by_bank=True),
         **{
             f"directions at 0.04, experts, {pool} inputs": Run(method, stages[0.04], experts, pool=pool)
             for pool in (16, 64)
         },
+    }
+
+
+def others(method: MergeMethod) -> dict[str, Run]:
+    """Directions as papers would learn them: see teaching_ways.py."""
+    directions = Stage("direction", 300, 0.04, relative=True, decay="cosine", objective=ExpertAgreement())
+    stages = TIED, directions
+    return {
+        "and layers": Run(method, stages, module=OfLayers),
+        "layers alone": Run(method, stages, module=OfLayersAlone),
+        "mixed images": Run(method, stages, module=OfMixedInputs),
+        "at a constant rate": Run(method, (TIED, replace(directions, decay="constant"))),
+        "at a constant rate, averaged": Run(method, (TIED, replace(directions, decay="constant")), module=Averaged),
+        "from RegMean": Run(method, (directions,), regmean=True),
+        "consistency without experts": Run(
+            method, (TIED, replace(directions, lr=0.01, objective=None)), module=OfChangedImages
+        ),
     }
 
 
@@ -242,15 +271,15 @@ def measure(name: str, output: Path, only: str) -> None:
         labelled = {task: Probe(network, {task: x}, {task: test.labels[task]}) for task, x in test.inputs.items()}
         own = {task: one.read(expert(suite, task)).accuracy[task] for task, one in labelled.items()}
         write_text(path, json.dumps(known | {EXPERTS: [{"step": 0, "test": own}]}) + "\n", overwrite=True)
-    esm = any(one.startswith("ESM") for one in wanted)
-    moments = collect_moments(suite.experts, network, data.unlabelled()) if esm else None
+    look = any(one.startswith("ESM") or runs(None)[one].regmean for one in wanted)
+    moments = collect_moments(suite.experts, network, data.unlabelled()) if look else None
     for one in wanted:
         run = runs(moments)[one]
         pl.seed_everything(0, verbose=False)
         bank = build_bank(suite.experts, method=run.method)
-        model = MergedModel(
-            bank, network, run.objective, run.stages, sharpness=run.sharpness, correction=run.correction
-        )
+        if run.regmean:
+            bank = from_regmean(bank, suite.experts, moments)
+        model = run.module(bank, network, run.objective, run.stages, sharpness=run.sharpness, correction=run.correction)
         if not run.by_bank:
             model.expert_weights = lambda task: {n: w.to(network.device) for n, w in expert(suite, task).items()}  # type: ignore[method-assign]
         watch = Watch(probe, held_out, test)

@@ -102,10 +102,11 @@ class TaskData(ClassNames, DataModule):
         """task → images and labels of `validation` or `test`."""
 
     def suit(self, network: Any) -> None:
-        """Takes from a network what was not chosen: the side of its images."""
+        """Takes from a network how it makes squares of images, and their side where none was chosen."""
         side, wanted = getattr(self, "side", None), getattr(network, "image_size", None)
-        if side is not None and wanted is not None and not side.chosen:
-            side.pixels = wanted
+        if side is not None and wanted is not None:
+            side.pixels = side.pixels if side.chosen else wanted
+            side.geometry = getattr(network, "geometry", side.geometry)
             self.__dict__.pop("fingerprint", None)
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from lit_merge.checkpoints.safetensors_file import SafetensorsFile
 from lit_merge.checkpoints.safetensors_writer import MARK
 from lit_merge.errors import MergeError
 from lit_merge.networks.clip_configurations import as_hugging_face, open_clip_options
+from lit_merge.networks.preprocessing import INTERPOLATIONS, geometry_of
 
 Library = Literal["open_clip", "hugging_face"]
 WEIGHTS: dict[Library, str] = {"open_clip": "open_clip_model.safetensors", "hugging_face": "model.safetensors"}
@@ -132,25 +134,29 @@ def configurations(library: Library, options: Mapping[str, Any], whole: bool, la
         label: where the options come from, for messages.
 
     Raises:
-        MergeError: towers that Hugging Face's CLIP does not have.
+        MergeError: towers, or a geometry of images, that Hugging Face's CLIP does not have.
     """
     about = dict(options)
     pixels = about.pop("preprocess_cfg", {})
     mean, std = list(pixels.get("mean") or MEAN), list(pixels.get("std") or STD)
+    geometry = geometry_of(pixels, label)
     if library == "open_clip":
-        return {CONFIGS[library]: {"model_cfg": about, "preprocess_cfg": {"mean": mean, "std": std}}}
+        pixels = {"mean": mean, "std": std} | asdict(geometry)
+        return {CONFIGS[library]: {"model_cfg": about, "preprocess_cfg": pixels}}
+    if geometry.resize_mode == "longest":
+        raise MergeError(f"{label}: Hugging Face's CLIP has no resize_mode longest: take --format open_clip")
     made = as_hugging_face(about, whole, label)
     size = made.get("image_size") or made["vision_config"]["image_size"]
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "do_center_crop": True,
+        "size": {"shortest_edge": size} if geometry.resize_mode == "shortest" else {"height": size, "width": size},
+        "do_center_crop": geometry.resize_mode == "shortest",
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "resample": 3,
+        "resample": next(n for n, name in INTERPOLATIONS.items() if name == geometry.interpolation),
         "image_mean": mean,
         "image_std": std,
     }

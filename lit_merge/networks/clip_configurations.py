@@ -8,6 +8,7 @@ from typing import Any
 from lit_merge.checkpoints.json_text import read_object
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
+from lit_merge.networks.preprocessing import of_folder, of_weights
 
 # Of transformers' configurations: what a file does not say.
 DEFAULTS = {
@@ -37,10 +38,11 @@ def open_clip_options(config: str) -> dict[str, Any]:
     """open_clip's options `{embed_dim, vision_cfg, text_cfg, quick_gelu, preprocess_cfg}` of a model.
 
     Args:
-        config: name of an open_clip model; or a file, open_clip's or Hugging Face's, or a folder with one.
+        config: name of an open_clip model, or NAME:TAG of its pretrained weights; or a file, open_clip's or Hugging
+            Face's, or a folder with one.
 
     Raises:
-        MergeError: no such model, no JSON, or a configuration that open_clip cannot build.
+        MergeError: no such model or weights, no JSON, or a configuration that open_clip cannot build.
     """
     path = resolve(config)
     if path.is_dir():
@@ -48,7 +50,7 @@ def open_clip_options(config: str) -> dict[str, Any]:
     if path.suffix == ".json" or path.exists():
         found = read_object(path, "configuration of a CLIP")
         if is_hugging_face(found):
-            return _translated(found, _read_preprocessing(path), str(path))
+            return _translated(found, of_folder(path.parent), str(path))
         # open_clip's hub files nest the model's part.
         model = found.get("model_cfg", found)
         if not isinstance(model, dict):
@@ -56,15 +58,16 @@ def open_clip_options(config: str) -> dict[str, Any]:
         return model | {k: v for k, v in found.items() if k == "preprocess_cfg"}
     from open_clip import get_model_config, list_models
 
-    known = get_model_config(config)
+    name, _, tag = config.partition(":")
+    known = get_model_config(name)
     if known is None:
-        near = get_close_matches(config, list_models(), n=1, cutoff=0)
-        raise MergeError(f"no open_clip model {config!r}; the nearest is {near[0]}; or give the path of a .json file")
-    return dict(known)
+        near = get_close_matches(name, list_models(), n=1, cutoff=0)
+        raise MergeError(f"no open_clip model {name!r}; the nearest is {near[0]}; or give the path of a .json file")
+    return known | {"preprocess_cfg": of_weights(name, tag)}
 
 
 def hugging_face_options(config: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Hugging Face's options of a model, and those of `preprocessor_config.json` in the same folder, if it is there.
+    """Hugging Face's options of a model, and how its folder says that images are prepared, see `of_folder`.
 
     Raises:
         MergeError: no such file or folder, nor such a model in Hugging Face's cache; no JSON.
@@ -74,7 +77,7 @@ def hugging_face_options(config: str) -> tuple[dict[str, Any], dict[str, Any]]:
         path = path / "config.json"
     elif path.suffix != ".json":
         path = _cached(config)
-    return read_object(path, "configuration of a CLIP"), _read_preprocessing(path)
+    return read_object(path, "configuration of a CLIP"), of_folder(path.parent)
 
 
 def vision_options(options: dict[str, Any], label: str) -> dict[str, Any]:
@@ -99,12 +102,6 @@ def is_hugging_face(options: dict[str, Any]) -> bool:
     return options.get("model_type") in ("clip", "clip_vision_model")
 
 
-def _read_preprocessing(path: Path) -> dict[str, Any]:
-    """The content of `preprocessor_config.json` in the folder of a configuration; empty without such a file."""
-    options = path.with_name("preprocessor_config.json")
-    return read_object(options, "configuration") if options.exists() else {}
-
-
 def _cached(name: str) -> Path:
     """The config.json of a model in Hugging Face's cache. Nothing is downloaded."""
     try:
@@ -125,7 +122,7 @@ def _cached(name: str) -> Path:
 
 
 def _translated(options: dict[str, Any], preprocessing: dict[str, Any], label: str) -> dict[str, Any]:
-    """Hugging Face's options of a CLIP as open_clip's.
+    """Hugging Face's options of a CLIP as open_clip's, to which those of `preprocessing` belong already.
 
     Raises:
         MergeError: not a configuration of CLIP, or one that open_clip cannot build.
@@ -141,11 +138,7 @@ def _translated(options: dict[str, Any], preprocessing: dict[str, Any], label: s
         "vision_cfg": _tower(vision)
         | {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
         | {"head_width": vision["hidden_size"] // vision["num_attention_heads"]},
-        "preprocess_cfg": {
-            ours: preprocessing[theirs]
-            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-            if theirs in preprocessing
-        },
+        "preprocess_cfg": preprocessing,
     }
     if text:
         sizes = {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}

@@ -1,13 +1,14 @@
 """The image towers of CLIP as networks: open_clip's and transformers'."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn, tensor
 
+from lit_merge.data.images.geometry import Geometry
 from lit_merge.errors import MergeError
 from lit_merge.networks.clip_configurations import (
     LARGEST,
@@ -20,6 +21,7 @@ from lit_merge.networks.heads.cosine import ReleasedHeads
 from lit_merge.networks.heads.linear import load_heads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.network import Network, without_weights
+from lit_merge.networks.preprocessing import geometry_of
 from lit_merge.networks.transformers_models import checkpoint_blocks, import_transformers
 
 
@@ -35,26 +37,38 @@ def _check_pixels(name: str, value: Any, label: str) -> None:
         raise MergeError(f"{label}: {name} is {str(value)[:80]}, expected {wanted}{'' if least else ' above 0'}")
 
 
+def _of_colours(value: Any) -> Any:
+    """A number for every colour, of one for all."""
+    return [value] * 3 if isinstance(value, int | float) else value
+
+
 class SquareImages(Network, ABC):
-    """A network of square images, uint8, (B, H, W) or (B, 3, H, W)."""
+    """A network of square images, uint8, (B, H, W) or (B, 3, H, W).
+
+    Attributes:
+        mean, std: of pixels from 0 to 1, (3, 1, 1).
+        geometry: how pictures become squares.
+    """
 
     mean: Tensor
     std: Tensor
+    geometry: Geometry
 
     def take(
         self,
         image_size: int | Sequence[int],
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
+        preprocessing: Mapping[str, Any],
         heads: str | ZeroShotHeads | ReleasedHeads,
         config: str,
     ) -> None:
-        """The end of building: size of images, mean and deviation of their pixels (CLIP's for None), and heads."""
+        """The end of building: size of images, how they are prepared (as CLIP's where nothing is said), and heads."""
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
         size = image_size if isinstance(image_size, int) else [*image_size][:1]
+        mean, std = (_of_colours(preprocessing.get(name)) for name in ("mean", "std"))
         for name, value in (("image_size", size), ("mean", mean), ("std", std)):
             _check_pixels(name, value, config)
+        self.geometry = geometry_of(preprocessing, config)
         self.heads = load_heads(heads) if isinstance(heads, str) else heads.build(config)
         self.image_size = int(image_size if isinstance(image_size, int) else image_size[0])
         self.register_buffer("mean", tensor(mean or OPENAI_DATASET_MEAN)[:, None, None], False)
@@ -85,8 +99,11 @@ class SquareImages(Network, ABC):
 class OpenClipImageEncoder(SquareImages):
     """The image tower of an open_clip model with frozen heads on it. Images are uint8, (B, H, W) or (B, 3, H, W).
 
+    Images are prepared as the configuration says; those of a named model as its pretrained weights were trained.
+
     Args:
-        config: name of an open_clip model (`ViT-B-32`), or path of its JSON configuration, or of Hugging Face's.
+        config: name of an open_clip model (`ViT-B-32`, or with the weights that the experts come from
+            `ViT-L-14:laion2b_s32b_b82k`), or path of its JSON configuration, or of Hugging Face's.
         heads: path of a file {task: (classes, width)}, or {task.weight, task.bias} for linear ones, or of a folder of
             `head_{task}.pt`; or how to make heads from the names of the classes, or which released files they are.
 
@@ -103,12 +120,11 @@ class OpenClipImageEncoder(SquareImages):
         try:
             build = (options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False))
             self.encoder = without_weights(lambda: _build_vision_tower(*build))
-            preprocess = options.get("preprocess_cfg", {})
-            pixels = preprocess.get("mean"), preprocess.get("std")
+            preprocessing = {**options.get("preprocess_cfg", {})}
             size = options["vision_cfg"].get("image_size", 224)
         except Exception as error:  # open_clip fails in as many ways as configurations are broken
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
-        self.take(size, *pixels, heads, config)
+        self.take(size, preprocessing, heads, config)
 
     def checkpoint_gradients(self) -> None:
         cast(Any, self.encoder).set_grad_checkpointing(True)
@@ -117,8 +133,8 @@ class OpenClipImageEncoder(SquareImages):
 class HuggingFaceImageEncoder(SquareImages):
     """transformers' CLIPVisionModelWithProjection with frozen heads on it. Images are uint8, (B, H, W) or (B, 3, H, W).
 
-    Mean and deviation of pixels are those of `preprocessor_config.json` in the folder of the configuration, or CLIP's
-    where there is no such file.
+    Images are prepared as `processor_config.json` or `preprocessor_config.json` in the folder of the configuration
+    says, or as CLIP's where there is no such file.
 
     Args:
         config: a folder with `config.json`, that file itself, or the name of a model (`openai/clip-vit-base-patch32`)
@@ -136,8 +152,7 @@ class HuggingFaceImageEncoder(SquareImages):
         vision = vision_options(options, config)
         check_sizes(vision, config)
         self.encoder = _vision_model(vision, config)
-        mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
-        self.take(vision["image_size"], mean, std, heads, config)
+        self.take(vision["image_size"], preprocessing, heads, config)
 
     def encode(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B d"]:
         found: Tensor = self.encoder(pixel_values=self.prepared(inputs)).image_embeds

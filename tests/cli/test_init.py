@@ -110,6 +110,19 @@ def test_clips_of_every_library(naming: str, whole: dict[str, dict[str, Tensor]]
     assert main(["merge", "--config", "my.yaml", "--dry-run"]) == 0
 
 
+def test_the_configuration_that_says_how_images_are_prepared(whole: dict[str, dict[str, Tensor]], place: Path) -> None:
+    """Trainers save experts without: those of the base would be left out, and CLIP's taken, whatever they are."""
+    models = {name: rename(weights, named("hugging_face", weights)) for name, weights in canonical(whole).items()}
+    for name, folder in (("base", "base"), *((task, f"experts/{task}") for task in TASKS)):
+        Path(folder).mkdir(parents=True)
+        save_file(models[name], f"{folder}/model.safetensors")
+        Path(folder, "config.json").write_text(json.dumps(hugging_face_config("tiny")))
+    assert written()[0]["model"]["network"]["init_args"]["config"] == "experts/alpha/config.json"
+    Path("my.yaml").unlink()
+    Path("base/preprocessor_config.json").write_text("{}")
+    assert written()[0]["model"]["network"]["init_args"]["config"] == "base/config.json"
+
+
 def canonical(models: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     from lit_merge.checkpoints import canonical_weights
 

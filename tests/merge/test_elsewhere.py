@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_merge import CART, OpenClipImageEncoder, TaskBank, build_bank
+from lit_merge import CART, MergeError, OpenClipImageEncoder, TaskBank, build_bank
 from lit_merge.cli.main import main
 from lit_merge.networks import HuggingFaceTextEncoder
 from lit_merge.networks.text_encoders import SEGMENT
@@ -92,6 +92,22 @@ def test_an_open_clip_bank_as_a_folder_of_hugging_face(clips: tuple[Path, TaskBa
     for found, one in zip(features(loaded.eval()), expected, strict=True):
         torch.testing.assert_close(found, torch.nn.functional.normalize(one, dim=-1), rtol=1e-4, atol=1e-5)
     assert CLIPImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 16
+
+
+def test_folders_say_how_images_are_prepared(tmp_path: Path) -> None:
+    """Both ways, as the network does: squashed and bilinear, with the pixels' own mean."""
+    from lit_merge.merge.clip_folders import configurations, write_configurations
+    from lit_merge.networks.clip_configurations import open_clip_options
+
+    said = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "resize_mode": "squash", "interpolation": "bilinear"}
+    options = open_clip_config("tiny") | {"preprocess_cfg": said}
+    for library, name in (("open_clip", "open_clip_config.json"), ("hugging_face", "config.json")):
+        folder = tmp_path / library
+        folder.mkdir()
+        write_configurations(folder, configurations(library, options, True, "it"))
+        assert open_clip_options(str(folder / name))["preprocess_cfg"] == said
+    with pytest.raises(MergeError, match="it: Hugging Face's CLIP has no resize_mode longest: take --format open_clip"):
+        configurations("hugging_face", options | {"preprocess_cfg": {"resize_mode": "longest"}}, True, "it")
 
 
 def test_a_tower_gets_its_text_tower_from_the_base(

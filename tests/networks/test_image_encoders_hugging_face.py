@@ -5,15 +5,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from lit_merge import HuggingFaceImageEncoder, MergeError, OpenClipImageEncoder, ZeroShotHeads
+from lit_merge import (
+    HuggingFaceImageEncoder,
+    ImageFolders,
+    MergeError,
+    MergeWarning,
+    OpenClipImageEncoder,
+    ZeroShotHeads,
+)
 from lit_merge.checkpoints import canonical_weights, named, rename
 from lit_merge.choose.activations import input_moments
 from lit_merge.networks import Network
@@ -154,6 +163,65 @@ def test_pixels_are_prepared_as_the_preprocessor_says(files: dict[str, str]) -> 
         assert made.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
         assert made.std.flatten().tolist() == pytest.approx([0.2, 0.2, 0.1])
         assert made.image_size == 16
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [100.0, 90.0, 80.0], "image_std": [60.0, 60.0, 60.0]},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+        {"size": {"height": 16, "width": 16}, "do_center_crop": False, "resample": 2},
+        {"size": 16, "crop_size": 16},
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_are_prepared_as_transformers_does(
+    said: dict[str, Any], nested: bool, files: dict[str, str], tmp_path: Path
+) -> None:
+    """From a picture that is no square to pixels, against transformers' own processor of the same file."""
+    said = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}, "crop_size": 16} | said
+    name, content = (
+        ("processor_config.json", {"image_processor": said}) if nested else ("preprocessor_config.json", said)
+    )
+    (Path(files["hf"]) / name).write_text(json.dumps(content))
+    theirs = CLIPImageProcessorPil.from_pretrained(files["hf"])
+    generator = np.random.default_rng(0)
+    # An even number of pixels is cropped: of an odd one, transformers leaves more below than open_clip does.
+    Image.fromarray(generator.integers(0, 256, (45, 24, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    expected = theirs(Image.open(tmp_path / "a.png"), return_tensors="pt")["pixel_values"]
+    for kind in (HuggingFaceImageEncoder, OpenClipImageEncoder):
+        network, data = kind(files["hf"], files["heads"]), ImageFolders({"a": str(tmp_path)})
+        before = data.fingerprint
+        data.suit(network)
+        ours = network.prepare(data.unlabelled()["a"].read([0]))
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+        assert before != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"do_resize": False}, "do_resize"),
+        ({"resample": 0}, "resample"),
+        ({"size": {"shortest_edge": 20}}, "size and crop_size"),
+        ({"do_center_crop": False}, "size and crop_size"),
+    ],
+)
+def test_what_is_not_done_of_a_preprocessor_is_said(said: dict[str, Any], named: str, files: dict[str, str]) -> None:
+    said = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}} | said
+    (Path(files["hf"]) / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.warns(MergeWarning, match=f"preprocessor_config.json: {named}: not as in the file"):
+        HuggingFaceImageEncoder(files["hf"], files["heads"])
+
+
+def test_a_factor_that_is_none(files: dict[str, str]) -> None:
+    (Path(files["hf"]) / "preprocessor_config.json").write_text('{"rescale_factor": "1/255"}')
+    with pytest.raises(
+        MergeError, match=r"preprocessor_config.json: rescale_factor is 1/255, expected a number above 0"
+    ):
+        HuggingFaceImageEncoder(files["hf"], files["heads"])
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])

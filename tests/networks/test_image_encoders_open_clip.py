@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from lit_merge import MergeError, OpenClipImageEncoder
+from lit_merge import MergeError, MergeWarning, OpenClipImageEncoder
 from lit_merge.networks import CosineHeads
+from lit_merge.networks.clip_configurations import open_clip_options
 
 
 def test_logits_are_those_of_the_open_clip_model_itself(tiny: Any) -> None:
@@ -83,6 +84,33 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "mean", "std", "resize_mode", "interpolation"),
+    [
+        ("ViT-B-16-SigLIP", 0.5, 0.5, "squash", "bicubic"),
+        ("MobileCLIP-S1", 0.0, 1.0, "shortest", "bilinear"),
+        ("ViT-L-14:laion2b_s32b_b82k", 0.5, 0.5, "shortest", "bicubic"),
+    ],
+)
+def test_images_of_a_named_model_are_prepared_as_its_weights_want_them(
+    name: str, mean: float, std: float, resize_mode: str, interpolation: str, tmp_path: Path
+) -> None:
+    """Not as OpenAI's CLIP, whatever the model."""
+    save_file({"a": torch.eye(2, 768)}, tmp_path / "heads.safetensors")
+    network = OpenClipImageEncoder(name, str(tmp_path / "heads.safetensors"))
+    assert network.mean.flatten().tolist() == [mean] * 3
+    assert network.std.flatten().tolist() == [std] * 3
+    assert (network.geometry.resize_mode, network.geometry.interpolation) == (resize_mode, interpolation)
+
+
+def test_a_model_whose_weights_differ_in_this() -> None:
+    with pytest.warns(MergeWarning, match="but laion2b_s32b_b82k take them in another way: .* ViT-L-14:laion2b_s32b_b"):
+        said = open_clip_options("ViT-L-14")["preprocess_cfg"]
+    assert said["mean"] == open_clip.OPENAI_DATASET_MEAN
+    with pytest.raises(MergeError, match="knows no such weights of ViT-B-32; the nearest is laion400m_e3"):
+        open_clip_options("ViT-B-32:laion400m_e3")
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("{", "no JSON"),
@@ -97,6 +125,11 @@ def test_a_named_model_of_open_clip(tiny: Any) -> None:
         (GOOD % '"preprocess_cfg": {"mean": "abc"}', "mean is abc, expected three numbers"),
         (GOOD % '"preprocess_cfg": {"mean": [0.1, null, 1]}', r"mean is \[0.1, None, 1\], expected three numbers"),
         (GOOD % '"preprocess_cfg": {"std": [1, 0, 1]}', r"std is \[1, 0, 1\], expected three numbers above 0"),
+        (
+            GOOD % '"preprocess_cfg": {"resize_mode": "crop"}',
+            "resize_mode is crop, expected one of shortest, squash, long",
+        ),
+        (GOOD % '"preprocess_cfg": {"interpolation": 3}', "interpolation is 3, expected one of bicubic, bilinear"),
         (GOOD % '"preprocess_cfg": 3', "is no open_clip configuration"),
         (GOOD % '"preprocess_cfg": 0', "is no open_clip configuration"),
     ],

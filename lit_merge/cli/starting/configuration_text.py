@@ -5,12 +5,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lit_merge.checkpoints import Checkpoint
 from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.cli.starting.found_files import FoundFiles
 from lit_merge.cli.starting.model_kind import ModelKind, library_of
 from lit_merge.networks.clip_shapes import TowerSizes, has_sizes, open_clip_names, tower_sizes
+from lit_merge.networks.preprocessing import says_preprocessing
 
 PLAIN = re.compile(r"[A-Za-z_./][\w./-]*")
 TO_FILL = "# TO FILL: "
@@ -130,12 +132,10 @@ def _image_network(
 
 def _clip_configuration(files: FoundFiles, sizes: TowerSizes | None) -> tuple[str | None, str]:
     """The configuration of the image tower, or None, and what is to be said of it."""
-    for path in files.configurations():
-        about = entries_of(path)
-        if about.get("model_type") in ("clip", "clip_vision_model"):
-            return str(path), ""
-        if sizes is not None and has_sizes(about.get("model_cfg", about), sizes):
-            return str(path), ""
+    fitting = [path for path in files.configurations() if _fits(entries_of(path), sizes)]
+    if fitting:
+        # Experts are often saved without, and then it is the base's that says how images are prepared.
+        return str(next((path for path in fitting if says_preprocessing(path)), fitting[0])), ""
     if sizes is None:
         return None, "no vision transformer of CLIP, whose sizes are known from its weights"
     names = open_clip_names(sizes)
@@ -145,6 +145,13 @@ def _clip_configuration(files: FoundFiles, sizes: TowerSizes | None) -> tuple[st
     if quick is None:
         return names[0], ""
     return names[0], f"{quick} for OpenAI's weights: no weight shows which activation a model was trained with"
+
+
+def _fits(about: dict[str, Any], sizes: TowerSizes | None) -> bool:
+    """Whether this is the configuration of an image tower of these sizes; of any CLIP where it is Hugging Face's."""
+    if about.get("model_type") in ("clip", "clip_vision_model"):
+        return True
+    return sizes is not None and has_sizes(about.get("model_cfg", about), sizes)
 
 
 def _images(made: ConfigurationText, files: FoundFiles) -> None:

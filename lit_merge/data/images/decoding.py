@@ -6,35 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.errors import MergeError
 
 # Bytes of an image file.
 LARGEST = 1 << 31
-# Sides: what is longer is cropped to this before it is resized.
-STRIP = 16
 # Tags of TIFF, and a value of the second.
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-
-
-def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 H W"]:
-    """CLIP's geometry: the shorter side resized to `size`, bicubic, and the centre cropped."""
-    shorter = min(image.size)
-    # Of a strip of one by a million only the middle is resized: all of it would fill the memory.
-    image = _centre(image, min(image.width, STRIP * shorter), min(image.height, STRIP * shorter))
-    wide, high = (int(size * side / shorter) for side in image.size)
-    resized = _centre(image.resize((wide, high), Image.Resampling.BICUBIC), size, size)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
 
 
 class UnreadableImage(MergeError):

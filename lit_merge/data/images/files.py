@@ -4,9 +4,9 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Integer, UInt8
@@ -16,7 +16,8 @@ from torch import Tensor
 from lit_merge.checkpoints.inputs import lists
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.console import track
-from lit_merge.data.images.decoding import UnreadableImage, decode, square
+from lit_merge.data.images.decoding import UnreadableImage, decode
+from lit_merge.data.images.geometry import Geometry
 from lit_merge.data.images.search import search
 from lit_merge.data.streams import ImageSource
 from lit_merge.errors import MergeError, MergeWarning
@@ -26,10 +27,12 @@ OnBadImage = Literal["refuse", "skip"]
 
 @dataclass
 class Side:
-    """The side of the squares that images become, in pixels; one that nobody has chosen may become the network's."""
+    """The squares that images become: their side in pixels, and how. Both are the network's, a side unless somebody has
+    chosen one."""
 
     pixels: int
     chosen: bool = True
+    geometry: Geometry = field(default_factory=Geometry)
 
     @classmethod
     def of(cls, image_size: int | None) -> "Side":
@@ -42,9 +45,14 @@ class Side:
             raise MergeError(f"image_size={image_size}: expected the side of the images in pixels, at least 1")
         return cls(224, chosen=False) if image_size is None else cls(image_size)
 
+    @property
+    def identity(self) -> list[Any]:
+        """What tells its squares from others', for JSON."""
+        return [self.pixels] if self.geometry == Geometry() else [self.pixels, *astuple(self.geometry)]
+
 
 class Pictures(ImageSource):
-    """Images of any size, which become squares as CLIP makes them when read.
+    """Images of any size, which become squares as the network's model makes them when read.
 
     Args:
         side: of the squares, in pixels.
@@ -62,6 +70,7 @@ class Pictures(ImageSource):
         """
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        square = self.side.geometry.square
         return torch.stack([square(self.picture(i), self.side.pixels) for i in indices])
 
     def pixels(self, index: int) -> bytes:
@@ -70,7 +79,7 @@ class Pictures(ImageSource):
 
 
 class ImageFiles(Pictures):
-    """Image files, decoded when read: upright, shorter side resized to `side`, centre cropped, RGB.
+    """Image files, decoded when read: upright, RGB, squares of this side.
 
     A file's content says what it is, not its suffix. Of an animation it is the first frame.
 

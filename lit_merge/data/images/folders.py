@@ -137,7 +137,7 @@ class ImageFolders(TaskData):
             ]
             for task, folder in folders.items()
         }
-        return [*super().identity(split), self.side.pixels, self.on_bad_image, files]
+        return [*super().identity(split), *self.side.identity, self.on_bad_image, files]
 
     def unlabelled(self) -> Mapping[str, ImageSource]:
         if not self._adapt:

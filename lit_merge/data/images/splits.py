@@ -158,7 +158,7 @@ class SplitTasks(StreamedTasks):
         for task in self.tasks if self.has(which) else ():
             listed = repr(self._source(task, which)[0].lengths())
             lengths[task] = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
-        return [*super().identity(split), self.side.pixels, self.on_bad_image, lengths]
+        return [*super().identity(split), *self.side.identity, self.on_bad_image, lengths]
 
     def adapted(self, task: str) -> tuple[ImageSource, Callable[[], Tensor]]:
         images, labels, _ = self._source(task, self.adapt)

@@ -60,7 +60,9 @@ class ZeroShotHeads:
         options, path = open_clip_options(config), resolve(self.weights)
         called, names = self._names()
         templates = self._templates(names)
-        about = [options, names, templates, version("open_clip_torch")]
+        # Of the text tower: how images are prepared changes no head.
+        sizes = {name: value for name, value in options.items() if name != "preprocess_cfg"}
+        about = [sizes, names, templates, version("open_clip_torch")]
         about += [digest_of(file) for file in open_checkpoint(path).files]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
         kept = cache_folder() / "heads" / f"{digest}.safetensors"

@@ -16,8 +16,9 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from lit_merge import MergeError, MergeWarning
-from lit_merge.data.images.decoding import decode, square, to_rgb
+from lit_merge.data.images.decoding import decode, to_rgb
 from lit_merge.data.images.files import ImageFiles, class_names, find_images, readable
+from lit_merge.data.images.geometry import Geometry
 
 
 def read(path: Path, size: int = 16) -> torch.Tensor:
@@ -259,21 +260,28 @@ def test_readable_files_in_their_order(tmp_path: Path) -> None:
     assert error.value.task == "alpha"
 
 
-def test_squares_are_those_of_open_clip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+def test_squares_are_those_of_open_clip(resize_mode: Any, interpolation: Any) -> None:
     """To the bit: published numbers are of this geometry."""
     generator = np.random.default_rng(0)
     for width, height, size in ((173, 258, 224), (265, 17, 16), (50, 96, 32), (33, 32, 16), (8, 8, 32), (15, 200, 32)):
         image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
         theirs = image
-        for step in image_transform(size, is_train=False).transforms[:2]:  # resize, centre crop
+        steps = image_transform(size, is_train=False, resize_mode=resize_mode, interpolation=interpolation).transforms
+        for step in steps[:-3]:  # what comes before RGB, a tensor, and the pixels' mean and deviation
             theirs = step(theirs)
-        assert np.array_equal(np.asarray(theirs), square(image, size).permute(1, 2, 0).numpy()), (width, height)
+        ours = Geometry(resize_mode, interpolation).square(image, size).permute(1, 2, 0).numpy()
+        assert np.array_equal(np.asarray(theirs), ours), (width, height)
 
 
 def test_the_middle_of_a_strip() -> None:
     values = np.zeros((1, 1_000_000, 3), np.uint8)
     values[:, 499_000:501_000] = 200
-    assert square(Image.fromarray(values), 224).unique().tolist() == [200]
+    assert Geometry().square(Image.fromarray(values), 224).unique().tolist() == [200]
+    row = Geometry("longest").square(Image.fromarray(values), 224).amax((0, 2))
+    assert row.nonzero().flatten().tolist() == [111]  # open_clip fails here: a side of no pixel
+    assert row[111] > 0
 
 
 def test_bytes_are_decoded_as_files_are(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lit_merge import HubImages, MergedModel, MergeError, MergeWarning
 from lit_merge.data.datasets_tables import open_tables
-from lit_merge.data.images.decoding import square
+from lit_merge.data.images.geometry import Geometry
 from lit_merge.networks import CosineHeads
 
 
@@ -58,7 +58,7 @@ def test_a_folder_of_save_to_disk(folder: Path, vision_files: Any, capfd: pytest
         assert labels is not None
         assert labels.tolist() == expected
         for i in range(size):
-            assert torch.equal(source.read([i])[0], square(Image.fromarray(drawn[i]), 16))
+            assert torch.equal(source.read([i])[0], Geometry().square(Image.fromarray(drawn[i]), 16))
         assert source.lengths() == [len(source.content(i)) for i in range(size)]
     assert len(list(data.train_dataloader())) == 5
     data.check_classes("test", lambda task: 3)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lit_merge import MergeError, MergeWarning, VisionTasks
-from lit_merge.data.images.decoding import square
+from lit_merge.data.images.geometry import Geometry
 from lit_merge.data.images.splits import share
 from lit_merge.data.vision.task_list import SIGNS, SUITES, TASKS, find_task
 from lit_merge.networks import CosineHeads
@@ -61,7 +61,10 @@ def test_every_task_from_its_own_files(task: str, vision_root: Path, vision_file
     assert images.shape == (7, 3, 16, 16)
     assert images.dtype == torch.uint8
     if task in EXACT:
-        squares = {square(Image.fromarray(one).convert("RGB"), 16).numpy().tobytes(): n for n, one in enumerate(drawn)}
+        squares = {
+            Geometry().square(Image.fromarray(one).convert("RGB"), 16).numpy().tobytes(): n
+            for n, one in enumerate(drawn)
+        }
         found = [squares[image.numpy().tobytes()] for image in images]
         assert [expected[n] % classes for n in found] == labels.tolist()
     names = data.class_names(task)
