@@ -56,14 +56,17 @@ def open_clip_options(config: str) -> dict[str, Any]:
         if not isinstance(model, dict):
             raise MergeError(f"{path} is no configuration of a CLIP: its model_cfg is {str(model)[:80]}")
         return model | {k: v for k, v in found.items() if k == "preprocess_cfg"}
-    from open_clip import get_model_config, list_models
+    from open_clip import get_model_config, get_pretrained_cfg, list_models
 
     name, _, tag = config.partition(":")
     known = get_model_config(name)
     if known is None:
         near = get_close_matches(name, list_models(), n=1, cutoff=0)
         raise MergeError(f"no open_clip model {name!r}; the nearest is {near[0]}; or give the path of a .json file")
-    return known | {"preprocess_cfg": of_weights(name, tag)}
+    prepared = {"preprocess_cfg": of_weights(name, tag)}
+    # OpenAI's weights are of another activation than the model of the plain name.
+    quick = bool(tag) and get_pretrained_cfg(name, tag).get("quick_gelu", False)
+    return known | prepared | ({"quick_gelu": True} if quick else {})
 
 
 def hugging_face_options(config: str) -> tuple[dict[str, Any], dict[str, Any]]:

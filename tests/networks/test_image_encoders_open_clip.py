@@ -106,6 +106,7 @@ def test_a_model_whose_weights_differ_in_this() -> None:
     with pytest.warns(MergeWarning, match="but laion2b_s32b_b82k take them in another way: .* ViT-L-14:laion2b_s32b_b"):
         said = open_clip_options("ViT-L-14")["preprocess_cfg"]
     assert said["mean"] == open_clip.OPENAI_DATASET_MEAN
+    assert [open_clip_options(f"ViT-B-32{tag}").get("quick_gelu") for tag in ("", ":openai")] == [None, True]
     with pytest.raises(MergeError, match="knows no such weights of ViT-B-32; the nearest is laion400m_e3"):
         open_clip_options("ViT-B-32:laion400m_e3")
 
