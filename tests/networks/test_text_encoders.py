@@ -260,6 +260,15 @@ def test_bad_heads(texts: Any, tmp_path: Path, change: Any, said: str) -> None:
     assert str(tmp_path / "ham") in str(error.value)
 
 
+def test_an_expert_of_several_labels_at_once(texts: Any, tmp_path: Path) -> None:
+    """Entropy and accuracy are of one class an input: its numbers would mean nothing."""
+    shutil.copytree(texts.folder("bert", "ham"), tmp_path / "ham")
+    about = json.loads((tmp_path / "ham" / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (tmp_path / "ham" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(MergeError, match=r"ham.*: task ham is of several labels at once \(problem_type in its config"):
+        network_of(texts, "bert", heads={"ham": str(tmp_path / "ham")})
+
+
 def test_a_bank_alone_has_no_heads(texts: Any) -> None:
     network = HuggingFaceTextEncoder(texts.folder("bert"))
     bank = build_bank(Experts(texts.experts("bert"), exclude=["classifier.*"]), method=CART(0.5, 1.0))

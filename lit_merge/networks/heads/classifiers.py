@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_merge.checkpoints import Checkpoint
-from lit_merge.checkpoints.json_text import read_object
+from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.data.class_names import id2label
 from lit_merge.errors import MergeError
 from lit_merge.networks.heads.base import Heads, wide
@@ -67,9 +67,12 @@ class ClassifierHeads(Heads):
         """Reads the head of every task from its expert's file.
 
         Raises:
-            MergeError: a weight that is missing, of another width, or not finite; a head of one class; heads that do
-                not know how many classes they have.
+            MergeError: a weight that is missing, of another width, or not finite; a head of one class, or of several
+                labels at once; heads that do not know how many classes they have.
         """
+        configurations = _configurations(experts)
+        for task, about in configurations.items():
+            _check_one_label(task, about, experts[task].label)
         found = {task: self._read(task, file) for task, file in experts.items()}
         self.tasks = self.mixed = tuple(found)
         self.taken = [self._count(task, weights, experts[task]) for task, weights in found.items()]
@@ -77,7 +80,7 @@ class ClassifierHeads(Heads):
         self.weights = nn.ParameterList(
             nn.Parameter(weights[name].float(), requires_grad=False) for weights in found.values() for name in weights
         )
-        named = {task: names for task, names in _names(experts).items() if len(names) == self.count(task)}
+        named = {task: names for task, names in _names(configurations).items() if len(names) == self.count(task)}
         self.name_rows(named, "config.json")
 
     def count(self, task: str) -> int:
@@ -177,16 +180,29 @@ class _Classifier(nn.Module):
         return found
 
 
-def _names(experts: Mapping[str, Checkpoint]) -> dict[str, list[str]]:
-    """Task → the names of classes in config.json in the folder of an expert, if no other expert is in that folder."""
+def _configurations(experts: Mapping[str, Checkpoint]) -> dict[str, dict[str, Any]]:
+    """Task → config.json in the folder of an expert, if no other expert is in that folder."""
     folders = {task: {path.parent for path in file.files} for task, file in experts.items()}
     used = Counter(folder for places in folders.values() for folder in places)
+    alone = {task: places.pop() for task, places in folders.items() if len(places) == 1}
+    return {task: entries_of(place / "config.json") for task, place in alone.items() if used[place] == 1}
+
+
+def _check_one_label(task: str, about: Mapping[str, Any], label: str) -> None:
+    if about.get("problem_type") == "multi_label_classification":
+        raise MergeError(
+            f"{label}: task {task} is of several labels at once (problem_type in its config.json): expected an expert "
+            "that predicts one class of an input",
+            task=task,
+        )
+
+
+def _names(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Task → the names of classes; without a name for every row classes go by their numbers."""
     found = {}
-    for task, places in folders.items():
-        if len(places) == 1 and used[place := places.pop()] == 1:
-            # Without a name for every row classes go by their numbers.
-            with suppress(ValueError, KeyError, AttributeError, TypeError):
-                found[task] = id2label(read_object(place / "config.json", "configuration"))
+    for task, about in configurations.items():
+        with suppress(ValueError, KeyError, AttributeError, TypeError):
+            found[task] = id2label(about)
     return found
 
 
