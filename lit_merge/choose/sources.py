@@ -65,7 +65,7 @@ class Sources:
     ) -> None:
         # From Python experts may be open already, and network and data may be built later.
         if experts and not isinstance(experts, Experts):
-            experts = cast(Any, open_experts(network, expert_files(experts), base, exclude, crop))
+            experts = cast(Any, open_experts(network, expert_files(experts, base), base, exclude, crop))
         self.experts = cast("Experts | None", experts or None)
         self.method, self.transform, self.saved, self._base = method, transform, bank, base
         if bank is None and (self.experts is None or method is None):

@@ -76,7 +76,10 @@ def analyze_command(arguments: Sequence[str]) -> None:
         raise MergeError("nothing to analyse: give --config with model.experts, or --model.experts.TASK FILE for each")
     check_output(options.output, options.overwrite, ANALYSIS)
     experts = Experts(
-        expert_files(options.model.experts), options.model.base, options.model.exclude or (), options.model.crop
+        expert_files(options.model.experts, options.model.base),
+        options.model.base,
+        options.model.exclude or (),
+        options.model.crop,
     )
     matrices = options.matrices or method_matrices(options.model.method) or "block"
     analysis = analyze(experts, options.ratios, matrices, options.normalise)

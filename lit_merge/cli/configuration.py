@@ -132,7 +132,7 @@ class Configuration:
     def check_inputs(self) -> None:
         """Raises MergeError where a path of experts, base or bank is none, before anything heavy is imported."""
         model = self.options.model
-        files = expert_files(model.experts) if model.experts else {}
+        files = expert_files(model.experts, model.base) if model.experts else {}
         for label, place in (*files.items(), ("base", model.base), ("bank", model.bank)):
             if place is not None and not (path := resolve(place)).exists():
                 raise MergeError(f"{label}: {path}: no such file or folder")

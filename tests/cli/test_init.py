@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_merge.checkpoints import named, rename
@@ -83,6 +83,27 @@ def test_all_that_lies_beside_the_experts_is_found_and_fit_runs(tiny: Any, capsy
     assert main(["init", "experts", "--output", "my.yaml"]) == 2
     Path("my.yaml").write_text("run: my own\n")
     assert main(["init", "experts", "--output", "my.yaml", "--overwrite"]) == 2
+
+
+@pytest.mark.parametrize("per_task", [False, True])
+def test_a_release_as_it_is_unpacked(per_task: bool, tiny: Any) -> None:
+    """The task-arithmetic one, and that of TALL-masks with a base next to every expert."""
+    for task in TASKS:
+        folder = Path("release", f"{task}Val" if per_task else task)
+        folder.mkdir(parents=True)
+        for source, name in ((tiny.experts[task], "finetuned"), (tiny.base, "zeroshot")):
+            weights = {f"model.visual.{name}": value for name, value in load_file(source).items()}
+            place = folder / f"nonlinear_{name}.pt" if per_task else folder / f"{name}.pt"
+            torch.save(weights, place if per_task or name == "finetuned" else "release/zeroshot.pt")
+        torch.save({"weight": load_file(tiny.heads)[task] * 16.0}, f"release/head_{folder.name}.pt")
+    shutil.copy(tiny.network, "network.json")
+    put_images(tiny)
+    made, text = written(folder="release")
+    assert "TO FILL" not in text
+    assert made["model"]["experts"] == {task: f"release/{task}{'Val' * per_task}" for task in TASKS}
+    assert made["model"]["base"] == ("release/alphaVal/nonlinear_zeroshot.pt" if per_task else "release/zeroshot.pt")
+    assert made["model"]["network"]["init_args"]["heads"] == "release"
+    assert main(["test", "--config", "my.yaml", *QUIET, "--output", "scores.json"]) == 0
 
 
 @pytest.mark.parametrize("naming", ["open_clip", "openai", "hugging_face"])

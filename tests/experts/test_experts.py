@@ -1,5 +1,6 @@
 """Experts that do not fit together are reported by weight, shapes and files. Files: tests/cli."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,27 @@ def test_a_folder_of_models_of_every_kind(tmp_path: Path) -> None:
     assert list(files) == ["a", "b.x", "c", "d"]
     assert Experts(files).shapes == Experts({"one": GOOD}).shapes
     assert expert_files(files) is files
+
+
+def test_a_base_and_heads_among_the_experts(tmp_path: Path) -> None:
+    """As the task-arithmetic release has them: a base that counts as an expert is one task more, of task vector 0."""
+    for task in ("CarsVal", "MNIST"):
+        (tmp_path / task).mkdir()
+        torch.save(GOOD, tmp_path / task / ("finetuned.pt" if task == "MNIST" else "nonlinear_finetuned.pt"))
+        torch.save({"weight": torch.zeros(2, 3)}, tmp_path / f"head_{task}.pt")
+    torch.save(GOOD, tmp_path / "zeroshot.pt")
+    expected = {"Cars": f"{tmp_path}/CarsVal", "MNIST": f"{tmp_path}/MNIST"}
+    with pytest.warns(MergeWarning, match="zeroshot.pt: a base by its name, so none of the experts"):
+        assert expert_files(str(tmp_path)) == expected
+    assert Experts(expected).shapes == Experts({"one": GOOD}).shapes
+    assert expert_files(str(tmp_path), f"{tmp_path}/zeroshot.pt") == expected
+    (tmp_path / "zeroshot.pt").rename(tmp_path / "start.pt")
+    assert expert_files(str(tmp_path), f"{tmp_path}/start.pt") == expected
+    assert list(expert_files(str(tmp_path))) == ["Cars", "MNIST", "start"]
+    shutil.rmtree(tmp_path / "CarsVal")
+    shutil.rmtree(tmp_path / "MNIST")
+    (tmp_path / "start.pt").rename(tmp_path / "base.pt")
+    assert list(expert_files(str(tmp_path))) == ["base"]
 
 
 def test_folders_that_are_none_of_experts(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ OPEN_CLIP = ClipFamily(
         "vocabulary": r"\btoken_embedding\b",
         "buffer": r"(^|\.)(attn_mask|input_resolution|context_length|vocab_size)$",
     },
-    files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+    # And those of the task-arithmetic and TALL-masks releases, whose models are open_clip's.
+    files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "finetuned.pt", "nonlinear_finetuned.pt"),
     image="visual.",
     text="text.",  # of CustomTextCLIP
     image_alone=True,

@@ -7,9 +7,8 @@ from pathlib import Path
 from lit_merge.checkpoints.folders import SUFFIXES, holds_model
 from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.checkpoints.locations import resolve
-from lit_merge.experts.files import expert_files
+from lit_merge.experts.files import BASES, HEADS, models_in
 
-BASES = ("base", "pretrained", "zeroshot")
 INPUTS = ("images", "texts", "unlabelled", "adapt", "train")
 LABELLED = ("labelled", "labeled", "test", "val")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -34,7 +33,8 @@ class FoundFiles:
     def heads(self) -> str | None:
         """A file of heads, or a folder of the heads of a release."""
         names = ("heads.safetensors", "heads.pt", "heads")
-        return _first(place / name for place in self.places for name in names)
+        released = (place for place in self.places if any(place.glob(f"{HEADS}*.pt")))
+        return _first(place / name for place in self.places for name in names) or _first(released)
 
     @property
     def classes(self) -> dict[str, str] | None:
@@ -82,14 +82,11 @@ def find_files(folder: str, base: str | None = None) -> FoundFiles:
     """
     inner = Path(folder, "experts")
     within = resolve(str(inner)).is_dir()
-    experts = expert_files(str(inner) if within else folder)
-    # A base among the experts is none of them.
-    there = [task for task in experts if task.lower() in BASES]
-    own = base or (experts[there[0]] if there and len(experts) > 1 else None)
-    experts = {task: path for task, path in experts.items() if task not in there or len(there) == len(experts)}
+    experts, bases = models_in(str(inner) if within else folder)
+    own = base or next(iter(bases.values()), None)
     places = (resolve(folder), *(() if within else (resolve(folder).parent,)))
     places = tuple(_shown(place) for place in places)
-    own = own or _base_beside(places) or _base_of_adapters(experts)
+    own = own or _base_beside(places) or _base_of_adapters(experts) or _base_of_a_release(experts)
     return FoundFiles(experts, own, places)
 
 
@@ -103,6 +100,11 @@ def _base_of_adapters(experts: dict[str, str]) -> str | None:
     """The folder that LoRA adapters name as their base, where it is on this machine."""
     named = (entries_of(Path(path) / "adapter_config.json").get("base_model_name_or_path") for path in experts.values())
     return next((str(one) for one in named if isinstance(one, str) and one and Path(one).is_dir()), None)
+
+
+def _base_of_a_release(experts: dict[str, str]) -> str | None:
+    """The pretrained model, which some releases put next to every expert."""
+    return _first(Path(path, name) for path in experts.values() for name in ("zeroshot.pt", "nonlinear_zeroshot.pt"))
 
 
 def _first(paths: Iterable[Path]) -> str | None:
