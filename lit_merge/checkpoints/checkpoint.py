@@ -32,6 +32,10 @@ through rows would never end."""
 FIT = {*DTYPES, *DTYPES.values()}
 
 
+ACTIVATION = "activation"
+"""Key of the metadata of a whole module: `quick_gelu` or `gelu`, in the words of transformers."""
+
+
 class Checkpoint(ABC):
     """Named tensors.
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_merge.checkpoints.checkpoint import Checkpoint, unfit_dtypes
+from lit_merge.checkpoints.checkpoint import ACTIVATION, Checkpoint, unfit_dtypes
 from lit_merge.checkpoints.input_file import InputFile
 from lit_merge.checkpoints.input_stream import InputStream
 from lit_merge.checkpoints.pickle.safe_unpickler import read_pickle
-from lit_merge.checkpoints.pickle.stand_ins import Damaged
+from lit_merge.checkpoints.pickle.stand_ins import Damaged, Name
 from lit_merge.checkpoints.pickle.state_dict import models_in, weights_of
 from lit_merge.checkpoints.pickle.tensor_records import MOST_EXPANDED, Storage, TensorRecord
 from lit_merge.errors import MergeError, MergeWarning
@@ -54,7 +54,9 @@ class TorchFile(Checkpoint):
         self.inputs = (self.file,)
         start = self.file.start("a file of torch.save")
         try:
-            found, self._places = _open_zip(self.file) if start.startswith(ZIP) else _open_legacy(self.file, start)
+            opened = _open_zip(self.file) if start.startswith(ZIP) else _open_legacy(self.file, start)
+            found, self._places, classes = opened
+            self.metadata = _activation(classes)
             tensors, others = weights_of(found, inside)
             if inside is None and len(models := models_in(found)) > 1:
                 message = f"{path} holds weights under {' and '.join(models)}: {models[0]} is taken"
@@ -99,8 +101,17 @@ Places = dict[str, tuple[int, int]]
 """Key of a storage → where it begins in the file, and its length in bytes."""
 
 
-def _open_zip(file: InputFile) -> tuple[Any, Places]:
-    """The value of a zip file's pickle, and its storages' places. Nothing is unpacked: entries' names are no paths."""
+def _activation(classes: set[Name]) -> dict[str, str]:
+    """The activation of a CLIP, which only a whole module tells: none of its weights shows it."""
+    names = {one.name for one in classes}
+    if any("QuickGELU" in name for name in names):
+        return {ACTIVATION: "quick_gelu"}
+    return {ACTIVATION: "gelu"} if names & {"GELU", "GELUActivation"} else {}
+
+
+def _open_zip(file: InputFile) -> tuple[Any, Places, set[Name]]:
+    """The value of a zip file's pickle, its storages' places, and the classes that it names. Nothing is unpacked:
+    entries' names are no paths."""
     try:
         with zipfile.ZipFile(InputStream(file)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -118,7 +129,7 @@ def _open_zip(file: InputFile) -> tuple[Any, Places]:
                 raise Damaged("its entries are compressed, which torch.save never does")
             if entries.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
                 raise Damaged("its values are big-endian: load it with torch.load and save it again on this machine")
-            found, storages = read_pickle(BytesIO(archive.read(pickles[0])))
+            found, storages, classes = read_pickle(BytesIO(archive.read(pickles[0])))
     except (Damaged, MergeError):
         raise
     # zipfile fails in as many ways as a file can be damaged.
@@ -133,19 +144,19 @@ def _open_zip(file: InputFile) -> tuple[Any, Places]:
                 raise Damaged("it is cut short or damaged: copy or download it again")
             start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
             places[key] = (start, min(entry.file_size, entry.compress_size, file.size - start))
-    return found, places
+    return found, places, classes
 
 
-def _open_legacy(held: InputFile, start: bytes) -> tuple[Any, Places]:
-    """The value of an older file's pickle, and its storages' places: pickles one after the other, then the values."""
+def _open_legacy(held: InputFile, start: bytes) -> tuple[Any, Places, set[Name]]:
+    """What `_open_zip` answers, of an older file: pickles one after the other, then the values."""
     if not start.startswith(LEGACY):
         raise Damaged("it is a pickle, but none that torch.save wrote: save the model's state_dict() with torch.save")
     file = InputStream(held)
-    (_, _), (_, _), (system, _) = (read_pickle(file) for _ in range(3))
+    _, _, (system, *_) = (read_pickle(file) for _ in range(3))
     if not (isinstance(system, dict) and system.get("little_endian") is True):
         raise Damaged("its values are not little-endian, or it is damaged")
-    found, storages = read_pickle(file)
-    keys, _ = read_pickle(file)
+    found, storages, classes = read_pickle(file)
+    keys, *_ = read_pickle(file)
     position, places = file.tell(), {}
     for key in keys if isinstance(keys, list) else []:
         storage: Storage | None = storages.get(key) if isinstance(key, str) else None
@@ -154,4 +165,4 @@ def _open_legacy(held: InputFile, start: bytes) -> tuple[Any, Places]:
         position += 8
         places[key] = (position, max(0, min(storage.nbytes, held.size - position)))
         position += storage.nbytes
-    return found, places
+    return found, places, classes

@@ -192,6 +192,7 @@ def open_experts(
 
 def with_heads(network: Network, experts: Experts) -> Network:
     """The network, with heads from the experts' own files where it wants any."""
+    network.check_files(experts.whole)
     network.take_heads(experts.whole)
     network.heads.mix(experts.tasks)
     return network

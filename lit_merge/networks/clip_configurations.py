@@ -5,7 +5,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lit_merge.checkpoints.json_text import read_object
+from lit_merge.checkpoints import Checkpoint
+from lit_merge.checkpoints.checkpoint import ACTIVATION
+from lit_merge.checkpoints.json_text import entries_of, read_object
 from lit_merge.checkpoints.locations import resolve
 from lit_merge.errors import MergeError
 from lit_merge.networks.preprocessing import of_folder, of_weights
@@ -98,6 +100,15 @@ def vision_options(options: dict[str, Any], label: str) -> dict[str, Any]:
     # The whole model has one width for both towers.
     width = options.get("projection_dim", vision.get("projection_dim", 512))
     return DEFAULTS["vision"] | vision | {"projection_dim": width}
+
+
+def activation_of(file: Checkpoint) -> str | None:
+    """The activation of the image tower that a file is of, where it is a whole module or next to Hugging Face's
+    configuration of a CLIP."""
+    beside = [about for path in file.files if is_hugging_face(about := entries_of(path.parent / "config.json"))]
+    if ACTIVATION in file.metadata or not beside:
+        return file.metadata.get(ACTIVATION)
+    return str(vision_options(beside[0], file.label)["hidden_act"])
 
 
 def is_hugging_face(options: dict[str, Any]) -> bool:

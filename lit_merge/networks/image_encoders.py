@@ -1,5 +1,6 @@
 """The image towers of CLIP as networks: open_clip's and transformers'."""
 
+import warnings
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -8,10 +9,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn, tensor
 
+from lit_merge.checkpoints import Checkpoint
 from lit_merge.data.images.geometry import Geometry
-from lit_merge.errors import MergeError
+from lit_merge.errors import MergeError, MergeWarning
 from lit_merge.networks.clip_configurations import (
     LARGEST,
+    activation_of,
     check_sizes,
     hugging_face_options,
     open_clip_options,
@@ -48,11 +51,13 @@ class SquareImages(Network, ABC):
     Attributes:
         mean, std: of pixels from 0 to 1, (3, 1, 1).
         geometry: how pictures become squares.
+        activation: between the layers, in the words of transformers.
     """
 
     mean: Tensor
     std: Tensor
     geometry: Geometry
+    activation: str
 
     def take(
         self,
@@ -74,6 +79,18 @@ class SquareImages(Network, ABC):
         self.register_buffer("mean", tensor(mean or OPENAI_DATASET_MEAN)[:, None, None], False)
         self.register_buffer("std", tensor(std or OPENAI_DATASET_STD)[:, None, None], False)
         self.freeze()
+
+    def check_files(self, experts: Mapping[str, Checkpoint]) -> None:
+        said = {task: one for task, file in experts.items() if (one := activation_of(file))}
+        if others := [task for task, one in said.items() if one != self.activation]:
+            theirs = said[others[0]]
+            warnings.warn(
+                f"the experts {', '.join(others)} were trained with {theirs}, and the network computes "
+                f"{self.activation}, which lowers accuracies: take a configuration with {theirs}, as open_clip's "
+                f"ViT-B-32{'-quickgelu' * (theirs == 'quick_gelu')} is",
+                MergeWarning,
+                stacklevel=2,
+            )
 
     def example_inputs(self) -> dict[str, Tensor]:
         return {"images": torch.zeros(2, 3, self.image_size, self.image_size, dtype=torch.uint8)}
@@ -121,6 +138,7 @@ class OpenClipImageEncoder(SquareImages):
             build = (options["embed_dim"], options["vision_cfg"], options.get("quick_gelu", False))
             self.encoder = without_weights(lambda: _build_vision_tower(*build))
             preprocessing = {**options.get("preprocess_cfg", {})}
+            self.activation = "quick_gelu" if options.get("quick_gelu") else "gelu"
             size = options["vision_cfg"].get("image_size", 224)
         except Exception as error:  # open_clip fails in as many ways as configurations are broken
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
@@ -151,7 +169,7 @@ class HuggingFaceImageEncoder(SquareImages):
         options, preprocessing = hugging_face_options(config)
         vision = vision_options(options, config)
         check_sizes(vision, config)
-        self.encoder = _vision_model(vision, config)
+        self.encoder, self.activation = _vision_model(vision, config), str(vision["hidden_act"])
         self.take(vision["image_size"], preprocessing, heads, config)
 
     def encode(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B d"]:

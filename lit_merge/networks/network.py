@@ -125,6 +125,9 @@ class Network(nn.Module, ABC):
     def take_heads(self, experts: Mapping[str, Checkpoint]) -> None:
         """Takes the heads in the experts' own files, if the network was given no others."""
 
+    def check_files(self, experts: Mapping[str, Checkpoint]) -> None:
+        """Warns where the experts' files say that they compute something else than the network does."""
+
     def checkpoint_gradients(self) -> None:
         """Has blocks keep their inputs only and compute the rest again in the backward: less memory, more time.
 

@@ -150,8 +150,9 @@ def canonical(models: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str,
     return {name: canonical_weights(dict(weights)) for name, weights in models.items()}
 
 
-def test_a_name_of_open_clip_from_shapes_alone() -> None:
-    """The tower of ViT-B-32, of which only headers are read; the activation is the user's to say."""
+@pytest.mark.parametrize("activation", ["", "gelu", "quick_gelu"])
+def test_a_name_of_open_clip_from_shapes_alone(activation: str) -> None:
+    """The tower of ViT-B-32, of which only headers are read; the activation is the user's to say unless files do."""
     from open_clip.model import _build_vision_tower
 
     options = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
@@ -160,18 +161,22 @@ def test_a_name_of_open_clip_from_shapes_alone() -> None:
     Path("experts").mkdir()
     for task in TASKS:
         write_header(
-            {name: tuple(value.shape) for name, value in shapes.items()}, Path("experts", f"{task}.safetensors")
+            {name: tuple(value.shape) for name, value in shapes.items()},
+            Path("experts", f"{task}.safetensors"),
+            {"activation": activation} if activation else {},
         )
     made, text = written()
-    assert made["model"]["network"]["init_args"]["config"] == "ViT-B-32"
-    assert "# ViT-B-32-quickgelu for OpenAI's weights" in text
+    quick = "-quickgelu" * (activation == "quick_gelu")
+    assert made["model"]["network"]["init_args"]["config"] == f"ViT-B-32{quick}"
+    assert ("# ViT-B-32-quickgelu for OpenAI's weights" in text) == (not activation)
     assert "images of 224 × 224" in text
     assert "base" not in made["model"]
 
 
-def write_header(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def write_header(shapes: Mapping[str, tuple[int, ...]], path: Path, metadata: dict[str, str]) -> None:
     """A file of float16 weights without their values: a hole of their size."""
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}

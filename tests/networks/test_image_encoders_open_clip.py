@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from lit_merge import MergeError, MergeWarning, OpenClipImageEncoder
+from lit_merge.checkpoints import open_checkpoint
 from lit_merge.networks import CosineHeads
 from lit_merge.networks.clip_configurations import open_clip_options
+from tests.clip_models import EMBED, hugging_face_model, open_clip_config, open_clip_model
 
 
 def test_logits_are_those_of_the_open_clip_model_itself(tiny: Any) -> None:
@@ -100,6 +102,33 @@ def test_images_of_a_named_model_are_prepared_as_its_weights_want_them(
     assert network.mean.flatten().tolist() == [mean] * 3
     assert network.std.flatten().tolist() == [std] * 3
     assert (network.geometry.resize_mode, network.geometry.interpolation) == (resize_mode, interpolation)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_another_activation_than_the_experts_is_said(tmp_path: Path) -> None:
+    """No weight shows it, but whole modules do, zip or older, TorchScript as OpenAI's, and Hugging Face's folders."""
+    files: dict[str, dict[str, str]] = {"gelu": {}, "quick_gelu": {}}
+    save_file({"a": torch.eye(2, EMBED)}, tmp_path / "heads.safetensors")
+    for act, sources in files.items():
+        model = open_clip_model("tiny", act == "quick_gelu")
+        folder = tmp_path / act
+        folder.mkdir()
+        sources |= {name: f"{folder}/{name}.pt" for name in ("zip", "older", "script", "weights")}
+        torch.save(model, sources["zip"])
+        torch.save(model, sources["older"], _use_new_zipfile_serialization=False)
+        torch.jit.script(model.visual).save(sources["script"])
+        torch.save(model.state_dict(), sources["weights"])
+        hugging_face_model("tiny", act == "quick_gelu").save_pretrained(folder / "folder")
+        sources["folder"] = f"{folder}/folder"
+        (folder / "network.json").write_text(json.dumps(open_clip_config("tiny", act == "quick_gelu")))
+    for own, config in (("gelu", "gelu/network.json"), ("quick_gelu", "quick_gelu/folder")):
+        network = OpenClipImageEncoder(str(tmp_path / config), str(tmp_path / "heads.safetensors"))
+        opened = {act: {name: open_checkpoint(file) for name, file in one.items()} for act, one in files.items()}
+        network.check_files(opened.pop(own))
+        ((theirs, others),) = opened.items()
+        said = f"zip, older, script, folder were trained with {theirs}, and the network computes {own}"
+        with pytest.warns(MergeWarning, match=said):
+            network.check_files(others)
 
 
 def test_a_model_whose_weights_differ_in_this() -> None:

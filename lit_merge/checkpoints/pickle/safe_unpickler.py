@@ -28,8 +28,9 @@ ALLOWED = {
 }
 
 
-def read_pickle(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
-    """The value of the pickle that begins here, and the storages that its tensors name, by key.
+def read_pickle(file: BinaryIO) -> tuple[Any, dict[str, Storage], set[Name]]:
+    """The value of the pickle that begins here, the storages that its tensors name, by key, and the classes and
+    functions that it names.
 
     Lists and tuples are Python's, dictionaries are `Dictionary`s, sets are lists, tensors are `TensorRecord`s; all else
     is inert. The file stands behind the pickle afterwards.
@@ -45,7 +46,7 @@ def read_pickle(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
                 raise Refused(f"it has the opcode {opcode.name}, which torch.save writes for no model: {NOT_RUN}")
         file.seek(start)
         unpickler = SafeUnpickler(file)
-        return unpickler.load(), unpickler.storages
+        return unpickler.load(), unpickler.storages, unpickler.names
     except Damaged:
         raise
     # Nothing of the file's is run, so whatever goes wrong is that the file is no whole pickle.
@@ -101,6 +102,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     Attributes:
         storages: those that were met, by key.
+        names: of classes and functions, likewise.
     """
 
     stack: list[Any]
@@ -110,9 +112,12 @@ class SafeUnpickler(pickle._Unpickler):
         # Texts of Python 2 may be any bytes.
         super().__init__(file, encoding="latin-1")
         self.storages: dict[str, Storage] = {}
+        self.names: set[Name] = set()
 
     def find_class(self, module: str, name: str) -> Name:
-        return name_of(module, name)
+        found = name_of(module, name)
+        self.names.add(found)
+        return found
 
     def persistent_load(self, pid: Any) -> Any:
         # Files of the old format keep source code with a module's class.

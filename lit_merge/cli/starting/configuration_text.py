@@ -11,6 +11,7 @@ from lit_merge.checkpoints import Checkpoint
 from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.cli.starting.found_files import FoundFiles
 from lit_merge.cli.starting.model_kind import ModelKind, library_of
+from lit_merge.networks.clip_configurations import activation_of
 from lit_merge.networks.clip_shapes import TowerSizes, has_sizes, open_clip_names, tower_sizes
 from lit_merge.networks.preprocessing import says_preprocessing
 
@@ -110,7 +111,7 @@ def _model(made: ConfigurationText, files: FoundFiles) -> None:
 def _image_network(
     made: ConfigurationText, files: FoundFiles, checkpoint: Checkpoint, sizes: TowerSizes | None
 ) -> None:
-    config, note = _clip_configuration(files, sizes)
+    config, note = _clip_configuration(files, checkpoint, sizes)
     about = entries_of(Path(config)) if config else {}
     network = "HuggingFaceImageEncoder" if "model_type" in about else "OpenClipImageEncoder"
     made.add("  network:", f"    class_path: {network}", "    init_args:")
@@ -130,7 +131,7 @@ def _image_network(
         made.fill("      heads: heads.safetensors", "a file of heads, {task: (classes, width)}: docs/your_own_clip.md")
 
 
-def _clip_configuration(files: FoundFiles, sizes: TowerSizes | None) -> tuple[str | None, str]:
+def _clip_configuration(files: FoundFiles, checkpoint: Checkpoint, sizes: TowerSizes | None) -> tuple[str | None, str]:
     """The configuration of the image tower, or None, and what is to be said of it."""
     fitting = [path for path in files.configurations() if _fits(entries_of(path), sizes)]
     if fitting:
@@ -141,9 +142,9 @@ def _clip_configuration(files: FoundFiles, sizes: TowerSizes | None) -> tuple[st
     names = open_clip_names(sizes)
     if not names:
         return None, f"no model of open_clip is {sizes}"
-    quick = next((name for name in names if name.endswith("-quickgelu")), None)
-    if quick is None:
-        return names[0], ""
+    quick, activation = next((name for name in names if name.endswith("-quickgelu")), None), activation_of(checkpoint)
+    if quick is None or activation is not None:
+        return (quick or names[0]) if activation == "quick_gelu" else names[0], ""
     return names[0], f"{quick} for OpenAI's weights: no weight shows which activation a model was trained with"
 
 
