@@ -20,6 +20,7 @@ from lit_merge.checkpoints import (
     open_checkpoint,
     write_stream,
 )
+from lit_merge.checkpoints.checkpoint import ACTIVATION
 from lit_merge.checkpoints.folders import SUFFIXES
 from lit_merge.checkpoints.inputs import check_apart
 from lit_merge.checkpoints.safetensors_writer import MARK, written_weights
@@ -71,7 +72,9 @@ def convert(
         held = Named(held, named(naming, held.shapes))
     wanted = None if dtype is None else getattr(torch, dtype)
     dtypes = {name: wanted if wanted and kind.is_floating_point else kind for name, kind in held.dtypes.items()}
-    about, values = {"format": "pt", MARK: "converted"}, _cast(held, dtypes)
+    # A whole module's activation, which no weight shows.
+    about = {"format": "pt", MARK: "converted"} | {k: v for k, v in held.metadata.items() if k == ACTIVATION}
+    values = _cast(held, dtypes)
     write_stream(output, values, held.shapes, dtypes, max_shard_bytes, about, overwrite, CONVERTED)
     return held
 

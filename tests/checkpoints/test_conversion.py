@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lit_merge import MergeError, convert
+from lit_merge.checkpoints import open_checkpoint
 from lit_merge.checkpoints.conversion import parse_size
 from lit_merge.cli.main import main
 
@@ -15,7 +16,7 @@ from lit_merge.cli.main import main
 @pytest.fixture
 def model(tmp_path: Path) -> nn.Module:
     """A module with tied weights, saved whole as model.pt."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.GELU())
     model[2].weight = model[0].weight
     torch.save(model, tmp_path / "model.pt")
     return model
@@ -30,6 +31,7 @@ def test_a_whole_module(model: nn.Module, tmp_path: Path, capsys: pytest.Capture
     found = load_file(output)
     assert set(found) == set(model.state_dict())  # tied weights under both names
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    assert open_checkpoint(output).metadata["activation"] == "gelu"  # which no weight shows
 
 
 def test_dtypes_and_shards(model: nn.Module, tmp_path: Path) -> None:
