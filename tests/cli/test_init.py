@@ -186,6 +186,29 @@ def write_header(shapes: Mapping[str, tuple[int, ...]], path: Path, metadata: di
         file.truncate(8 + len(text) + end)
 
 
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+        {"image_size": 160, "timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_proj": "linear"},
+    ],
+)
+def test_towers_of_other_kinds(vision: dict[str, Any]) -> None:
+    """ResNets, and timm's, as SigLIP's: their configuration is one of open_clip's that lies there."""
+    from open_clip.model import _build_vision_tower
+
+    tower = state(_build_vision_tower(16, vision))
+    write_experts({task: moved(tower, seed) for seed, task in enumerate(TASKS)})
+    made, text = written()
+    assert "# Written by `lit-merge init`: 3 CLIP image encoders in open_clip's names.\n" in text
+    assert "TO FILL: the network's configuration (no vision transformer of CLIP" in text
+    Path("my.yaml").unlink()
+    Path("network.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision}))
+    made, text = written()
+    assert made["model"]["network"]["init_args"]["config"] == "network.json"
+    assert "TO FILL: the network's configuration" not in text
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
 def test_texts(kind: str, texts: Any) -> None:
     Path("experts").mkdir()

@@ -10,7 +10,7 @@ from typing import Any
 from lit_merge.checkpoints import Checkpoint
 from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.cli.starting.found_files import FoundFiles
-from lit_merge.cli.starting.model_kind import ModelKind, library_of
+from lit_merge.cli.starting.model_kind import ModelKind, library_of, tower_of
 from lit_merge.networks.clip_configurations import activation_of
 from lit_merge.networks.clip_shapes import TowerSizes, has_sizes, open_clip_names, tower_sizes
 from lit_merge.networks.preprocessing import says_preprocessing
@@ -133,7 +133,7 @@ def _image_network(
 
 def _clip_configuration(files: FoundFiles, checkpoint: Checkpoint, sizes: TowerSizes | None) -> tuple[str | None, str]:
     """The configuration of the image tower, or None, and what is to be said of it."""
-    fitting = [path for path in files.configurations() if _fits(entries_of(path), sizes)]
+    fitting = [path for path in files.configurations() if _fits(entries_of(path), checkpoint, sizes)]
     if fitting:
         # Experts are often saved without, and then it is the base's that says how images are prepared.
         return str(next((path for path in fitting if says_preprocessing(path)), fitting[0])), ""
@@ -148,11 +148,19 @@ def _clip_configuration(files: FoundFiles, checkpoint: Checkpoint, sizes: TowerS
     return names[0], f"{quick} for OpenAI's weights: no weight shows which activation a model was trained with"
 
 
-def _fits(about: dict[str, Any], sizes: TowerSizes | None) -> bool:
-    """Whether this is the configuration of an image tower of these sizes; of any CLIP where it is Hugging Face's."""
+def _fits(about: dict[str, Any], checkpoint: Checkpoint, sizes: TowerSizes | None) -> bool:
+    """Whether this is the configuration of an image tower of these sizes, or of this kind where sizes do not tell; of
+    any CLIP where it is Hugging Face's."""
     if about.get("model_type") in ("clip", "clip_vision_model"):
         return True
-    return sizes is not None and has_sizes(about.get("model_cfg", about), sizes)
+    options = about.get("model_cfg", about)
+    if sizes is not None:
+        return has_sizes(options, sizes)
+    vision = options.get("vision_cfg") if isinstance(options, dict) else None
+    if not isinstance(vision, dict):
+        return False
+    kind = "timm" if "timm_model_name" in vision else "resnet" if isinstance(vision.get("layers"), list) else ""
+    return kind == tower_of(checkpoint)
 
 
 def _images(made: ConfigurationText, files: FoundFiles) -> None:

@@ -10,6 +10,9 @@ from lit_merge.checkpoints.families.plain import PLAIN_FAMILY
 from lit_merge.checkpoints.json_text import entries_of
 from lit_merge.errors import MergeError
 
+TOWERS = {"trunk.": "timm", "attnpool.": "resnet"}
+"""What names of weights begin with → whose tower it is."""
+
 
 class ModelKind(Enum):
     """The kinds that have a first configuration of their own. The values are for messages."""
@@ -45,6 +48,13 @@ def architectures(checkpoint: Checkpoint) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def tower_of(checkpoint: Checkpoint) -> str | None:
+    """What open_clip builds the image tower by that is no transformer of its own: `timm`, `resnet`, or None."""
+    return next(
+        (kind for start, kind in TOWERS.items() if any(name.startswith(start) for name in checkpoint.shapes)), None
+    )
+
+
 def library_of(checkpoint: Checkpoint) -> str:
     """Whose names a CLIP's weights have. open_clip's image tower has the canonical ones."""
     return OPEN_CLIP.title if checkpoint.naming.family == PLAIN_FAMILY.name else checkpoint.naming.rules.title
@@ -57,6 +67,8 @@ def _listed(about: Mapping[str, object]) -> list[str]:
 
 def _kind(checkpoint: Checkpoint) -> ModelKind:
     if checkpoint.naming.family != PLAIN_FAMILY.name or all(name in checkpoint.shapes for name in OPEN_CLIP.signature):
+        return ModelKind.CLIP
+    if tower_of(checkpoint):
         return ModelKind.CLIP
     classes = architectures(checkpoint)
     if any(name.endswith("ForSequenceClassification") for name in classes):
