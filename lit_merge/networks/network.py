@@ -31,6 +31,8 @@ class Network(nn.Module, ABC):
     shapes: dict[str, tuple[int, ...]]
     learnable: frozenset[str]
     """Canonical names of the weights that are parameters; the rest are buffers, as running means."""
+    tied: tuple[tuple[str, ...], ...]
+    """The encoder's names of one and the same parameter, as of embeddings that an encoder and a decoder share."""
 
     @abstractmethod
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -77,7 +79,9 @@ class Network(nn.Module, ABC):
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Runs `work` while the encoder has these weights. A backward that computes blocks again must be part of it."""
-        named = {f"encoder.{name}": value for name, value in self.of_encoder(weights).items()}
+        own = self.of_encoder(weights)
+        again = {name for names in self.tied for name in [name for name in names if name in own][1:]}
+        named = {f"encoder.{name}": value for name, value in own.items() if name not in again}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
 
@@ -142,8 +146,10 @@ class Network(nn.Module, ABC):
 
     def check(self, weights: Mapping[str, tuple[int, ...]]) -> None:
         """Raises MergeError where canonical names or shapes of the experts' weights are not the encoder's."""
-        own = self.shapes
         weights = {name: shape for name, shape in weights.items() if self.runs(name)}
+        # Files hold what is tied under one of its names.
+        there = {name for names in self.tied if weights.keys() & names for name in names}
+        own = {name: shape for name, shape in self.shapes.items() if name in weights or name not in there}
         for name in sorted(own.keys() ^ weights.keys()):
             where = "the experts have" if name in weights else "the network has"
             lacks = "the network lacks" if name in weights else "the experts lack"
@@ -176,10 +182,19 @@ class Network(nn.Module, ABC):
         parameters = {name for name, value in kept.items() if isinstance(value, nn.Parameter)}
         empty = {name: torch.empty(shape, device="meta") for name, shape in view.shapes.items()}
         self.learnable = frozenset(n for n in empty if rename({n: empty[n]}, view.naming).keys() <= parameters)
+        called: dict[int, list[str]] = {}
+        for name, value in kept.items():
+            if name in parameters:
+                called.setdefault(id(value), []).append(name)
+        self.tied = tuple(tuple(names) for names in called.values() if len(names) > 1)
+        # One for every parameter: what is tied stays so.
+        made = {
+            id(value): nn.Parameter(torch.empty_like(value, device="meta"), False) for value in encoder.parameters()
+        }
         for module in encoder.modules():
             for name, value in module._parameters.items():
                 if value is not None:
-                    module._parameters[name] = nn.Parameter(torch.empty_like(value, device="meta"), False)
+                    module._parameters[name] = made[id(value)]
             for name, buffer in module._buffers.items():
                 if buffer is not None and any(buffer is one for one in kept.values()):
                     module._buffers[name] = torch.empty_like(buffer, device="meta")

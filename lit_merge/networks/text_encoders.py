@@ -19,6 +19,8 @@ PADDING = -1
 """Stands where a text has ended already."""
 SEGMENT = 1 << 24
 """What is added to the id of every token in the second text of a pair."""
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+"""What transformers' encoders call their table of positions."""
 Pooling = Literal["cls", "mean", "pooler"]
 
 
@@ -46,12 +48,16 @@ class HuggingFaceTextEncoder(Network):
         check_choice("pooling", pooling, Pooling)
         self.folder, self.pooling = config, pooling
         about = read_configuration(config)
+        if about.model_type == "xlnet":
+            raise MergeError(f"{config}: XLNet tells texts apart in a way of its own, which no network here has")
         model, encoder, self.prefix = take_apart(build_classifier(about, 2, config))
         self.encoder = encoder
         self.padding_id = getattr(about, "pad_token_id", None) or 0
         self.vocabulary = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         self.positions = _positions(encoder)
-        self.segments = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        # Models without kinds of texts take them, too: GPT-2 adds the embedding of a token of that number.
+        takes = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self.segments = takes and getattr(about, "type_vocab_size", 1) > 1
         if isinstance(heads, str):
             self.heads = load_heads(heads)
             self._pool_with(pooling)
@@ -72,7 +78,7 @@ class HuggingFaceTextEncoder(Network):
     def strangers(self, names: Iterable[str]) -> list[str]:
         """Names of a file's weights that are not the encoder's: classifiers, heads of pretraining, and counters of old
         versions. A weight inside the encoder is never one, at any depth."""
-        parts = {name for name, _ in self.encoder.named_children()}
+        parts = {name for name, _ in (*self.encoder.named_children(), *self.encoder.named_parameters(recurse=False))}
         own = {name: self._own(name) for name in names}
         return [name for name, one in own.items() if one.partition(".")[0] not in parts or one in self._buffers_only]
 
@@ -119,9 +125,7 @@ class HuggingFaceTextEncoder(Network):
         return self._encoded(ids, mask, extra)
 
     def example_inputs(self) -> dict[str, Tensor]:
-        # RoBERTa has one kind of text only.
-        kinds = getattr(self.encoder.config, "type_vocab_size", 1)
-        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.segments and kinds > 1 else [])]
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.segments else [])]
         return {name: ones(2, 6, dtype=long) for name in names}
 
     def features_of(self, inputs: Mapping[str, Tensor]) -> Any:
@@ -129,6 +133,10 @@ class HuggingFaceTextEncoder(Network):
         return self._encoded(inputs["input_ids"], inputs["attention_mask"] != 0, extra)
 
     def _encoded(self, ids: Int[Tensor, "B s"], mask: Bool[Tensor, "B s"], extra: Mapping[str, Tensor]) -> Any:
+        shifted = getattr(self.encoder, "_shift_right", None)
+        if shifted is not None:
+            # T5 leaves this to its classifier.
+            extra = {**extra, "decoder_input_ids": shifted(ids)}
         outputs = self.encoder(input_ids=ids, attention_mask=mask.long(), **extra)
         return Encoded(outputs, ids, mask) if self.pooling is None else self._pooled(outputs, mask)
 
@@ -170,7 +178,8 @@ def trimmed(tokens: Int[Tensor, "B S"]) -> Int[Tensor, "B s"]:
 def _positions(encoder: nn.Module) -> int | None:
     """Number of tokens for which there is a position; None where positions are no table."""
     for name, module in encoder.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings":
-            # RoBERTa counts from behind its padding token.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            # RoBERTa counts from behind its padding token, BART and OPT from 2.
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - int(getattr(module, "offset", before))
     return None

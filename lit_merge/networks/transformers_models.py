@@ -47,6 +47,8 @@ def build_classifier(config: Any, classes: int, path: str | Path) -> nn.Module:
             model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=False
             )
+            # What an encoder and a decoder share is one weight, under one name in files.
+            model.tie_weights()  # type: ignore[operator]
     except Exception as error:
         raise MergeError(
             f"{path}: transformers builds no text classifier of model type {config.model_type!r}: {first_line(error)}"

@@ -260,6 +260,64 @@ def test_bad_heads(texts: Any, tmp_path: Path, change: Any, said: str) -> None:
     assert str(tmp_path / "ham") in str(error.value)
 
 
+SMALL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ARCHITECTURES = {
+    "gpt2": SMALL | {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 12},
+    "bart": SMALL
+    | {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 12},
+    "t5": SMALL | {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
+    "albert": SMALL
+    | {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"intermediate_size": 32, "max_position_embeddings": 12},
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures_answer_as_their_own_classifiers(kind: str, tmp_path: Path) -> None:
+    """Logits of padded texts, and the gradient of every weight, also of those that an encoder and a decoder share."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(kind, **ARCHITECTURES[kind], num_labels=3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.2 * torch.randn_like(value))
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(3, 60, (3, 9))
+    for row, length in enumerate((9, 5, 7)):
+        tokens[row, length - 1], tokens[row, length:] = 2, -1
+    expected = model(input_ids=tokens.clamp_min(0), attention_mask=(tokens >= 0).long()).logits
+    network = HuggingFaceTextEncoder(str(tmp_path))
+    experts = open_experts(network, {"a": str(tmp_path)}, None, None)
+    network.check(experts.shapes)
+    weights = {name: experts.checkpoints["a"].read(name).requires_grad_() for name in experts.shapes}
+    found = network(weights, {"a": tokens})["a"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    own = dict(model.named_parameters())
+    for name, value in weights.items():
+        theirs = own[name if name in own else f"{model.base_model_prefix}.{name}"].grad
+        torch.testing.assert_close(value.grad, theirs, rtol=1e-4, atol=1e-5)
+    for names in network.tied:
+        # As older files hold them: under all names.
+        (there,) = (name for name in weights if name.removeprefix(f"{network.prefix}.") in names)
+        start = there.removesuffix(there.removeprefix(f"{network.prefix}."))
+        every = weights | {start + name: weights[there] for name in names}
+        assert len(every) > len(weights)
+        assert torch.equal(network(every, {"a": tokens})["a"], found)
+    if kind in ("gpt2", "bart"):
+        with pytest.raises(MergeError, match="a text has 13 tokens, the model takes 12: set the data's max_length"):
+            network(weights, {"a": torch.full((1, 13), 5)})
+
+
+def test_xlnet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2}')
+    with pytest.raises(MergeError, match="XLNet tells texts apart in a way of its own"):
+        HuggingFaceTextEncoder(str(tmp_path))
+
+
 def test_an_expert_of_several_labels_at_once(texts: Any, tmp_path: Path) -> None:
     """Entropy and accuracy are of one class an input: its numbers would mean nothing."""
     shutil.copytree(texts.folder("bert", "ham"), tmp_path / "ham")
