@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,6 +136,8 @@ def _write(model: Classifier, draft: Path, program: Program, inputs: Mapping[str
     exported = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=sizes)
     if program == "torch_export":
         torch.export.save(exported, draft, extra_files={CLASS_NAMES: names})
+        # It writes what it cannot read again, as a model that counts its inputs' marks of an end.
+        torch.export.load(draft)
         return
     converted: Any = torch.onnx.export(
         exported, dynamo=True, input_names=list(inputs), output_names=list(model.tasks), verbose=False
@@ -145,7 +148,9 @@ def _write(model: Classifier, draft: Path, program: Program, inputs: Mapping[str
 
 @contextmanager
 def _exporting(program: Program) -> Iterator[None]:
-    """What the exporters raise and warn of, as ours."""
+    """What the exporters raise, warn of and log, as ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -153,7 +158,12 @@ def _exporting(program: Program) -> Iterator[None]:
     except (OSError, MergeError):
         raise
     except Exception as error:  # exporters fail in as many ways as models are written
-        raise MergeError(f"PyTorch's exporter cannot write this model as {program}: {first_line(error)}") from error
+        other = next(one for one in SUFFIXES if one != program)
+        raise MergeError(
+            f"PyTorch's exporter cannot write this model as {program}: {first_line(error)}: try --format {other}"
+        ) from error
+    finally:
+        logging.disable(before)
 
 
 def _kind(program: Program) -> Kind:

@@ -79,15 +79,19 @@ class Network(nn.Module, ABC):
 
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Runs `work` while the encoder has these weights. A backward that computes blocks again must be part of it."""
+        again = {name for _, *others in self.tied for name in others}
         own = self.of_encoder(weights)
-        again = {name for names in self.tied for name in [name for name in names if name in own][1:]}
         named = {f"encoder.{name}": value for name, value in own.items() if name not in again}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
 
     def of_encoder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that the encoder runs, by its own names."""
-        return rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
+        """The weights that the encoder runs, by its own names; what is tied by all of them."""
+        own = rename({name: value for name, value in weights.items() if self.runs(name)}, self.naming)
+        for names in self.tied:
+            there = next((own[name] for name in names if name in own), None)
+            own |= {} if there is None else dict.fromkeys(names, there)
+        return own
 
     def logits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, C) of every task, with the weights that the encoder holds now."""

@@ -19,6 +19,7 @@ from lit_merge import (
     MergeError,
     TaskArithmetic,
     TextFiles,
+    WeightAveraging,
     build_bank,
     collect_moments,
     evaluate,
@@ -26,6 +27,7 @@ from lit_merge import (
 from lit_merge.choose.activations import input_moments
 from lit_merge.choose.sources import open_experts
 from lit_merge.data.texts.tokens import Tokens
+from lit_merge.merge.programs import OfTokens, export_program
 
 KINDS = ("bert", "roberta", "distilbert")
 SINGLE = [("w1 w2 w3",), ("w4 w5 w6 w7 w8 w9 w10",)]
@@ -310,6 +312,22 @@ def test_other_architectures_answer_as_their_own_classifiers(kind: str, tmp_path
     if kind in ("gpt2", "bart"):
         with pytest.raises(MergeError, match="a text has 13 tokens, the model takes 12: set the data's max_length"):
             network(weights, {"a": torch.full((1, 13), 5)})
+
+
+def test_programs_of_what_is_tied(tmp_path: Path) -> None:
+    """Every name of a weight gets its values. PyTorch writes BART's program and cannot read it: nothing is left."""
+    from transformers import BartConfig, BartForSequenceClassification
+
+    BartForSequenceClassification(BartConfig(**ARCHITECTURES["bart"])).save_pretrained(tmp_path / "a")
+    network = HuggingFaceTextEncoder(str(tmp_path / "a"))
+    experts = open_experts(network, {"a": str(tmp_path / "a")}, None, None)
+    bank = build_bank(experts, method=WeightAveraging())
+    tokens = torch.tensor([[1, 5, 7, 2], [1, 9, 9, 2]])
+    program = OfTokens(network, bank.merge(), ("a",)).eval()
+    assert torch.equal(program(tokens, torch.ones_like(tokens))["a"], network(bank.merge(), {"a": tokens})["a"])
+    with pytest.raises(MergeError, match=r"cannot write this model as torch_export: .*: try --format onnx"):
+        export_program(bank, tmp_path / "a.pt2", network, "torch_export")
+    assert not (tmp_path / "a.pt2").exists()
 
 
 def test_xlnet_is_refused(tmp_path: Path) -> None:
