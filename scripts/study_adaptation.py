@@ -101,7 +101,7 @@ def runs(moments: Any) -> dict[str, Run]:
     named["CART / gentle layers"] = Run(cart, (TIED, Stage("layer", 200, 2e-4)))
     named["CART / high rate"] = Run(cart, (Stage("layer", 200, 0.1),))
     named["CART / one class"] = Run(cart, (TIED, Stage("layer", 100, 1e-2)), one_class=True)
-    methods |= {"Iso-CTS": IsoCTS()} | {f"CART at rank ratio {ratio}": CART(ratio, 1.0) for ratio in (0.08, 0.32)}
+    methods |= {"Iso-CTS": IsoCTS()} | {f"CART at rank ratio {ratio}": CART(ratio, 1.0) for ratio in (0.08, 0.32, 0.64)}
     named |= {f"CART / directions at 0.04, experts, 300 steps, {label}": run for label, run in others(cart).items()}
     return named | {
         f"{name} / {label}": run for name, method in methods.items() for label, run in taught(method).items()

@@ -53,7 +53,10 @@ class HuggingFaceTextEncoder(Network):
         model, encoder, self.prefix = take_apart(build_classifier(about, 2, config))
         self.encoder = encoder
         self.padding_id = getattr(about, "pad_token_id", None) or 0
-        self.vocabulary = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        try:
+            self.vocabulary = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        except (NotImplementedError, AttributeError) as error:
+            raise MergeError(f"{config}: {type(encoder).__name__} reads no tokens of a vocabulary") from error
         self.positions = _positions(encoder)
         # Models without kinds of texts take them, too: GPT-2 adds the embedding of a token of that number.
         takes = "token_type_ids" in inspect.signature(encoder.forward).parameters

@@ -42,6 +42,8 @@ def build_classifier(config: Any, classes: int, path: str | Path) -> nn.Module:
     config.num_labels = classes
     # Experts may be stored in half precision; the forward is in that of the weights handed in.
     config.dtype = torch.float32
+    # Blocks that are computed again would find what they have put there.
+    config.use_cache = False
     try:
         with no_init_weights():
             model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(
@@ -72,8 +74,12 @@ def checkpoint_blocks(encoder: Any) -> bool:
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
         getattr(encoder, next(name for name in names if hasattr(encoder, name)))({"use_reentrant": False})
     for block in blocks:
-        # The block alone, which looks whether it is in training; dropout, inside, stays off.
+        # The block alone, which looks whether it is in training; what is inside stays as it is. Some drop values out
+        # themselves, rather than by a module inside.
         block.training = True
+        for name, value in vars(block).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(block, name, 0.0)
     return bool(blocks)
 
 

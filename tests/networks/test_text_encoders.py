@@ -275,6 +275,17 @@ ARCHITECTURES = {
 }
 
 
+# `dropout` of a block's own, and what it keeps for texts that go on: both would show where blocks run again.
+ARCHITECTURES["opt"] = SMALL | {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "ffn_dim": 32,
+    "max_position_embeddings": 12,
+    "word_embed_proj_dim": 16,
+}
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_other_architectures_answer_as_their_own_classifiers(kind: str, tmp_path: Path) -> None:
     """Logits of padded texts, and the gradient of every weight, also of those that an encoder and a decoder share."""
@@ -309,7 +320,17 @@ def test_other_architectures_answer_as_their_own_classifiers(kind: str, tmp_path
         every = weights | {start + name: weights[there] for name in names}
         assert len(every) > len(weights)
         assert torch.equal(network(every, {"a": tokens})["a"], found)
-    if kind in ("gpt2", "bart"):
+    if kind != "albert":
+        network.checkpoint_gradients()
+        leaves = [value.detach().requires_grad_() for value in weights.values()]
+
+        def work() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(network.logits({"a": tokens})["a"].square().sum(), leaves)
+
+        again = network.holding(dict(zip(weights, leaves, strict=True)), work)
+        for value, gradient in zip(weights.values(), again, strict=True):
+            torch.testing.assert_close(gradient, value.grad, rtol=1e-4, atol=1e-5)
+    if kind in ("gpt2", "bart", "opt"):
         with pytest.raises(MergeError, match="a text has 13 tokens, the model takes 12: set the data's max_length"):
             network(weights, {"a": torch.full((1, 13), 5)})
 
@@ -330,9 +351,19 @@ def test_programs_of_what_is_tied(tmp_path: Path) -> None:
     assert not (tmp_path / "a.pt2").exists()
 
 
-def test_xlnet_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2}')
-    with pytest.raises(MergeError, match="XLNet tells texts apart in a way of its own"):
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2}, "XLNet tells texts apart in a way of its"),
+        (
+            {"model_type": "canine", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1},
+            "CanineModel reads no tokens of a vocabulary",
+        ),
+    ],
+)
+def test_architectures_that_are_refused(about: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(MergeError, match=said):
         HuggingFaceTextEncoder(str(tmp_path))
 
 
