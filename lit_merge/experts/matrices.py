@@ -52,7 +52,7 @@ def select_matrices(shapes: Mapping[str, Sequence[int]], matrices: Matrices) -> 
     if not selected:
         example = ", ".join(two_d[:3]) or "none"
         raise MergeError(
-            f"matrices={matrices!r} selects none of the experts' 2-D weights ({example}): pass a list of name patterns"
+            f"matrices={matrices!r} selects none of the experts' 2-D weights ({example}): take all, or name patterns"
         )
     return frozenset(selected)
 

@@ -144,6 +144,11 @@ class OpenClipImageEncoder(SquareImages):
             raise MergeError(f"{config} is no open_clip configuration: {error!r}") from error
         self.take(size, preprocessing, heads, config)
 
+    def encode(self, inputs: UInt8[Tensor, "B ..."]) -> Float[Tensor, "B d"]:
+        # Towers of CoCa answer the tokens, too.
+        found: Any = super().encode(inputs)
+        return found[0] if isinstance(found, tuple) else found
+
     def checkpoint_gradients(self) -> None:
         cast(Any, self.encoder).set_grad_checkpointing(True)
 

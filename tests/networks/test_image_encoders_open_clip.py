@@ -34,6 +34,19 @@ def test_logits_are_those_of_the_open_clip_model_itself(tiny: Any) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_tower_that_answers_tokens_too(tmp_path: Path) -> None:
+    """As CoCa's: features are the first of what it answers."""
+    config = open_clip_config("tiny")
+    config["vision_cfg"] |= {"output_tokens": True}
+    (tmp_path / "network.json").write_text(json.dumps(config))
+    save_file({"a": torch.eye(2, EMBED)}, tmp_path / "heads.safetensors")
+    network = OpenClipImageEncoder(str(tmp_path / "network.json"), str(tmp_path / "heads.safetensors"))
+    tower = open_clip.CLIP(**config).eval().visual
+    images = torch.randint(0, 256, (3, 3, network.image_size, network.image_size), dtype=torch.uint8)
+    found = network.holding(tower.state_dict(), lambda: network.features({"a": images[:2], "b": images[2:]}))
+    assert torch.equal(torch.cat([found["a"], found["b"]]), tower(network.prepare(images))[0])
+
+
 def test_tasks_share_one_forward_and_do_not_mix(tiny: Any) -> None:
     network, weights = tiny.encoder(), load_file(tiny.base)
     inputs = {task: torch.randint(256, (n, 16, 16), dtype=torch.uint8) for n, task in enumerate(tiny.tasks, 2)}
