@@ -16,7 +16,7 @@ from lit_merge.checkpoints.safetensors_file import SafetensorsFile
 from lit_merge.checkpoints.safetensors_writer import MARK
 from lit_merge.errors import MergeError
 from lit_merge.networks.clip_configurations import as_hugging_face, open_clip_options
-from lit_merge.networks.preprocessing import INTERPOLATIONS, geometry_of
+from lit_merge.networks.preprocessing import INTERPOLATIONS, geometry_of, of_colours
 
 Library = Literal["open_clip", "hugging_face"]
 WEIGHTS: dict[Library, str] = {"open_clip": "open_clip_model.safetensors", "hugging_face": "model.safetensors"}
@@ -138,7 +138,8 @@ def configurations(library: Library, options: Mapping[str, Any], whole: bool, la
     """
     about = dict(options)
     pixels = about.pop("preprocess_cfg", {})
-    mean, std = list(pixels.get("mean") or MEAN), list(pixels.get("std") or STD)
+    said = {"mean": MEAN, "std": STD} | {name: value for name, value in pixels.items() if value is not None}
+    mean, std = (list(of_colours(said[name])) for name in ("mean", "std"))
     geometry = geometry_of(pixels, label)
     if library == "open_clip":
         pixels = {"mean": mean, "std": std} | asdict(geometry)

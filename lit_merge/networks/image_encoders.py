@@ -24,7 +24,7 @@ from lit_merge.networks.heads.cosine import ReleasedHeads
 from lit_merge.networks.heads.linear import load_heads
 from lit_merge.networks.heads.zero_shot import ZeroShotHeads
 from lit_merge.networks.network import Network, without_weights
-from lit_merge.networks.preprocessing import geometry_of
+from lit_merge.networks.preprocessing import geometry_of, of_colours
 from lit_merge.networks.transformers_models import checkpoint_blocks, import_transformers
 
 
@@ -38,11 +38,6 @@ def _check_pixels(name: str, value: Any, label: str) -> None:
     least = -LARGEST if name == "mean" else 0
     if not listed or not all(isinstance(one, int | float) and least < one <= LARGEST for one in numbers):
         raise MergeError(f"{label}: {name} is {str(value)[:80]}, expected {wanted}{'' if least else ' above 0'}")
-
-
-def _of_colours(value: Any) -> Any:
-    """A number for every colour, of one for all."""
-    return [value] * 3 if isinstance(value, int | float) else value
 
 
 class SquareImages(Network, ABC):
@@ -70,7 +65,7 @@ class SquareImages(Network, ABC):
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
         size = image_size if isinstance(image_size, int) else [*image_size][:1]
-        mean, std = (_of_colours(preprocessing.get(name)) for name in ("mean", "std"))
+        mean, std = (of_colours(preprocessing.get(name)) for name in ("mean", "std"))
         for name, value in (("image_size", size), ("mean", mean), ("std", std)):
             _check_pixels(name, value, config)
         self.geometry = geometry_of(preprocessing, config)

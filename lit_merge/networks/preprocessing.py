@@ -17,6 +17,11 @@ TERMS = ("mean", "std", "resize_mode", "interpolation")
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
+def of_colours(value: Any) -> Any:
+    """A number for every colour, of one for all."""
+    return [value] * 3 if isinstance(value, int | float) else value
+
+
 def geometry_of(preprocessing: Mapping[str, Any], label: str) -> Geometry:
     """How pictures become squares; as CLIP's where nothing is said.
 

@@ -106,6 +106,8 @@ def test_folders_say_how_images_are_prepared(tmp_path: Path) -> None:
         folder.mkdir()
         write_configurations(folder, configurations(library, options, True, "it"))
         assert open_clip_options(str(folder / name))["preprocess_cfg"] == said
+    one = options | {"preprocess_cfg": {"mean": 0, "std": 1}}  # of all colours, as open_clip takes it
+    assert configurations("open_clip", one, True, "it")["open_clip_config.json"]["preprocess_cfg"]["mean"] == [0, 0, 0]
     with pytest.raises(MergeError, match="it: Hugging Face's CLIP has no resize_mode longest: take --format open_clip"):
         configurations("hugging_face", options | {"preprocess_cfg": {"resize_mode": "longest"}}, True, "it")
 
