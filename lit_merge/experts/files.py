@@ -31,15 +31,15 @@ def expert_files(experts: dict[str, str] | str, base: Source | None = None) -> d
     if not isinstance(experts, str):
         return experts
     found, bases = models_in(experts)
-    own = resolve(base) if isinstance(base, str | Path) else None
-    others = [path for path in bases.values() if Path(path) != own]
+    own = resolve(base).resolve() if isinstance(base, str | Path) else None
+    others = [path for path in bases.values() if Path(path).resolve() != own]
     if others:
         warnings.warn(
             f"{', '.join(others)}: a base by its name, so none of the experts: to merge it too, name every expert",
             MergeWarning,
             stacklevel=2,
         )
-    return {task: path for task, path in found.items() if Path(path) != own} or found
+    return {task: path for task, path in found.items() if Path(path).resolve() != own} or found
 
 
 def models_in(folder: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -174,7 +174,7 @@ def test_a_folder_of_models_of_every_kind(tmp_path: Path) -> None:
     assert expert_files(files) is files
 
 
-def test_a_base_and_heads_among_the_experts(tmp_path: Path) -> None:
+def test_a_base_and_heads_among_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the task-arithmetic release has them: a base that counts as an expert is one task more, of task vector 0."""
     for task in ("CarsVal", "MNIST"):
         (tmp_path / task).mkdir()
@@ -188,6 +188,8 @@ def test_a_base_and_heads_among_the_experts(tmp_path: Path) -> None:
     assert expert_files(str(tmp_path), f"{tmp_path}/zeroshot.pt") == expected
     (tmp_path / "zeroshot.pt").rename(tmp_path / "start.pt")
     assert expert_files(str(tmp_path), f"{tmp_path}/start.pt") == expected
+    monkeypatch.chdir(tmp_path)
+    assert expert_files(str(tmp_path), "start.pt") == expected
     assert list(expert_files(str(tmp_path))) == ["Cars", "MNIST", "start"]
     shutil.rmtree(tmp_path / "CarsVal")
     shutil.rmtree(tmp_path / "MNIST")
