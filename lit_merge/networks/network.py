@@ -80,8 +80,7 @@ class Network(nn.Module, ABC):
     def holding(self, weights: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Runs `work` while the encoder has these weights. A backward that computes blocks again must be part of it."""
         again = {name for _, *others in self.tied for name in others}
-        own = self.of_encoder(weights)
-        named = {f"encoder.{name}": value for name, value in own.items() if name not in again}
+        named = {f"encoder.{name}": value for name, value in self.of_encoder(weights).items() if name not in again}
         found: T = functional_call(_Holding(self.encoder, work), named, ())
         return found
 
@@ -183,18 +182,15 @@ class Network(nn.Module, ABC):
         kept = encoder.state_dict(keep_vars=True)
         view = canonical(StateDict(kept, "the network"))
         self.naming, self.shapes = view.naming, view.shapes
-        parameters = {name for name, value in kept.items() if isinstance(value, nn.Parameter)}
+        parameters = {name: value for name, value in kept.items() if isinstance(value, nn.Parameter)}
         empty = {name: torch.empty(shape, device="meta") for name, shape in view.shapes.items()}
-        self.learnable = frozenset(n for n in empty if rename({n: empty[n]}, view.naming).keys() <= parameters)
+        self.learnable = frozenset(n for n in empty if rename({n: empty[n]}, view.naming).keys() <= parameters.keys())
         called: dict[int, list[str]] = {}
-        for name, value in kept.items():
-            if name in parameters:
-                called.setdefault(id(value), []).append(name)
+        for name, one in parameters.items():
+            called.setdefault(id(one), []).append(name)
         self.tied = tuple(tuple(names) for names in called.values() if len(names) > 1)
         # One for every parameter: what is tied stays so.
-        made = {
-            id(value): nn.Parameter(torch.empty_like(value, device="meta"), False) for value in encoder.parameters()
-        }
+        made = {id(one): nn.Parameter(torch.empty_like(one, device="meta"), False) for one in encoder.parameters()}
         for module in encoder.modules():
             for name, value in module._parameters.items():
                 if value is not None:
